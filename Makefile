@@ -1,0 +1,36 @@
+# The everyday commands. Each makes .venv first where it is missing or older than the lock.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format check lock
+
+# A newcomer's first command: the service on an embedded PostgreSQL with real data.
+demo: .venv
+	$(BIN)/cases-service demo
+
+test: .venv
+	$(BIN)/pytest -n auto
+
+lint: .venv
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: .venv
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: lint test
+
+.venv: requirements/development.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv
+
+# Names, versions and hashes; no addresses. Needs uv.
+lock:
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml -o requirements/production.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		pyproject.toml --extra embedded --group dev -o requirements/development.lock

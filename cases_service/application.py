@@ -1,0 +1,93 @@
+"""Makes the WSGI application, and gives every request what all of them share: an id, headers and a line in the log."""
+
+import re
+import secrets
+from time import perf_counter
+from typing import Final
+from uuid import UUID
+
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from cases_service import problems
+from cases_service.blueprints import cases, health
+from cases_service.database import Database, query_count
+from cases_service.logs import configure, method_label
+from cases_service.secret_box import SecretBox
+from cases_service.service import Service, current_service
+from cases_service.settings import Settings, SettingsError, read_settings
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADERS: Final = {
+    "Cache-Control": "private, no-store",
+    "Vary": "Authorization, X-External-Identity",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+log = structlog.get_logger("cases_service.request")
+
+
+class Application(Flask):
+    """Flask, apart from its log of errors, which would name the path."""
+
+    def log_exception(self, exc_info: object) -> None:
+        """Log what escaped the error handlers, without the path."""
+        log.error("unexpected_error", exc_info=exc_info)
+
+
+def create_app(settings: Settings | None = None) -> Application:
+    """Return the application of one worker. Its pool begins to connect at once, in the background.
+
+    Raises:
+        SettingsError: A setting is wrong, or there is no DATABASE_URL.
+
+    """
+    settings = settings or read_settings()
+    if settings.database_url is None:
+        raise SettingsError("DATABASE_URL: expected a PostgreSQL to use; cases-service serve can bring its own")
+    configure()
+    database = Database(settings.database_url, settings)
+    app = Application("cases_service", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.extensions["cases_service"] = Service(settings, database, SecretBox(settings.secret_keys))
+    app.register_blueprint(cases.blueprint)
+    app.register_blueprint(health.blueprint)
+    app.before_request(_begin)
+    app.after_request(_finish)
+    problems.register(app)
+    if settings.trusted_hops:
+        hops = settings.trusted_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    database.open()
+    return app
+
+
+def _begin() -> None:
+    g.started = perf_counter()
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    query_count.value = 0
+    if request.blueprint != health.blueprint.name:
+        g.base_url = current_service().base_url(request)
+
+
+def _finish(response: Response) -> Response:
+    response.headers.update(_HEADERS)
+    response.headers["X-Request-ID"] = g.request_id
+    organization = (request.view_args or {}).get("organization_id")
+    log.info(
+        "request",
+        request_id=g.request_id,
+        method=method_label(request.method),
+        route=None if request.url_rule is None else request.url_rule.rule,
+        status=response.status_code,
+        code=g.get("code"),
+        organization=str(organization) if isinstance(organization, UUID) else None,
+        duration_ms=round((perf_counter() - g.started) * 1000, 2),
+        queries=query_count.value,
+    )
+    return response

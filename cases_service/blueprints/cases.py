@@ -1,0 +1,96 @@
+"""The routes of a visitor's cases. The order of the calls in a view is the order of the checks."""
+
+from functools import partial
+from typing import Any, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+from flask import Blueprint, Response, g, request
+
+from cases_service import store
+from cases_service.access import IDENTITY_HEADER, IN_HEADER, authenticate, identify
+from cases_service.cursors import Collection, Cursor
+from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
+from cases_service.parameters import CollectionParameters, DetailParameters, read_parameters
+from cases_service.service import current_service
+
+blueprint = Blueprint(
+    "cases", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
+)
+
+_COLLECTION: Final = CollectionParameters()
+_DETAIL: Final = DetailParameters()
+
+
+@blueprint.get("")
+def list_cases(organization_id: UUID, token: str) -> Response:
+    """Answer a page of the cases of all contacts of the visitor."""
+    service = current_service()
+    access = authenticate(request, organization_id, service.database)
+    parameters = read_parameters(_COLLECTION, request.args)
+    collection = Collection(organization_id, parameters["ordering"])
+    given = parameters["cursor"]
+    cursor = None if given is None else Cursor.decode(given, collection)
+    external_id = identify(request, token, access, service.secret_box, service.settings)
+    page = service.database.read(
+        partial(
+            store.list_cases,
+            organization_id=organization_id,
+            external_id=external_id,
+            ordering=collection.ordering,
+            cursor=cursor,
+            page_size=parameters["page_size"],
+        )
+    )
+    if page is None:
+        raise VisitorNotFoundError
+    if cursor is not None:
+        cursor.check_visitor(page.visitor_id)
+    document = {
+        "next": _link(token, organization_id, page.next, collection),
+        "previous": _link(token, organization_id, page.previous, collection),
+        "results": page.cases,
+    }
+    return _json(document)
+
+
+@blueprint.get("/<case_id>")
+def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
+    """Answer one case of a contact of the visitor."""
+    service = current_service()
+    access = authenticate(request, organization_id, service.database)
+    read_parameters(_DETAIL, request.args)
+    external_id = identify(request, token, access, service.secret_box, service.settings)
+    found = service.database.read(
+        partial(
+            store.get_case, organization_id=organization_id, external_id=external_id, case_id=_uuid_or_none(case_id)
+        )
+    )
+    if found is None:
+        raise VisitorNotFoundError
+    if found.case is None:
+        raise CaseNotFoundError
+    return _json(found.case)
+
+
+def _json(document: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(document), content_type="application/json")
+
+
+def _link(token: str, organization_id: UUID, cursor: Cursor | None, collection: Collection) -> str | None:
+    """Return the URL of another page, with the token where the caller had it and the caller's other parameters."""
+    if cursor is None:
+        return None
+    given = {name: value for name, value in request.args.items() if name != "cursor"}
+    query = urlencode({**given, "cursor": cursor.encode(collection)})
+    place = IN_HEADER if IDENTITY_HEADER in request.headers else token
+    return f"{g.base_url}/api/v5/orgs/{organization_id}/external-visitors/{place}/cases?{query}"
+
+
+def _uuid_or_none(text: str) -> UUID | None:
+    try:
+        value = UUID(text)
+    except ValueError:
+        return None
+    return value if str(value) == text.lower() else None

@@ -1,0 +1,25 @@
+"""The routes that a supervisor asks: whether the process lives, and whether it can answer."""
+
+from typing import Final
+
+import msgspec
+from flask import Blueprint, Response
+
+from cases_service.service import current_service
+
+blueprint = Blueprint("health", __name__)
+
+_OK: Final = msgspec.json.encode({"status": "ok"})
+
+
+@blueprint.get("/healthz")
+def healthz() -> Response:
+    """Answer 200 for as long as the process answers at all."""
+    return Response(_OK, content_type="application/json")
+
+
+@blueprint.get("/readyz")
+def readyz() -> Response:
+    """Answer 200 where the database answers and its schema is not older than this release, else 503."""
+    current_service().readiness.check()
+    return Response(_OK, content_type="application/json")

@@ -1,0 +1,31 @@
+"""Knows how points in time are written: by PostgreSQL, in the API and inside a cursor."""
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RANGE = range(*((limit.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for limit in (datetime.min, datetime.max)))
+
+
+def from_datetime(value: datetime) -> str:
+    """Return an aware datetime as the API writes it: ISO 8601 in UTC, milliseconds, truncated."""
+    utc = value.astimezone(UTC)
+    return f"{utc.year:04}-{utc:%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03}Z"
+
+
+def from_postgres(text: str) -> str:
+    """Return PostgreSQL's text of a timestamptz as the API writes it.
+
+    Shape: `2015-08-31 16:32:17.8791+00`, as a session in UTC with DateStyle ISO prints it for the years 1 to 9999;
+    no decimals where they are zero.
+    """
+    return f"{text[:10]}T{text[11:19]}.{text[20:-3]:0<3.3}Z"
+
+
+def in_range(microseconds: int) -> bool:
+    """Return whether a time in microseconds since 1970 lies in the years 1 to 9999."""
+    return microseconds in _RANGE
+
+
+def from_microseconds(microseconds: int) -> str:
+    """Return microseconds since 1970, in range, as a text that PostgreSQL reads back exactly."""
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()

@@ -1,0 +1,91 @@
+"""Writes the log: one structured line an event on standard error, as JSON or readable on a terminal.
+
+No line carries a path, a token or an external identity. A traceback therefore names files, lines and functions, and
+leaves out the message of the exception, which may quote what a caller sent.
+"""
+
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from cases_service.settings import Settings
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
+
+def configure() -> None:
+    """Let structlog write through the standard library's logging, beside every library's own lines."""
+    structlog.configure(
+        processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """Return the configuration of the standard library's logging, as `logging.config.dictConfig` takes it."""
+    level = settings.log_level.upper()
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structured": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": _shared(),
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    _renderer(settings),
+                ],
+                "use_get_message": True,
+            }
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured", "stream": "ext://sys.stderr"}},
+        "root": {"level": level, "handlers": ["stderr"]},
+        "loggers": {
+            "gunicorn.error": {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+        },
+    }
+
+
+def method_label(method: str) -> str:
+    """Return a method as it may be logged: whatever else a caller invents is OTHER."""
+    return method if method in _METHODS else "OTHER"
+
+
+def _shared() -> list[Processor]:
+    return [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _frames_of_exception,
+    ]
+
+
+def _renderer(settings: Settings) -> Processor:
+    on_terminal = settings.log_format == "auto" and sys.stderr.isatty()
+    if settings.log_format == "console" or on_terminal:
+        return structlog.dev.ConsoleRenderer(colors=on_terminal)
+    return structlog.processors.JSONRenderer(serializer=_encode)
+
+
+def _encode(event: EventDict, **_options: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def _frames_of_exception(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    found = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__qualname__
+        event["frames"] = _frames(error.__traceback__)
+    return event
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]

@@ -1,0 +1,64 @@
+"""Creates the schema in an empty database and upgrades an older one, one numbered file of migrations/ at a time.
+
+`schema.sql` is always the newest schema; migration 1 is the first. A migration leaves what the previous release of
+the service reads as it was, so that the two can run side by side during an upgrade.
+"""
+
+from pathlib import Path
+from typing import Any, Final, LiteralString, cast
+
+import psycopg
+
+from cases_service.sql import source, statements
+
+_SCHEMA: Final = statements("schema")
+
+
+class SchemaError(RuntimeError):
+    """The database cannot take the schema. The message says why."""
+
+
+def _files() -> dict[int, Path]:
+    return {int(file.name[:4]): file for file in sorted(source("migrations").glob("[0-9]*.sql"))}
+
+
+SCHEMA_VERSION: Final = max(_files())
+"""The schema that this release needs. It also runs on a newer one."""
+
+
+def init_db(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+    """Bring a database to the newest schema, in one transaction, and return the versions before and after.
+
+    Safe to repeat, and to run from several processes at once: one works, the others wait and find it done.
+
+    Args:
+        connection: Not inside a transaction; its role owns the schema or may create it.
+
+    Raises:
+        SchemaError: The database does not store UTF-8, or its schema is newer than this release.
+
+    """
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        raise SchemaError("the database must store text as UTF-8: create it with encoding UTF8")
+    with connection.transaction():
+        connection.execute(_SCHEMA["lock_schema"])
+        before = version_of(connection)
+        if before > SCHEMA_VERSION:
+            raise SchemaError(f"the schema has version {before} and this release knows {SCHEMA_VERSION}: upgrade it")
+        for file in [source("schema.sql")] if before == 0 else _after(before):
+            connection.execute(cast("LiteralString", file.read_text(encoding="utf-8")), prepare=False)
+        connection.execute(_SCHEMA["set_schema_version"], {"version": SCHEMA_VERSION})
+    return before, SCHEMA_VERSION
+
+
+def version_of(connection: psycopg.Connection[Any]) -> int:
+    """Return the version of a database's schema, 0 where it has none."""
+    row = connection.execute(_SCHEMA["has_schema"]).fetchone()
+    if row is None or not row[0]:
+        return 0
+    row = connection.execute(_SCHEMA["get_schema_version"]).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _after(version: int) -> list[Path]:
+    return [file for number, file in _files().items() if number > version]

@@ -1,0 +1,41 @@
+"""Turns everything that ends a request early into a problem document (RFC 9457)."""
+
+import msgspec
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from cases_service.errors import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
+from cases_service.schemas import ProblemSchema
+
+log = structlog.get_logger()
+
+_SCHEMA = ProblemSchema()
+
+
+def register(app: Flask) -> None:
+    """Let an application answer each error with its problem document."""
+    app.register_error_handler(ProblemError, respond)
+    app.register_error_handler(HTTPException, _routing_problem)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def respond(problem: ProblemError) -> Response:
+    """Return a problem as a response, and leave its code for the log."""
+    g.code = problem.code
+    document = _SCHEMA.dump(problem.as_dict() | {"request_id": g.request_id})
+    body = msgspec.json.encode(document)
+    return Response(body, problem.status, problem.headers, content_type="application/problem+json")
+
+
+def _routing_problem(error: HTTPException) -> Response:
+    if isinstance(error, MethodNotAllowed):
+        return respond(MethodNotAllowedError(list(error.valid_methods or [])))
+    # Flask itself raises nothing else here: the service reads no form, no body and no file.
+    return respond(NotFoundError())
+
+
+def _unexpected(error: Exception) -> Response:
+    # Not the message: it may quote what the caller sent.
+    log.error("unexpected_error", request_id=g.request_id, exc_info=error, route=str(request.url_rule))
+    return respond(InternalError())

@@ -1,0 +1,55 @@
+"""Encrypts the signing secrets that are stored, each bound to the organization, key id and algorithm it is for."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from uuid import UUID
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+
+class SecretNotOpenedError(Exception):
+    """A stored secret opens with none of the configured keys, or belongs to another signing key."""
+
+
+class NoSecretKeyError(Exception):
+    """A secret has to be encrypted and no secret key is configured."""
+
+
+class SecretBox:
+    """Seals and opens secrets with the configured keys: the first one seals, every one opens."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+        self.open = lru_cache(maxsize=1024)(self._open)
+
+    def seal(self, secret: str, *, organization_id: UUID, key_id: UUID, algorithm: str) -> str:
+        """Return the secret encrypted, as ASCII text."""
+        if self._fernet is None:
+            raise NoSecretKeyError("set CASES_SECRET_KEY to 32 random bytes in URL-safe base64")
+        label = _label(organization_id, key_id, algorithm)
+        return self._fernet.encrypt((label + secret).encode()).decode("ascii")
+
+    def reseal(self, sealed: str) -> str:
+        """Return a sealed secret encrypted anew with the first key."""
+        if self._fernet is None:
+            raise NoSecretKeyError("set CASES_SECRET_KEY to the new key and the old one, separated by a comma")
+        try:
+            return self._fernet.rotate(sealed.encode()).decode("ascii")
+        except InvalidToken:
+            raise SecretNotOpenedError from None
+
+    def _open(self, sealed: str, *, organization_id: UUID, key_id: UUID, algorithm: str) -> str:
+        if self._fernet is None:
+            raise SecretNotOpenedError
+        try:
+            text = self._fernet.decrypt(sealed.encode()).decode()
+        except InvalidToken:
+            raise SecretNotOpenedError from None
+        label = _label(organization_id, key_id, algorithm)
+        if not text.startswith(label):
+            raise SecretNotOpenedError
+        return text[len(label) :]
+
+
+def _label(organization_id: UUID, key_id: UUID, algorithm: str) -> str:
+    return f"{organization_id}/{key_id}/{algorithm}:"

@@ -1,0 +1,197 @@
+"""Knows every setting: its environment variable, type, limits, default and meaning. Nothing else reads the environment."""
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, field
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+_LOOPBACK = "localhost,127.0.0.1,[::1]"
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong. The message names it and never quotes its value."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The service's configuration. Each attribute is one environment variable; an empty one counts as not set."""
+
+    database_url: Annotated[
+        str | None,
+        Meta(description="PostgreSQL to use, as a libpq URI or key-value string. Without it an embedded server."),
+    ] = field(name="DATABASE_URL", default=None)
+    data_dir: Annotated[
+        str, Meta(description="Directory of the embedded server: its data, its socket and its secret key.")
+    ] = field(name="CASES_DATA_DIR", default=".cases-data")
+    postgres_bin: Annotated[
+        str | None,
+        Meta(description="Directory of PostgreSQL's programs for the embedded server, instead of the package's."),
+    ] = field(name="CASES_POSTGRES_BIN", default=None)
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="Encrypts stored signing secrets: 32 random bytes in URL-safe base64, or several such keys,"
+            " comma-separated, of which the first encrypts and all decrypt."
+        ),
+    ] = field(name="CASES_SECRET_KEY", default=None)
+    secret_key_file: Annotated[
+        str | None, Meta(description="A file to read `CASES_SECRET_KEY` from, instead of the variable.")
+    ] = field(name="CASES_SECRET_KEY_FILE", default=None)
+    bind: Annotated[str, Meta(description="Address that `serve` listens on, as HOST:PORT.")] = field(
+        name="CASES_BIND", default="127.0.0.1:8000"
+    )
+    public_url: Annotated[
+        str | None,
+        Meta(description="What links begin with, such as `https://cases.example.com`. Without it, the request's host."),
+    ] = field(name="CASES_PUBLIC_URL", default=None)
+    allowed_hosts: Annotated[
+        str, Meta(description="Host names that a request may name while `CASES_PUBLIC_URL` is not set, comma-separated.")
+    ] = field(name="CASES_ALLOWED_HOSTS", default=_LOOPBACK)
+    trusted_hops: Annotated[
+        int, Meta(ge=0, le=10, description="Number of reverse proxies in front whose `X-Forwarded-*` headers count.")
+    ] = field(name="CASES_TRUSTED_HOPS", default=0)
+    jwt_require_exp: Annotated[bool, Meta(description="Whether a visitor's JWT must carry `exp`.")] = field(
+        name="CASES_JWT_REQUIRE_EXP", default=True
+    )
+    jwt_audience: Annotated[str | None, Meta(description="The `aud` that a visitor's JWT must name.")] = field(
+        name="CASES_JWT_AUDIENCE", default=None
+    )
+    jwt_issuer: Annotated[str | None, Meta(description="The `iss` that a visitor's JWT must carry.")] = field(
+        name="CASES_JWT_ISSUER", default=None
+    )
+    jwt_max_ttl: Annotated[
+        int, Meta(gt=0, description="How far ahead `exp` of a visitor's JWT may lie, in seconds.")
+    ] = field(name="CASES_JWT_MAX_TTL", default=86400)
+    jwt_leeway: Annotated[
+        int, Meta(ge=0, le=3600, description="Clock difference forgiven in a visitor's JWT, in seconds.")
+    ] = field(name="CASES_JWT_LEEWAY", default=30)
+    workers: Annotated[int, Meta(ge=1, le=256, description="Worker processes; about one for each core.")] = field(
+        name="CASES_WORKERS", default=2
+    )
+    threads: Annotated[int, Meta(ge=1, le=256, description="Requests that one worker handles at a time.")] = field(
+        name="CASES_THREADS", default=4
+    )
+    pool_size: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Meta(description="Database connections of one worker at the most. Default: `CASES_THREADS`."),
+    ] = field(name="CASES_POOL_SIZE", default=None)
+    pool_timeout: Annotated[
+        Seconds, Meta(description="How long a request waits for a database connection, in seconds.")
+    ] = field(name="CASES_POOL_TIMEOUT", default=1.0)
+    connect_timeout: Annotated[
+        int, Meta(ge=2, le=60, description="How long one attempt to reach the database may take, in seconds.")
+    ] = field(name="CASES_CONNECT_TIMEOUT", default=2)
+    statement_timeout: Annotated[
+        Seconds, Meta(description="How long one statement of a request may run in the database, in seconds.")
+    ] = field(name="CASES_STATEMENT_TIMEOUT", default=5.0)
+    keepalive: Annotated[
+        int, Meta(ge=0, le=3600, description="How long an idle client connection is kept, in seconds.")
+    ] = field(name="CASES_KEEPALIVE", default=75)
+    graceful_timeout: Annotated[
+        int, Meta(ge=1, le=3600, description="How long requests may take to end after SIGTERM, in seconds.")
+    ] = field(name="CASES_GRACEFUL_TIMEOUT", default=30)
+    log_format: Annotated[
+        Literal["auto", "json", "console"], Meta(description="`json`, `console`, or `auto`: console on a terminal.")
+    ] = field(name="CASES_LOG_FORMAT", default="auto")
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least severe level that is logged.")
+    ] = field(name="CASES_LOG_LEVEL", default="info")
+
+    def __post_init__(self) -> None:
+        if self.secret_key and self.secret_key_file:
+            raise SettingsError("CASES_SECRET_KEY and CASES_SECRET_KEY_FILE are both set; set one of them")
+        if self.public_url is not None:
+            _check_public_url(self.public_url)
+        _check_bind(self.bind)
+        _ = self.secret_keys
+
+    @property
+    def secret_keys(self) -> tuple[str, ...]:
+        """The configured secret keys, the encrypting one first; empty where none is configured."""
+        if self.secret_key_file is not None:
+            return _split_keys(_read_key_file(self.secret_key_file), "CASES_SECRET_KEY_FILE")
+        return _split_keys(self.secret_key or "", "CASES_SECRET_KEY")
+
+    @property
+    def allowed_host_names(self) -> frozenset[str]:
+        """The allowed hosts, lower case, an IPv6 address in brackets."""
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+
+    @property
+    def connections(self) -> int:
+        """Database connections of one worker at the most."""
+        return self.pool_size or self.threads
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of an environment.
+
+    Raises:
+        SettingsError: A variable has a wrong value. The message is one line and names it.
+
+    """
+    known = {f.encode_name for f in msgspec.structs.fields(Settings)}
+    values = {name: value for name, value in environment.items() if name in known and value != ""}
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+
+
+def unknown_names(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables that begin with CASES_ and are no setting, to warn of a misspelt one."""
+    known = {f.encode_name for f in msgspec.structs.fields(Settings)}
+    return sorted(name for name in environment if name.startswith("CASES_") and name not in known)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the variables that make another process read the same settings."""
+    values = ((f.encode_name, getattr(settings, f.name)) for f in msgspec.structs.fields(Settings))
+    return {name: str(value).lower() if value in (True, False) else str(value) for name, value in values if value is not None}
+
+
+def _sentence(error: msgspec.ValidationError) -> str:
+    reason, _, name = str(error).partition(" - at `$.")
+    return f"{name.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if name else reason
+
+
+def _split_keys(text: str, variable: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(",") if key.strip())
+    if not all(_is_secret_key(key) for key in keys):
+        raise SettingsError(f"{variable}: expected 32 random bytes in URL-safe base64, several separated by commas")
+    return keys
+
+
+def _is_secret_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key.encode(), altchars=b"-_", validate=True)) == 32  # noqa: PLR2004
+    except (ValueError, binascii.Error):
+        return False
+
+
+def _read_key_file(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not ASCII"
+        raise SettingsError(f"CASES_SECRET_KEY_FILE: cannot be read ({reason})") from None
+
+
+def _check_public_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise SettingsError("CASES_PUBLIC_URL: expected http(s)://host, with a port and a path at the most")
+
+
+def _check_bind(address: str) -> None:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", address)
+    if not match or int(match[2]) > 65535:  # noqa: PLR2004
+        raise SettingsError("CASES_BIND: expected HOST:PORT, such as 127.0.0.1:8000")

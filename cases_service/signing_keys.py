@@ -1,0 +1,50 @@
+"""Knows which keys may verify a visitor's JWT: the algorithms, their key material and its limits."""
+
+import secrets
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
+RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512")
+CURVES: Final = {"ES256": SECP256R1, "ES384": SECP384R1}
+ALGORITHMS: Final = (*HMAC_ALGORITHMS, *RSA_ALGORITHMS, *CURVES, "EdDSA")
+MINIMUM_SECRET_BYTES: Final = 32
+RSA_BITS: Final = range(2048, 4097)
+MAXIMUM_LIVE_KEYS: Final = 10
+
+
+class KeyMaterialError(ValueError):
+    """Key material does not fit its algorithm. The message says what would and never quotes it."""
+
+
+def new_secret() -> str:
+    """Return a new HMAC secret: 64 characters of 384 random bits. Its UTF-8 bytes are the key."""
+    return secrets.token_urlsafe(48)
+
+
+def check_secret(secret: str) -> None:
+    """Raise KeyMaterialError unless the secret's UTF-8 bytes are long enough for an HMAC key."""
+    if len(secret.encode()) < MINIMUM_SECRET_BYTES:
+        raise KeyMaterialError(f"an HMAC secret has at least {MINIMUM_SECRET_BYTES} bytes")
+
+
+def check_public_key(pem: str, *, algorithm: str) -> None:
+    """Raise KeyMaterialError unless this is a public key in PEM (SubjectPublicKeyInfo) that the algorithm takes."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise KeyMaterialError("expected a public key in PEM, beginning with -----BEGIN PUBLIC KEY-----") from None
+    if algorithm in RSA_ALGORITHMS:
+        if not isinstance(key, RSAPublicKey) or key.key_size not in RSA_BITS:
+            raise KeyMaterialError(f"{algorithm} takes an RSA key of {RSA_BITS[0]} to {RSA_BITS[-1]} bits")
+    elif algorithm in CURVES:
+        curve = CURVES[algorithm]
+        if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, curve):
+            raise KeyMaterialError(f"{algorithm} takes a key on the curve {curve.name}")
+    elif not isinstance(key, Ed25519PublicKey):
+        raise KeyMaterialError(f"{algorithm} takes an Ed25519 key")

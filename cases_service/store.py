@@ -1,0 +1,167 @@
+"""Reads what requests ask for: one statement each, the organization in every one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+
+from cases_service import instants
+from cases_service.cursors import Cursor, Position, visitor_tag
+from cases_service.database import Connection
+from cases_service.row_dump import PASSED_ON, RowDump, compile_row_dump
+from cases_service.schemas import CaseSchema, Instant
+from cases_service.sql import statements
+
+_ACCESS: Final = statements("access")
+_CASES: Final = statements("cases")
+_SCHEMA: Final = statements("schema")
+_FIRST: Final = ("-infinity", UUID(int=0))
+_LAST: Final = ("infinity", UUID(int=2**128 - 1))
+
+ORDERINGS: Final = ("created_at", "-created_at", "updated_at", "-updated_at")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A live signing key: its secret sealed, or its public key in PEM."""
+
+    id: UUID
+    algorithm: str
+    encrypted_secret: str | None
+    public_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a valid API token opens."""
+
+    organization_id: UUID
+    subscription_active: bool
+    keys: Sequence[StoredKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some cases of a visitor in the collection's order, and where the pages beside them begin."""
+
+    visitor_id: UUID
+    cases: list[dict[str, Any]]
+    next: Cursor | None
+    previous: Cursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A visitor, and the case that was asked for where it is one of theirs."""
+
+    visitor_id: UUID
+    case: dict[str, Any] | None
+
+
+def get_access(connection: Connection, *, organization_id: UUID, token_hash: bytes) -> Access | None:
+    """Return what a token of an organization opens, or None where it is unknown, revoked or expired."""
+    parameters = {"organization_id": organization_id, "token_hash": token_hash}
+    rows = connection.execute(_ACCESS["get_access"], parameters).fetchall()
+    if not rows:
+        return None
+    keys = [StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None]
+    return Access(organization_id, rows[0][0], keys)
+
+
+def list_cases(
+    connection: Connection,
+    *,
+    organization_id: UUID,
+    external_id: str,
+    ordering: str,
+    cursor: Cursor | None,
+    page_size: int,
+) -> Page | None:
+    """Return a page of a visitor's cases, or None where the visitor does not exist."""
+    backward = cursor is not None and cursor.backward
+    column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
+    after, after_id = _boundary(cursor, ascending=ascending)
+    statement = _CASES[f"list_by_{column}_{'ascending' if ascending else 'descending'}"]
+    result = connection.execute(
+        statement,
+        {
+            "organization_id": organization_id,
+            "external_id": external_id,
+            "after": after,
+            "after_id": after_id,
+            "row_limit": page_size + 1,
+        },
+    )
+    rows = result.fetchall()
+    if not rows:
+        return None
+    return _page(rows, _dump(result, 3), cursor, ascending=ascending, page_size=page_size)
+
+
+def get_case(connection: Connection, *, organization_id: UUID, external_id: str, case_id: UUID | None) -> Found | None:
+    """Return a visitor with one case of theirs, or None where the visitor does not exist."""
+    parameters = {"organization_id": organization_id, "external_id": external_id, "case_id": case_id}
+    result = connection.execute(_CASES["get_case"], parameters)
+    row = result.fetchone()
+    if row is None:
+        return None
+    exists = row[2] is not None
+    return Found(UUID(row[0]), _dump(result, 1)([row])[0] if exists else None)
+
+
+def get_schema_version(connection: Connection) -> int:
+    """Return the version of the database's schema."""
+    row = connection.execute(_SCHEMA["get_schema_version"]).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _boundary(cursor: Cursor | None, *, ascending: bool) -> tuple[str, UUID]:
+    if cursor is None:
+        return _FIRST if ascending else _LAST
+    return instants.from_microseconds(cursor.position.microseconds), cursor.position.id
+
+
+def _page(
+    rows: list[tuple[Any, ...]], dump: RowDump, cursor: Cursor | None, *, ascending: bool, page_size: int
+) -> Page:
+    """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
+    visitor_id, has_before = UUID(rows[0][0]), rows[0][1]
+    tag = visitor_tag(visitor_id)
+    found = [row for row in rows if row[4] is not None]
+    shown = found[:page_size]
+    backward = cursor is not None and cursor.backward
+    ahead = behind = None
+    if len(found) > page_size:
+        ahead = Cursor(_position(shown[-1]), backward, tag)
+    if has_before and shown:
+        behind = Cursor(_position(shown[0]), not backward, tag)
+    elif has_before and cursor is not None:
+        # The rows of this page have vanished. Nothing lies between the cursor and its neighbour, so that what is
+        # behind the neighbour in the other direction is all that is not behind the cursor.
+        edge = cursor.position.following() if ascending else cursor.position.preceding()
+        behind = Cursor(edge, not backward, tag)
+    if backward:
+        return Page(visitor_id, dump(reversed(shown)), next=behind, previous=ahead)
+    return Page(visitor_id, dump(shown), next=ahead, previous=behind)
+
+
+def _position(row: tuple[Any, ...]) -> Position:
+    return Position(row[2], UUID(row[4]))
+
+
+def _dump(result: psycopg.Cursor[Any], offset: int) -> RowDump:
+    """Return what turns rows of a statement, whose case begins at a column, into the API's form."""
+    description = result.pgresult
+    if description is None:
+        raise LookupError("a statement without a result has no columns")
+    return _compiled(tuple(description.fname(i) or b"" for i in range(description.nfields)), offset)
+
+
+@lru_cache(maxsize=64)
+def _compiled(columns: tuple[bytes, ...], offset: int) -> RowDump:
+    # The connections of `database` give times in the API's form already.
+    names = [column.decode() if index >= offset else "" for index, column in enumerate(columns)]
+    return compile_row_dump(CaseSchema(), names, passed_on=(*PASSED_ON, Instant))

@@ -1,0 +1,272 @@
+-- The whole schema of the visitor cases service, to be read from top to bottom.
+--
+-- Every table carries organization_id, and every primary key, unique constraint and foreign key
+-- begins with it: no reference can cross organizations, and all rows of one organization can live
+-- on one shard. Constraints are named, because the service maps errors by these names.
+-- What upgrades an older database to this schema is in migrations/.
+
+-- Where the service stands: one row.
+create table schema_version (
+    only_row boolean not null default true,
+    version integer not null,
+    constraint schema_version_pk primary key (only_row),
+    constraint schema_version_has_one_row check (only_row)
+);
+
+-- A company that runs a contact centre.
+create table organizations (
+    organization_id uuid not null,
+    name text not null,
+    subscription_status text not null,
+    subscription_ends_at timestamptz,
+    constraint organizations_pk primary key (organization_id),
+    constraint organizations_subscription_status_known check (subscription_status in ('active', 'inactive')),
+    constraint organizations_times_in_range check (
+        subscription_ends_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    )
+);
+
+-- The people who work for an organization: owners and authors of cases, holders of API tokens.
+create table users (
+    organization_id uuid not null,
+    id uuid not null,
+    email text,
+    first_name text,
+    last_name text,
+    full_name text generated always as (
+        nullif(
+            coalesce(first_name, '')
+            || case when first_name <> '' and last_name <> '' then ' ' else '' end
+            || coalesce(last_name, ''),
+            ''
+        )
+    ) stored,
+    alias text,
+    title text,
+    avatar_url text,
+    constraint users_pk primary key (organization_id, id),
+    constraint users_organization_fk foreign key (organization_id)
+        references organizations (organization_id)
+);
+
+-- What an organization's backend authenticates with. Only the SHA-256 of a token is kept.
+create table api_tokens (
+    organization_id uuid not null,
+    id uuid not null,
+    user_id uuid not null,
+    token_hash bytea not null,
+    description text,
+    created_at timestamptz not null default now(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    constraint api_tokens_pk primary key (organization_id, id),
+    constraint api_tokens_hash_unique unique (organization_id, token_hash),
+    constraint api_tokens_hash_is_sha256 check (octet_length(token_hash) = 32),
+    constraint api_tokens_user_fk foreign key (organization_id, user_id)
+        references users (organization_id, id)
+);
+
+-- What verifies the JWT of a visitor. The id is the token's "kid". An HMAC secret is kept encrypted
+-- with CASES_SECRET_KEY; of an asymmetric key only the public half is known here.
+create table signing_keys (
+    organization_id uuid not null,
+    id uuid not null,
+    algorithm text not null,
+    encrypted_secret text,
+    public_key text,
+    created_at timestamptz not null default now(),
+    retired_at timestamptz,
+    constraint signing_keys_pk primary key (organization_id, id),
+    constraint signing_keys_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint signing_keys_algorithm_known check (
+        algorithm in ('HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'ES256', 'ES384', 'EdDSA')
+    ),
+    constraint signing_keys_material_fits_algorithm check (
+        (encrypted_secret is not null) = (algorithm like 'HS%')
+        and (public_key is not null) = (algorithm not like 'HS%')
+    )
+);
+
+-- A signed-in customer, as the organization's own systems know them. external_id is compared by its bytes.
+create table visitors (
+    organization_id uuid not null,
+    id uuid not null,
+    external_id text collate "C" not null,
+    constraint visitors_pk primary key (organization_id, id),
+    constraint visitors_external_id_unique unique (organization_id, external_id)
+        deferrable initially immediate,
+    constraint visitors_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint visitors_external_id_length check (char_length(external_id) between 1 and 256)
+);
+
+-- One way a person was met: the address from the chat, the one from the phone call, the imported one.
+-- The contacts that are assigned to one visitor are one person.
+create table contacts (
+    organization_id uuid not null,
+    id uuid not null,
+    visitor_id uuid,
+    first_name text,
+    last_name text,
+    full_name text generated always as (
+        nullif(
+            coalesce(first_name, '')
+            || case when first_name <> '' and last_name <> '' then ' ' else '' end
+            || coalesce(last_name, ''),
+            ''
+        )
+    ) stored,
+    email text,
+    phone text,
+    created_at timestamptz not null,
+    updated_at timestamptz not null,
+    constraint contacts_pk primary key (organization_id, id),
+    constraint contacts_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint contacts_visitor_fk foreign key (organization_id, visitor_id)
+        references visitors (organization_id, id),
+    constraint contacts_times_in_range check (
+        created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    )
+);
+
+-- All contacts of a visitor: the page query starts here.
+create index contacts_of_visitor on contacts (organization_id, visitor_id, id);
+
+-- The steps that an organization moves its cases through.
+create table case_funnel_stages (
+    organization_id uuid not null,
+    id uuid not null,
+    name text not null,
+    position integer not null,
+    constraint case_funnel_stages_pk primary key (organization_id, id),
+    constraint case_funnel_stages_organization_fk foreign key (organization_id)
+        references organizations (organization_id)
+);
+
+create table cases (
+    organization_id uuid not null,
+    id uuid not null,
+    case_number text collate "C" not null,
+    contact_id uuid,
+    owner_id uuid,
+    subject text,
+    description text,
+    status text not null,
+    priority smallint not null,
+    latest_messaging_channel text,
+    channel_priority smallint,
+    is_closed boolean not null generated always as (status = 'Closed') stored,
+    closed_at timestamptz,
+    is_waiting boolean not null default false,
+    unread_message_count integer not null default 0,
+    created_at timestamptz not null,
+    updated_at timestamptz not null,
+    created_by_user_id uuid,
+    updated_by_user_id uuid,
+    case_funnel_stage_id uuid,
+    constraint cases_pk primary key (organization_id, id),
+    constraint cases_case_number_unique unique (organization_id, case_number)
+        deferrable initially immediate,
+    constraint cases_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint cases_contact_fk foreign key (organization_id, contact_id)
+        references contacts (organization_id, id),
+    constraint cases_owner_fk foreign key (organization_id, owner_id)
+        references users (organization_id, id),
+    constraint cases_created_by_user_fk foreign key (organization_id, created_by_user_id)
+        references users (organization_id, id),
+    constraint cases_updated_by_user_fk foreign key (organization_id, updated_by_user_id)
+        references users (organization_id, id),
+    constraint cases_funnel_stage_fk foreign key (organization_id, case_funnel_stage_id)
+        references case_funnel_stages (organization_id, id),
+    constraint cases_case_number_length check (char_length(case_number) between 1 and 256),
+    constraint cases_status_known check (status in ('Open', 'In Progress', 'Pending', 'Closed')),
+    constraint cases_closed_at_fits_status check ((status = 'Closed') = (closed_at is not null)),
+    constraint cases_priority_known check (priority between 1 and 5),
+    constraint cases_channel_known check (latest_messaging_channel in ('email', 'whatsapp', 'webchat')),
+    constraint cases_channel_priority_known check (channel_priority between 1 and 4),
+    constraint cases_unread_message_count_not_negative check (unread_message_count >= 0),
+    constraint cases_times_in_range check (
+        created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and closed_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    )
+);
+
+-- One index for each sort column, in the order of the page query, which takes the next keys of every
+-- contact from it. Read backwards it serves the descending order.
+create index cases_of_contact_by_creation on cases (organization_id, contact_id, created_at, id);
+create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id);
+
+-- A case whole, as the API shows it: one row, with what it refers to under the path of the attribute.
+create view case_documents with (security_invoker = true) as
+select
+    c.organization_id,
+    c.id,
+    c.case_number,
+    c.contact_id,
+    c.owner_id,
+    c.subject,
+    c.description,
+    c.status,
+    c.priority,
+    c.latest_messaging_channel,
+    c.channel_priority,
+    c.is_closed,
+    c.closed_at,
+    c.is_waiting,
+    c.unread_message_count,
+    c.created_at,
+    c.updated_at,
+    c.created_by_user_id,
+    c.updated_by_user_id,
+    c.case_funnel_stage_id,
+    contact.id as "contact.id",
+    contact.organization_id as "contact.organization_id",
+    contact.first_name as "contact.first_name",
+    contact.last_name as "contact.last_name",
+    contact.full_name as "contact.full_name",
+    contact.email as "contact.email",
+    contact.phone as "contact.phone",
+    contact.created_at as "contact.created_at",
+    contact.updated_at as "contact.updated_at",
+    owner.id as "owner.id",
+    owner.organization_id as "owner.organization_id",
+    owner.email as "owner.email",
+    owner.first_name as "owner.first_name",
+    owner.last_name as "owner.last_name",
+    owner.full_name as "owner.full_name",
+    owner.alias as "owner.alias",
+    owner.title as "owner.title",
+    owner.avatar_url as "owner.avatar_url",
+    author.id as "created_by_user.id",
+    author.organization_id as "created_by_user.organization_id",
+    author.email as "created_by_user.email",
+    author.first_name as "created_by_user.first_name",
+    author.last_name as "created_by_user.last_name",
+    author.full_name as "created_by_user.full_name",
+    author.alias as "created_by_user.alias",
+    author.title as "created_by_user.title",
+    author.avatar_url as "created_by_user.avatar_url",
+    editor.id as "updated_by_user.id",
+    editor.organization_id as "updated_by_user.organization_id",
+    editor.email as "updated_by_user.email",
+    editor.first_name as "updated_by_user.first_name",
+    editor.last_name as "updated_by_user.last_name",
+    editor.full_name as "updated_by_user.full_name",
+    editor.alias as "updated_by_user.alias",
+    editor.title as "updated_by_user.title",
+    editor.avatar_url as "updated_by_user.avatar_url",
+    stage.id as "case_funnel_stage.id",
+    stage.organization_id as "case_funnel_stage.organization_id",
+    stage.name as "case_funnel_stage.name",
+    stage.position as "case_funnel_stage.position"
+from cases c
+left join contacts contact on contact.organization_id = c.organization_id and contact.id = c.contact_id
+left join users owner on owner.organization_id = c.organization_id and owner.id = c.owner_id
+left join users author on author.organization_id = c.organization_id and author.id = c.created_by_user_id
+left join users editor on editor.organization_id = c.organization_id and editor.id = c.updated_by_user_id
+left join case_funnel_stages stage on stage.organization_id = c.organization_id and stage.id = c.case_funnel_stage_id;

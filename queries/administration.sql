@@ -1,0 +1,69 @@
+-- Tokens and keys, as the commands make, read and end them.
+
+-- name: lock_organization
+-- Also serializes the makers of keys, so that two at once cannot pass the limit of live keys together.
+select organization_id
+from organizations
+where organization_id = :organization_id
+for update;
+
+-- name: has_user
+select exists (
+    select from users where organization_id = :organization_id and id = :user_id
+);
+
+-- name: add_token!
+insert into api_tokens (organization_id, id, user_id, token_hash, description, expires_at)
+values (:organization_id, :id, :user_id, :token_hash, :description, :expires_at);
+
+-- name: revoke_token
+-- Revoking twice keeps the first time.
+update api_tokens
+set revoked_at = coalesce(revoked_at, now())
+where organization_id = :organization_id and id = :id
+returning id;
+
+-- name: count_live_keys
+select count(*)
+from signing_keys
+where organization_id = :organization_id
+    and (retired_at is null or retired_at > now());
+
+-- name: list_live_keys
+select id, algorithm, encrypted_secret, public_key
+from signing_keys
+where organization_id = :organization_id
+    and (retired_at is null or retired_at > now())
+order by created_at, id;
+
+-- name: add_key!
+insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key)
+values (:organization_id, :id, :algorithm, :encrypted_secret, :public_key);
+
+-- name: retire_key
+-- A retirement is never undone, and one that was planned for later may come now.
+update signing_keys
+set retired_at = least(retired_at, now())
+where organization_id = :organization_id and id = :id
+returning id;
+
+-- name: list_secrets
+select organization_id, id, encrypted_secret
+from signing_keys
+where encrypted_secret is not null
+order by organization_id, id
+for update;
+
+-- name: replace_secret!
+update signing_keys
+set encrypted_secret = :encrypted_secret
+where organization_id = :organization_id and id = :id;
+
+-- name: count_contacts
+-- No row: no such visitor.
+select count(x.id)
+from visitors v
+left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+where v.organization_id = :organization_id
+    and v.external_id = :external_id
+group by v.id;

@@ -1,0 +1,281 @@
+-- The cases of a visitor. Every statement names the organization in every table it reads.
+--
+-- A page is found in three steps, so that its cost depends on the number of contacts and the size of the page, and
+-- not on how many cases there are or how deep the page lies:
+--   heads  the next key of each contact, one index descent each. The page can only come from the contacts with the
+--          :row_limit nearest heads.
+--   page   the next :row_limit keys of those contacts, merged.
+--   then   the whole cases, for the keys of the page alone.
+-- Keys lie behind (:after, :after_id) in the direction of the statement. Without a cursor, :after is the infinity
+-- that everything lies behind. has_before says whether the visitor has cases on the other side of it.
+-- No row: no such visitor. One row whose id is null: a visitor without cases here.
+
+-- name: list_by_created_at_ascending
+with visitor as materialized (
+    select
+        v.id,
+        isfinite(:after::timestamptz) and exists (
+            select
+            from contacts x
+            cross join lateral (
+                select
+                from cases c
+                where c.organization_id = :organization_id
+                    and c.contact_id = x.id
+                    and (c.created_at, c.id) <= (:after::timestamptz, :after_id::uuid)
+                limit 1
+            ) before
+            where x.organization_id = :organization_id
+                and x.visitor_id = v.id
+        ) as has_before
+    from visitors v
+    where v.organization_id = :organization_id
+        and v.external_id = :external_id
+),
+heads as materialized (
+    select x.id as contact_id, head.created_at, head.id
+    from visitor v
+    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join lateral (
+        select c.created_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = x.id
+            and (c.created_at, c.id) > (:after::timestamptz, :after_id::uuid)
+        order by c.created_at, c.id
+        limit 1
+    ) head
+    order by head.created_at, head.id
+    limit :row_limit
+),
+page as materialized (
+    select key.created_at, key.id
+    from heads h
+    cross join lateral (
+        select c.created_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = h.contact_id
+            and (c.created_at, c.id) >= (h.created_at, h.id)
+        order by c.created_at, c.id
+        limit :row_limit
+    ) key
+    order by key.created_at, key.id
+    limit :row_limit
+)
+select
+    v.id as visitor_id,
+    v.has_before,
+    (extract(epoch from p.created_at) * 1000000)::bigint as position,
+    d.*
+from visitor v
+left join page p on true
+left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+order by p.created_at, p.id;
+
+-- name: list_by_created_at_descending
+with visitor as materialized (
+    select
+        v.id,
+        isfinite(:after::timestamptz) and exists (
+            select
+            from contacts x
+            cross join lateral (
+                select
+                from cases c
+                where c.organization_id = :organization_id
+                    and c.contact_id = x.id
+                    and (c.created_at, c.id) >= (:after::timestamptz, :after_id::uuid)
+                limit 1
+            ) before
+            where x.organization_id = :organization_id
+                and x.visitor_id = v.id
+        ) as has_before
+    from visitors v
+    where v.organization_id = :organization_id
+        and v.external_id = :external_id
+),
+heads as materialized (
+    select x.id as contact_id, head.created_at, head.id
+    from visitor v
+    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join lateral (
+        select c.created_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = x.id
+            and (c.created_at, c.id) < (:after::timestamptz, :after_id::uuid)
+        order by c.created_at desc, c.id desc
+        limit 1
+    ) head
+    order by head.created_at desc, head.id desc
+    limit :row_limit
+),
+page as materialized (
+    select key.created_at, key.id
+    from heads h
+    cross join lateral (
+        select c.created_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = h.contact_id
+            and (c.created_at, c.id) <= (h.created_at, h.id)
+        order by c.created_at desc, c.id desc
+        limit :row_limit
+    ) key
+    order by key.created_at desc, key.id desc
+    limit :row_limit
+)
+select
+    v.id as visitor_id,
+    v.has_before,
+    (extract(epoch from p.created_at) * 1000000)::bigint as position,
+    d.*
+from visitor v
+left join page p on true
+left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+order by p.created_at desc, p.id desc;
+
+-- name: list_by_updated_at_ascending
+with visitor as materialized (
+    select
+        v.id,
+        isfinite(:after::timestamptz) and exists (
+            select
+            from contacts x
+            cross join lateral (
+                select
+                from cases c
+                where c.organization_id = :organization_id
+                    and c.contact_id = x.id
+                    and (c.updated_at, c.id) <= (:after::timestamptz, :after_id::uuid)
+                limit 1
+            ) before
+            where x.organization_id = :organization_id
+                and x.visitor_id = v.id
+        ) as has_before
+    from visitors v
+    where v.organization_id = :organization_id
+        and v.external_id = :external_id
+),
+heads as materialized (
+    select x.id as contact_id, head.updated_at, head.id
+    from visitor v
+    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join lateral (
+        select c.updated_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = x.id
+            and (c.updated_at, c.id) > (:after::timestamptz, :after_id::uuid)
+        order by c.updated_at, c.id
+        limit 1
+    ) head
+    order by head.updated_at, head.id
+    limit :row_limit
+),
+page as materialized (
+    select key.updated_at, key.id
+    from heads h
+    cross join lateral (
+        select c.updated_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = h.contact_id
+            and (c.updated_at, c.id) >= (h.updated_at, h.id)
+        order by c.updated_at, c.id
+        limit :row_limit
+    ) key
+    order by key.updated_at, key.id
+    limit :row_limit
+)
+select
+    v.id as visitor_id,
+    v.has_before,
+    (extract(epoch from p.updated_at) * 1000000)::bigint as position,
+    d.*
+from visitor v
+left join page p on true
+left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+order by p.updated_at, p.id;
+
+-- name: list_by_updated_at_descending
+with visitor as materialized (
+    select
+        v.id,
+        isfinite(:after::timestamptz) and exists (
+            select
+            from contacts x
+            cross join lateral (
+                select
+                from cases c
+                where c.organization_id = :organization_id
+                    and c.contact_id = x.id
+                    and (c.updated_at, c.id) >= (:after::timestamptz, :after_id::uuid)
+                limit 1
+            ) before
+            where x.organization_id = :organization_id
+                and x.visitor_id = v.id
+        ) as has_before
+    from visitors v
+    where v.organization_id = :organization_id
+        and v.external_id = :external_id
+),
+heads as materialized (
+    select x.id as contact_id, head.updated_at, head.id
+    from visitor v
+    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join lateral (
+        select c.updated_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = x.id
+            and (c.updated_at, c.id) < (:after::timestamptz, :after_id::uuid)
+        order by c.updated_at desc, c.id desc
+        limit 1
+    ) head
+    order by head.updated_at desc, head.id desc
+    limit :row_limit
+),
+page as materialized (
+    select key.updated_at, key.id
+    from heads h
+    cross join lateral (
+        select c.updated_at, c.id
+        from cases c
+        where c.organization_id = :organization_id
+            and c.contact_id = h.contact_id
+            and (c.updated_at, c.id) <= (h.updated_at, h.id)
+        order by c.updated_at desc, c.id desc
+        limit :row_limit
+    ) key
+    order by key.updated_at desc, key.id desc
+    limit :row_limit
+)
+select
+    v.id as visitor_id,
+    v.has_before,
+    (extract(epoch from p.updated_at) * 1000000)::bigint as position,
+    d.*
+from visitor v
+left join page p on true
+left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+order by p.updated_at desc, p.id desc;
+
+-- name: get_case
+-- The same for one case: no row is no such visitor, a row whose id is null no such case of this visitor.
+select
+    v.id as visitor_id,
+    d.*
+from visitors v
+left join lateral (
+    select c.id
+    from cases c
+    join contacts x on x.organization_id = :organization_id and x.id = c.contact_id
+    where c.organization_id = :organization_id
+        and c.id = :case_id
+        and x.visitor_id = v.id
+) found on true
+left join case_documents d on d.organization_id = :organization_id and d.id = found.id
+where v.organization_id = :organization_id
+    and v.external_id = :external_id;
