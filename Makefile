@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check lock
+.PHONY: demo test lint format check lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -22,11 +22,14 @@ format: .venv
 
 check: lint test
 
-.venv: requirements/development.lock pyproject.toml
-	$(PYTHON) -m venv .venv
+.venv: .venv/complete
+
+# The mark comes last, so that an interrupted installation is done again.
+.venv/complete: requirements/development.lock pyproject.toml
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch .venv
+	touch $@
 
 # Names, versions and hashes; no addresses. Needs uv.
 lock:

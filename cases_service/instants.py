@@ -3,7 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RANGE = range(*((limit.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for limit in (datetime.min, datetime.max)))
+_FIRST, _LAST = (
+    (limit.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for limit in (datetime.min, datetime.max)
+)
 
 
 def from_datetime(value: datetime) -> str:
@@ -23,7 +25,7 @@ def from_postgres(text: str) -> str:
 
 def in_range(microseconds: int) -> bool:
     """Return whether a time in microseconds since 1970 lies in the years 1 to 9999."""
-    return microseconds in _RANGE
+    return _FIRST <= microseconds <= _LAST
 
 
 def from_microseconds(microseconds: int) -> str:

@@ -29,7 +29,7 @@ from cases_service.errors import (
     TokenNotYetValidError,
     TokenSignatureInvalidError,
 )
-from cases_service.signing_keys import ALGORITHMS
+from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS
 
 _YEAR_10000: Final = 253_402_300_800
 _MAXIMUM_SUBJECT: Final = 256
@@ -188,7 +188,8 @@ def _verifies(key: VerificationKey, parsed: ParsedToken) -> bool:
 def _prepare(name: str, material: str) -> tuple[Algorithm, Any]:
     # A key is parsed once. What may verify now is decided by the keys of the request, never by this cache.
     algorithm = jwt.PyJWS().get_algorithm_by_name(name)
-    return algorithm, algorithm.prepare_key(material)
+    # PyJWT refuses a secret that looks like a public key, against the confusion of the two. Here a key has one algorithm.
+    return algorithm, material.encode() if name in HMAC_ALGORITHMS else algorithm.prepare_key(material)
 
 
 def _decode(part: str) -> bytes:

@@ -1,0 +1,68 @@
+"""GET /healthz and /readyz: what a supervisor learns."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from psycopg.conninfo import make_conninfo
+
+from cases_service.application import create_app
+from cases_service.migrations import SCHEMA_VERSION, init_db
+from cases_service.service import Readiness
+from cases_service.settings import Settings
+from tests.factories import assert_problem
+
+
+@pytest.fixture
+def empty_database(server_url: str) -> Iterator[str]:
+    name = f"cases_test_{uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create database {name} template template0 encoding 'UTF8'")
+        try:
+            yield make_conninfo(server_url, dbname=name)
+        finally:
+            server.execute(f"drop database {name} with (force)")
+
+
+def test_health_needs_nothing(client: FlaskClient) -> None:
+    assert client.get("/healthz").get_json() == {"status": "ok"}
+
+
+def test_health_answers_to_any_host(client: FlaskClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert client.get(path, headers={"Host": "10.0.0.7:8000"}).status_code == 200
+
+
+def test_health_answers_while_there_is_no_database() -> None:
+    app = create_app(Settings(database_url="host=127.0.0.1 port=1 dbname=none", pool_timeout=0.1))
+    client = app.test_client()
+    assert client.get("/healthz").status_code == 200
+    response = client.get("/readyz")
+    assert_problem(response, 503, "unavailable")
+    assert response.headers["Retry-After"] == "1"
+    app.extensions["cases_service"].database.close()
+
+
+def test_a_database_is_ready_once_it_has_the_schema(empty_database: str) -> None:
+    app = create_app(Settings(database_url=empty_database))
+    database = app.extensions["cases_service"].database
+    with pytest.raises(Exception, match="unavailable"):
+        Readiness(database).check()
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        init_db(connection)
+        Readiness(database).check()
+        connection.execute("update schema_version set version = %s", [SCHEMA_VERSION - 1])
+    with pytest.raises(Exception, match="unavailable"):
+        Readiness(database).check()
+    database.close()
+
+
+def test_an_answer_is_kept_for_a_second(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        for _ in range(5):
+            assert client.get("/readyz").status_code == 200
+    queries = [record.msg["queries"] for record in caplog.records if isinstance(record.msg, dict)]
+    assert len(queries) == 5
+    assert sum(queries) <= 1

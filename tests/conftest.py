@@ -1,0 +1,122 @@
+"""One PostgreSQL for the session, one database for each worker, one application for its tests.
+
+Tests run side by side in one database: each makes an organization of its own and looks at nothing else.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from psycopg.conninfo import make_conninfo
+
+from cases_service.application import Application, create_app
+from cases_service.embedded import EmbeddedServer, join
+from cases_service.migrations import init_db
+from cases_service.secret_box import SecretBox
+from cases_service.settings import Settings
+from tests.factories import SECRET_KEY, Organization
+
+SERVER_URL = "CASES_TEST_DATABASE_URL"
+_server: list[EmbeddedServer] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if SERVER_URL in os.environ or hasattr(config, "workerinput"):
+        return
+    directory = Path(tempfile.mkdtemp(prefix="cases-test-"))
+    # Speed over safety: nothing in this server is worth keeping.
+    fast = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
+    _server.append(join(directory, settings=fast))
+    os.environ[SERVER_URL] = _server[0].conninfo
+
+
+def pytest_unconfigure() -> None:
+    for server in _server:
+        server.leave()
+        server.wait_stopped(30)
+        shutil.rmtree(server.data_dir, ignore_errors=True)
+
+
+def pytest_report_header() -> str:
+    with psycopg.connect(os.environ[SERVER_URL]) as connection:
+        return f"PostgreSQL: {connection.info.parameter_status('server_version')}"
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    return os.environ[SERVER_URL]
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str) -> Iterator[str]:
+    name = f"cases_test_{uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create database {name} template template0 encoding 'UTF8'")
+        try:
+            url = make_conninfo(server_url, dbname=name)
+            with psycopg.connect(url, autocommit=True) as connection:
+                init_db(connection)
+            yield url
+        finally:
+            server.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def session_connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def box() -> SecretBox:
+    return SecretBox([SECRET_KEY])
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: str) -> Settings:
+    return Settings(database_url=database_url, secret_key=SECRET_KEY)
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings) -> Iterator[Application]:
+    app = create_app(settings)
+    yield app
+    app.extensions["cases_service"].database.close()
+
+
+@pytest.fixture
+def make_client(settings: Settings) -> Iterator[Callable[..., FlaskClient]]:
+    """Return a function from changed settings to the client of an application of its own."""
+    apps: list[Application] = []
+
+    def make(**changes: Any) -> FlaskClient:
+        apps.append(create_app(msgspec.structs.replace(settings, **changes)))
+        return apps[-1].test_client()
+
+    yield make
+    for app in apps:
+        app.extensions["cases_service"].database.close()
+
+
+@pytest.fixture
+def client(app: Application) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def organization(session_connection: psycopg.Connection, box: SecretBox) -> Organization:
+    return Organization(session_connection, box)

@@ -1,0 +1,181 @@
+"""The cost of a page, counted in rows and buffers: it depends on the contacts and the page, not on the cases."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from cases_service.cursors import Cursor, Position, visitor_tag
+from cases_service.database import Connection, Database, query_count
+from cases_service.secret_box import SecretBox
+from cases_service.settings import Settings
+from cases_service.store import ORDERINGS, list_cases
+from tests.factories import Organization, Visitor, get
+
+PAGE_SIZE = 25
+CASES = 20_000
+
+
+@dataclass
+class Heavy:
+    """Visitors with the same number of cases over more and more contacts, and one with a page."""
+
+    organization: Organization
+    ordinary: Visitor
+    by_contacts: dict[int, Visitor]
+
+
+@pytest.fixture(scope="module")
+def heavy(session_connection: psycopg.Connection, box: SecretBox) -> Heavy:
+    organization = Organization(session_connection, box)
+    ordinary = organization.visitor(contacts=2)
+    by_contacts = {contacts: organization.visitor(contacts=contacts) for contacts in (2, 20, 200)}
+    fill(ordinary, PAGE_SIZE)
+    for visitor in by_contacts.values():
+        fill(visitor, CASES)
+    for table in ("contacts", "cases"):
+        session_connection.execute(f"vacuum analyze {table}")  # type: ignore[call-overload]
+    return Heavy(organization, ordinary, by_contacts)
+
+
+def fill(visitor: Visitor, number: int) -> None:
+    """Give a visitor cases that alternate between the contacts, several at each moment."""
+    visitor.organization.connection.execute(
+        """
+        insert into cases (organization_id, id, case_number, contact_id, owner_id, status, priority,
+            created_at, updated_at)
+        select %(organization)s, gen_random_uuid(), %(visitor)s || '-' || n, (%(contacts)s::uuid[])[1 + n %% %(count)s],
+            %(owner)s, 'Open', 3, '2020-01-01'::timestamptz + (n / 5) * interval '1 s',
+            '2024-01-01'::timestamptz - (n / 7) * interval '1 s'
+        from generate_series(1, %(number)s) n
+        """,
+        {
+            "organization": visitor.organization.id,
+            "visitor": str(visitor.id),
+            "contacts": visitor.contact_ids,
+            "count": len(visitor.contact_ids),
+            "owner": visitor.organization.user_id,
+            "number": number,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url or "", settings)
+    database.open()
+    yield database
+    database.close()
+
+
+def cursors(visitor: Visitor) -> list[Cursor | None]:
+    """Return the first page, one in the middle and ones at the ends, in both directions."""
+    tag = visitor_tag(visitor.id)
+    moments = (0, 1577836800_000000 + 2000_000000, 4000000000_000000)
+    return [None, *(Cursor(Position(m, UUID(int=0)), backward, tag) for m in moments for backward in (False, True))]
+
+
+class Explained:
+    """Stands for a connection: runs each statement under EXPLAIN and keeps what its plan read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.plan: dict[str, Any] = {}
+
+    def execute(self, statement: str, parameters: dict[str, Any]) -> Any:
+        # As the service runs it: prepared, with the generic plan.
+        self.connection.execute(statement, parameters, prepare=True)
+        explained = self.connection.execute(
+            "explain (analyze, buffers, format json, timing off) " + statement, parameters  # type: ignore[operator]
+        ).fetchone()
+        assert explained
+        self.plan = explained[0][0]["Plan"] if not isinstance(explained[0], str) else json.loads(explained[0])[0]["Plan"]
+        return self.connection.execute(statement, parameters)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def cost(database: Database, visitor: Visitor, ordering: str, cursor: Cursor | None) -> tuple[int, int]:
+    """Return the rows that a page's plan reads from tables and indexes, and the buffers it touches."""
+
+    def work(connection: Connection) -> dict[str, Any]:
+        explained = Explained(connection)
+        list_cases(
+            explained,  # type: ignore[arg-type]
+            organization_id=visitor.organization.id,
+            external_id=visitor.external_id,
+            ordering=ordering,
+            cursor=cursor,
+            page_size=PAGE_SIZE,
+        )
+        return explained.plan
+
+    plan = database.read(work)
+    scans = [node for node in nodes(plan) if "Relation Name" in node]
+    assert all(node["Node Type"] in ("Index Scan", "Index Only Scan") for node in scans)
+    rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
+    return rows, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+@pytest.mark.parametrize("ordering", ORDERINGS)
+@pytest.mark.parametrize("contacts", [2, 20, 200])
+def test_rows_and_buffers_are_bounded_by_contacts_and_page(
+    database: Database, heavy: Heavy, contacts: int, ordering: str
+) -> None:
+    visitor = heavy.by_contacts[contacts]
+    for cursor in cursors(visitor):
+        rows, buffers = cost(database, visitor, ordering, cursor)
+        nearest = min(contacts, PAGE_SIZE + 1)
+        # Heads and the look behind, a row a contact each; the keys of the nearest; then the cases with five joins.
+        assert rows <= 4 * contacts + nearest * (PAGE_SIZE + 1) + 7 * (PAGE_SIZE + 1)
+        # An index descent is a handful of buffers.
+        assert buffers <= 10 * contacts + 20 * nearest + 30 * (PAGE_SIZE + 1)
+
+
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_a_heavy_visitor_of_two_contacts_reads_hardly_more_than_an_ordinary_one(
+    database: Database, heavy: Heavy, ordering: str
+) -> None:
+    ordinary = cost(database, heavy.ordinary, ordering, None)
+    for cursor in cursors(heavy.by_contacts[2]):
+        rows, buffers = cost(database, heavy.by_contacts[2], ordering, cursor)
+        assert rows <= 1.5 * ordinary[0]
+        assert buffers <= 1.5 * ordinary[1]
+
+
+def test_a_request_is_two_statements(app: Any, heavy: Heavy, caplog: pytest.LogCaptureFixture) -> None:
+    client = app.test_client()
+    visitor = heavy.by_contacts[20]
+    first = get(client, heavy.organization, visitor.path).get_json()
+    urls = (visitor.path, first["next"], f"{visitor.path}/{first['results'][0]['id']}", f"{visitor.path}/x")
+    for url in urls:
+        get(client, heavy.organization, url)
+        assert query_count.value == 2
+
+
+def test_a_request_is_two_round_trips(settings: Settings, heavy: Heavy, tmp_path: Any) -> None:
+    """Counted by libpq's own trace: each Sync that is sent asks the server for an answer."""
+    from cases_service.application import create_app  # noqa: PLC0415
+
+    import msgspec  # noqa: PLC0415
+
+    app = create_app(msgspec.structs.replace(settings, pool_size=1))
+    database: Database = app.extensions["cases_service"].database
+    client = app.test_client()
+    path = heavy.ordinary.path
+    get(client, heavy.organization, path)
+    with (tmp_path / "trace").open("w") as trace:
+        database.read(lambda connection: connection.pgconn.trace(trace.fileno()))
+        assert get(client, heavy.organization, path).status_code == 200
+        database.read(lambda connection: connection.pgconn.untrace())
+    sent = [line.split("\t") for line in (tmp_path / "trace").read_text().splitlines()]
+    assert sum(1 for line in sent if line[1] == "F" and line[3].startswith("Sync")) == 2
+    database.close()
