@@ -1,0 +1,105 @@
+"""The shape of the house: who may know what."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cases_service.sql import source, statements
+
+PACKAGE = Path(__file__).parent.parent / "cases_service"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SUBJECTS = sorted(file.stem for file in source("queries").glob("*.sql"))
+
+
+def imports(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers(name: str) -> set[str]:
+    return {
+        module.relative_to(PACKAGE).as_posix()
+        for module in MODULES
+        if any(found == name or found.startswith(f"{name}.") for found in imports(module))
+    }
+
+
+def test_one_module_imports_jwt() -> None:
+    assert importers("jwt") == {"visitor_tokens.py"}
+
+
+def test_one_module_owns_the_pool() -> None:
+    assert importers("psycopg_pool") == {"database.py"}
+
+
+def test_one_module_encrypts() -> None:
+    assert importers("cryptography.fernet") == {"secret_box.py"}
+
+
+def test_flask_ends_at_the_blueprints() -> None:
+    """The store, the SQL and what they use know nothing of a request."""
+    allowed = {
+        "access.py", "application.py", "problems.py", "service.py", "blueprints/cases.py", "blueprints/health.py",
+    }  # fmt: skip
+    assert importers("flask") == allowed
+
+
+def test_blueprints_see_no_sql() -> None:
+    for module in (PACKAGE / "blueprints").glob("*.py"):
+        found = set(imports(module))
+        assert not {name for name in found if name.split(".")[0] in ("psycopg", "aiosql")}
+        assert "cases_service.sql" not in found
+
+
+def test_schemas_do_no_io() -> None:
+    own = {name for name in imports(PACKAGE / "schemas.py") if name.startswith("cases_service")}
+    assert own == {"cases_service", "cases_service.instants"}
+
+
+def test_one_module_reads_the_environment() -> None:
+    readers = {
+        module.name
+        for module in MODULES
+        if re.search(r"\bos\.(environ|getenv)\b|from os import .*environ", module.read_text())
+    }
+    assert readers == {"settings.py"}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_statement_has_a_caller(subject: str) -> None:
+    text = "\n".join(module.read_text() for module in MODULES)
+    names = set(statements(subject))
+    assert names
+    # The store puts the names of the pages together from column and direction.
+    pages = {name for name in names if name.startswith("list_by_")}
+    assert not pages or 'f"list_by_{column}_' in text
+    assert {name for name in names - pages if f'"{name}"' not in text} == set()
+
+
+def test_no_sql_is_assembled_in_python() -> None:
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+                assert not re.search(r"(?i)\b(select|insert into|update|delete from)\s+\w", text), module
+
+
+def test_each_statement_of_a_request_names_the_organization_for_each_table() -> None:
+    for subject in ("access", "cases"):
+        for name, statement in statements(subject).items():
+            tables = re.findall(r"\b(?:from|join)\s+(?!lateral|visitor\b|heads\b|page\b)(\w+)\s+(\w+)", statement)
+            assert tables, name
+            for _, alias in tables:
+                assert f"{alias}.organization_id = %(organization_id)s" in statement, (name, alias)
+
+
+def test_every_module_says_what_it_knows() -> None:
+    for module in MODULES:
+        assert ast.get_docstring(ast.parse(module.read_text())), module

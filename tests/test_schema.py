@@ -1,0 +1,167 @@
+"""The database enforces what the interface promises, whoever writes into it."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.factories import LONG_AGO, Organization
+
+
+def constraint(error: pytest.ExceptionInfo[psycopg.errors.IntegrityError]) -> str | None:
+    return error.value.diag.constraint_name
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"status": "Done"}, "cases_status_known"),
+        ({"status": "open"}, "cases_status_known"),
+        ({"status": "Closed", "closed_at": None}, "cases_closed_at_fits_status"),
+        ({"status": "Open", "closed_at": LONG_AGO}, "cases_closed_at_fits_status"),
+        ({"priority": 0}, "cases_priority_known"),
+        ({"priority": 6}, "cases_priority_known"),
+        ({"latest_messaging_channel": "sms"}, "cases_channel_known"),
+        ({"channel_priority": 5}, "cases_channel_priority_known"),
+        ({"unread_message_count": -1}, "cases_unread_message_count_not_negative"),
+        ({"case_number": ""}, "cases_case_number_length"),
+        ({"case_number": "x" * 257}, "cases_case_number_length"),
+        ({"created_at": "infinity"}, "cases_times_in_range"),
+        ({"updated_at": "-infinity"}, "cases_times_in_range"),
+        ({"updated_at": "10000-01-01"}, "cases_times_in_range"),
+        ({"created_at": "0044-03-15 BC"}, "cases_times_in_range"),
+        ({"owner_id": UUID(int=9)}, "cases_owner_fk"),
+        ({"created_by_user_id": UUID(int=9)}, "cases_created_by_user_fk"),
+        ({"updated_by_user_id": UUID(int=9)}, "cases_updated_by_user_fk"),
+        ({"case_funnel_stage_id": UUID(int=9)}, "cases_funnel_stage_fk"),
+    ],
+)
+def test_a_case_keeps_its_promises(organization: Organization, values: dict[str, Any], name: str) -> None:
+    contact = organization.visitor().contact_ids[0]
+    with pytest.raises(psycopg.errors.IntegrityError) as error:
+        organization.case(contact, **values)
+    assert constraint(error) == name
+
+
+def test_a_case_number_is_unique_in_its_organization(organization: Organization) -> None:
+    other = Organization(organization.connection, organization.box)
+    for owner in (organization, other):
+        owner.case(None, case_number="C-1")
+    with pytest.raises(psycopg.errors.UniqueViolation) as error:
+        organization.case(None, case_number="C-1")
+    assert constraint(error) == "cases_case_number_unique"
+
+
+def test_an_external_id_is_unique_by_its_bytes(organization: Organization) -> None:
+    for external_id in ("\u00e9", "e\u0301", "E", "e"):
+        organization.visitor(external_id)
+    with pytest.raises(psycopg.errors.UniqueViolation) as error:
+        organization.visitor("e")
+    assert constraint(error) == "visitors_external_id_unique"
+
+
+@pytest.mark.parametrize("external_id", ["", "x" * 257])
+def test_an_external_id_has_1_to_256_characters(organization: Organization, external_id: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
+        organization.insert(
+            "visitors", organization_id=organization.id, id=uuid4(), external_id=external_id
+        )
+    assert constraint(error) == "visitors_external_id_length"
+
+
+@pytest.mark.parametrize(
+    ("column", "name"), [("contact_id", "cases_contact_fk"), ("owner_id", "cases_owner_fk")]
+)
+def test_a_case_refers_to_its_own_organization_only(
+    organization: Organization, column: str, name: str
+) -> None:
+    other = Organization(organization.connection, organization.box)
+    foreign = {"contact_id": other.visitor().contact_ids[0], "owner_id": other.user_id}[column]
+    values = {"contact_id": None, column: foreign}
+    with pytest.raises(psycopg.errors.ForeignKeyViolation) as error:
+        organization.case(**values)
+    assert constraint(error) == name
+
+
+def test_a_contact_refers_to_a_visitor_of_its_own_organization(organization: Organization) -> None:
+    other = Organization(organization.connection, organization.box)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation) as error:
+        organization.visitor().contact(visitor_id=other.visitor().id)
+    assert constraint(error) == "contacts_visitor_fk"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"algorithm": "HS256", "public_key": "x"},
+        {"algorithm": "RS256", "encrypted_secret": "x"},
+        {"algorithm": "HS256"},
+        {"algorithm": "EdDSA"},
+        {"algorithm": "HS256", "encrypted_secret": "x", "public_key": "x"},
+    ],
+)
+def test_a_key_has_the_material_of_its_algorithm(
+    organization: Organization, values: dict[str, str]
+) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
+        organization.insert("signing_keys", organization_id=organization.id, id=uuid4(), **values)
+    assert constraint(error) == "signing_keys_material_fits_algorithm"
+
+
+def test_a_key_has_a_known_algorithm(organization: Organization) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
+        organization.public_key("none", "x")
+    assert constraint(error) == "signing_keys_algorithm_known"
+
+
+def test_a_contact_has_times_of_the_years_1_to_9999(organization: Organization) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
+        organization.visitor().contact(updated_at="infinity")
+    assert constraint(error) == "contacts_times_in_range"
+
+
+def test_every_table_carries_the_organization_and_every_key_begins_with_it(
+    connection: psycopg.Connection,
+) -> None:
+    tables = connection.execute(
+        "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+        " and relname <> 'schema_version'"
+    ).fetchall()
+    assert len(tables) == 8
+    keys = connection.execute(
+        """
+        select c.conname, c.conrelid::regclass::text, a.attname
+        from pg_constraint c
+        join pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
+        where c.contype in ('p', 'u', 'f') and c.connamespace = 'public'::regnamespace
+            and c.conrelid <> 'schema_version'::regclass
+        """
+    ).fetchall()
+    assert {table for _, table, _ in keys} == {table for (table,) in tables}
+    assert {column for _, _, column in keys} == {"organization_id"}
+
+
+def test_every_index_is_used_by_a_constraint_or_by_the_page_query(connection: psycopg.Connection) -> None:
+    plain = connection.execute(
+        """
+        select i.indexrelid::regclass::text
+        from pg_index i join pg_class t on t.oid = i.indrelid
+        where t.relnamespace = 'public'::regnamespace
+            and not exists (select from pg_constraint c where c.conindid = i.indexrelid)
+        """
+    ).fetchall()
+    assert {name for (name,) in plain} == {
+        "contacts_of_visitor",
+        "cases_of_contact_by_creation",
+        "cases_of_contact_by_update",
+    }
+
+
+def test_closing_a_case_sets_both_or_neither(organization: Organization) -> None:
+    case_id = organization.case(organization.visitor().contact_ids[0])
+    closed_at = LONG_AGO + timedelta(days=1)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        organization.update("cases", "id", case_id, status="Closed")
+    organization.update("cases", "id", case_id, status="Closed", closed_at=closed_at)
