@@ -22,7 +22,7 @@ _DIGEST_SIZE: Final = 8
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]{%d}" % ((_LAYOUT.size + _DIGEST_SIZE) * 4 // 3))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Position:
     """Where a case stands in a collection: its sort value in microseconds since 1970, then its id."""
 

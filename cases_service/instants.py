@@ -1,8 +1,13 @@
 """Knows how points in time are written: by PostgreSQL, in the API and inside a cursor."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DATE_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)"
+    r"([Zz]|[+ -][0-9]{2}(?::?[0-9]{2})?)"
+)
 _FIRST, _LAST = (
     (limit.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for limit in (datetime.min, datetime.max)
 )
@@ -29,5 +34,21 @@ def in_range(microseconds: int) -> bool:
 
 
 def from_microseconds(microseconds: int) -> str:
-    """Return microseconds since 1970, in range, as a text that PostgreSQL reads back exactly."""
-    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
+    """Return microseconds since 1970 as a text that PostgreSQL reads back exactly; an infinity where out of range."""
+    if in_range(microseconds):
+        return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
+    return "infinity" if microseconds > 0 else "-infinity"
+
+
+def to_microseconds(text: str) -> int:
+    """Return an ISO 8601 date-time with a zone in microseconds since 1970. A + that arrived as a space is taken as +.
+
+    Raises:
+        ValueError: The text has another form, or no zone.
+
+    """
+    match = _DATE_TIME.fullmatch(text)
+    if match is None:
+        raise ValueError("expected an ISO 8601 date-time with a zone")
+    moment = datetime.fromisoformat(f"{match[1]}{match[2].replace(' ', '+').upper()}")
+    return (moment - _EPOCH) // timedelta(microseconds=1)

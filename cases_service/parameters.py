@@ -1,12 +1,16 @@
 """Reads the query parameters of a request, strictly: what is wrong, empty, unknown or repeated is named."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
 
+from cases_service import instants
 from cases_service.errors import InvalidParameterError
+from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
+from cases_service.schemas import CASE_ATTRIBUTES
 from cases_service.store import ORDERINGS
 
 DEFAULT_PAGE_SIZE: Final = 25
@@ -28,18 +32,70 @@ class WholeNumber(fields.Integer):
         return int(value)
 
 
-class DetailParameters(Schema):
-    """The parameters of one case."""
+class CommaSeparated(fields.Field[Any]):
+    """Some of a few known texts, separated by commas."""
+
+    def __init__(self, choices: Iterable[object], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.choices = {str(choice): choice for choice in choices}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> frozenset[Any]:
+        items = value.split(",")
+        if not all(item in self.choices for item in items):
+            raise ValidationError(f"Expected one or more of {', '.join(self.choices)}, separated by commas.")
+        return frozenset(self.choices[item] for item in items)
+
+
+class Flag(fields.Boolean):
+    """`true` or `false`, and nothing else that may mean it."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if value not in ("true", "false"):
+            raise ValidationError("Expected true or false.")
+        return bool(value == "true")
+
+
+class Moment(fields.Field[int]):
+    """A point in time with a zone, as microseconds since 1970."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        try:
+            return instants.to_microseconds(value)
+        except ValueError:
+            raise ValidationError("Expected a date-time with a zone, such as 2026-01-31T09:30:00Z.") from None
+
+
+class Parameters(Schema):
+    """What every endpoint takes, and nothing that it does not name."""
 
     class Meta:
-        """Nothing else is taken."""
+        """A name that is not known is an error."""
 
         unknown = RAISE
 
     format = fields.String(validate=validate.OneOf(["json"], error="Expected json, the only format."))
 
 
-class CollectionParameters(DetailParameters):
+class DetailParameters(Parameters):
+    """The parameters of one case."""
+
+    fields = CommaSeparated(CASE_ATTRIBUTES, load_default=None)
+
+
+class FilterParameters(Parameters):
+    """The parameters that choose among the cases of a visitor."""
+
+    status = CommaSeparated(STATUSES, load_default=None)
+    is_closed = Flag(load_default=None)
+    priority = CommaSeparated(PRIORITIES, load_default=None)
+    latest_messaging_channel = CommaSeparated(CHANNELS, load_default=None)
+    created_since = Moment(load_default=None)
+    created_until = Moment(load_default=None)
+    updated_since = Moment(load_default=None)
+    updated_until = Moment(load_default=None)
+
+
+class CollectionParameters(FilterParameters):
     """The parameters of a page of cases."""
 
     ordering = fields.String(
@@ -48,6 +104,21 @@ class CollectionParameters(DetailParameters):
     page_size = WholeNumber(1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE)
     cursor = fields.String(
         load_default=None, validate=validate.Length(min=1, error="Expected the cursor of a link next or previous.")
+    )
+    fields = CommaSeparated(CASE_ATTRIBUTES, load_default=None)
+
+
+def filters_of(parameters: dict[str, Any]) -> Filters:
+    """Return the filters among the parameters that `FilterParameters` read."""
+    return Filters(
+        statuses=parameters["status"],
+        is_closed=parameters["is_closed"],
+        priorities=parameters["priority"],
+        channels=parameters["latest_messaging_channel"],
+        created_since=parameters["created_since"],
+        created_until=parameters["created_until"],
+        updated_since=parameters["updated_since"],
+        updated_until=parameters["updated_until"],
     )
 
 

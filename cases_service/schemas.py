@@ -100,12 +100,37 @@ class CaseSchema(Schema):
     channel_priority = fields.Integer(allow_none=True)
 
 
+CASE_ATTRIBUTES: Final = tuple(CaseSchema().fields)
+NESTED_ATTRIBUTES: Final = tuple(
+    name for name, field in CaseSchema().fields.items() if isinstance(field, fields.Nested)
+)
+
+
 class PageSchema(Schema):
     """A page of cases and the links to the pages beside it."""
 
     next = fields.Url(allow_none=True)
     previous = fields.Url(allow_none=True)
     results = fields.List(fields.Nested(CaseSchema), required=True)
+
+
+class StatusCountsSchema(Schema):
+    """How many cases have each status."""
+
+    open = fields.Integer(required=True, data_key="Open")
+    in_progress = fields.Integer(required=True, data_key="In Progress")
+    pending = fields.Integer(required=True, data_key="Pending")
+    closed = fields.Integer(required=True, data_key="Closed")
+
+
+class SummarySchema(Schema):
+    """The cases of a visitor in a few numbers, for a badge."""
+
+    total = fields.Integer(required=True)
+    by_status = fields.Nested(StatusCountsSchema, required=True)
+    unread_message_count = fields.Integer(required=True)
+    waiting_count = fields.Integer(required=True)
+    latest_updated_at = Instant(allow_none=True)
 
 
 class ParameterErrorSchema(Schema):

@@ -11,15 +11,20 @@ import psycopg
 from cases_service import instants
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection
+from cases_service.filters import Filters
 from cases_service.row_dump import PASSED_ON, RowDump, compile_row_dump
-from cases_service.schemas import CaseSchema, Instant
+from cases_service.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
 from cases_service.sql import statements
 
 _ACCESS: Final = statements("access")
 _CASES: Final = statements("cases")
+_FILTERED: Final = statements("filtered_cases")
 _SCHEMA: Final = statements("schema")
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
+
+Fields = frozenset[str] | None
+"""The attributes of a case that are asked for; None for all."""
 
 ORDERINGS: Final = ("created_at", "-created_at", "updated_at", "-updated_at")
 
@@ -77,39 +82,69 @@ def list_cases(
     organization_id: UUID,
     external_id: str,
     ordering: str,
+    filters: Filters,
+    fields: Fields,
     cursor: Cursor | None,
     page_size: int,
 ) -> Page | None:
     """Return a page of a visitor's cases, or None where the visitor does not exist."""
     backward = cursor is not None and cursor.backward
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
-    after, after_id = _boundary(cursor, ascending=ascending)
-    statement = _CASES[f"list_by_{column}_{'ascending' if ascending else 'descending'}"]
-    result = connection.execute(
-        statement,
-        {
-            "organization_id": organization_id,
-            "external_id": external_id,
-            "after": after,
-            "after_id": after_id,
-            "row_limit": page_size + 1,
-        },
-    )
+    name = f"by_{column}_{'ascending' if ascending else 'descending'}"
+    after, after_id = _boundary(cursor, column, filters, ascending=ascending)
+    parameters = {
+        "organization_id": organization_id,
+        "external_id": external_id,
+        "after": after,
+        "after_id": after_id,
+        "row_limit": page_size + 1,
+        **_wanted(fields),
+    }
+    if filters:
+        parameters |= filters.parameters() | {"look_behind": cursor is not None}
+        result = connection.execute(_FILTERED[f"list_filtered_{name}"], parameters)
+    else:
+        result = connection.execute(_CASES[f"list_{name}"], parameters)
     rows = result.fetchall()
     if not rows:
         return None
-    return _page(rows, _dump(result, 3), cursor, ascending=ascending, page_size=page_size)
+    return _page(rows, _dump(result, 3, fields), cursor, ascending=ascending, page_size=page_size)
 
 
-def get_case(connection: Connection, *, organization_id: UUID, external_id: str, case_id: UUID | None) -> Found | None:
+def get_case(
+    connection: Connection, *, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields
+) -> Found | None:
     """Return a visitor with one case of theirs, or None where the visitor does not exist."""
-    parameters = {"organization_id": organization_id, "external_id": external_id, "case_id": case_id}
+    parameters = {
+        "organization_id": organization_id,
+        "external_id": external_id,
+        "case_id": case_id,
+        **_wanted(fields),
+    }
     result = connection.execute(_CASES["get_case"], parameters)
     row = result.fetchone()
     if row is None:
         return None
     exists = row[2] is not None
-    return Found(UUID(row[0]), _dump(result, 1)([row])[0] if exists else None)
+    return Found(UUID(row[0]), _dump(result, 1, fields)([row])[0] if exists else None)
+
+
+def summarize_cases(
+    connection: Connection, *, organization_id: UUID, external_id: str, filters: Filters
+) -> dict[str, Any] | None:
+    """Return a visitor's cases in the numbers of `SummarySchema`, or None where the visitor does not exist."""
+    parameters = {"organization_id": organization_id, "external_id": external_id, **filters.parameters()}
+    row = connection.execute(_FILTERED["summarize_cases"], parameters).fetchone()
+    if row is None:
+        return None
+    total, opened, in_progress, pending, closed, unread, waiting, latest = row
+    return {
+        "total": total,
+        "by_status": {"open": opened, "in_progress": in_progress, "pending": pending, "closed": closed},
+        "unread_message_count": unread,
+        "waiting_count": waiting,
+        "latest_updated_at": latest,
+    }
 
 
 def get_schema_version(connection: Connection) -> int:
@@ -118,10 +153,29 @@ def get_schema_version(connection: Connection) -> int:
     return 0 if row is None else int(row[0])
 
 
-def _boundary(cursor: Cursor | None, *, ascending: bool) -> tuple[str, UUID]:
-    if cursor is None:
+def _wanted(fields: Fields) -> dict[str, bool]:
+    """Return which of a case's nested objects have to be looked up."""
+    return {f"with_{name}": fields is None or name in fields for name in NESTED_ATTRIBUTES}
+
+
+def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending: bool) -> tuple[str, UUID]:
+    """Return what the page's keys lie behind: the cursor, or the limit of a filter where that is further in."""
+    edge = _edge(column, filters, ascending=ascending)
+    position = cursor and cursor.position
+    if edge is not None and (position is None or (edge > position if ascending else edge < position)):
+        position = edge
+    if position is None:
         return _FIRST if ascending else _LAST
-    return instants.from_microseconds(cursor.position.microseconds), cursor.position.id
+    return instants.from_microseconds(position.microseconds), position.id
+
+
+def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
+    created = column == "created_at"
+    if ascending:
+        since = filters.created_since if created else filters.updated_since
+        return None if since is None else Position(since, UUID(int=0)).preceding()
+    until = filters.created_until if created else filters.updated_until
+    return None if until is None else Position(until, UUID(int=0))
 
 
 def _page(
@@ -152,16 +206,17 @@ def _position(row: tuple[Any, ...]) -> Position:
     return Position(row[2], UUID(row[4]))
 
 
-def _dump(result: psycopg.Cursor[Any], offset: int) -> RowDump:
+def _dump(result: psycopg.Cursor[Any], offset: int, fields: Fields) -> RowDump:
     """Return what turns rows of a statement, whose case begins at a column, into the API's form."""
     description = result.pgresult
     if description is None:
         raise LookupError("a statement without a result has no columns")
-    return _compiled(tuple(description.fname(i) or b"" for i in range(description.nfields)), offset)
+    return _compiled(tuple(description.fname(i) or b"" for i in range(description.nfields)), offset, fields)
 
 
-@lru_cache(maxsize=64)
-def _compiled(columns: tuple[bytes, ...], offset: int) -> RowDump:
+@lru_cache(maxsize=256)
+def _compiled(columns: tuple[bytes, ...], offset: int, fields: Fields) -> RowDump:
     # The connections of `database` give times in the API's form already.
     names = [column.decode() if index >= offset else "" for index, column in enumerate(columns)]
-    return compile_row_dump(CaseSchema(), names, passed_on=(*PASSED_ON, Instant))
+    only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
+    return compile_row_dump(CaseSchema(only=only), names, passed_on=(*PASSED_ON, Instant))

@@ -201,72 +201,63 @@ create table cases (
 create index cases_of_contact_by_creation on cases (organization_id, contact_id, created_at, id);
 create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id);
 
--- A case whole, as the API shows it: one row, with what it refers to under the path of the attribute.
-create view case_documents with (security_invoker = true) as
+-- What a case refers to, each under the path that its attribute has in the API. A statement joins what it is asked for.
+create view case_contacts with (security_invoker = true) as
 select
-    c.organization_id,
-    c.id,
-    c.case_number,
-    c.contact_id,
-    c.owner_id,
-    c.subject,
-    c.description,
-    c.status,
-    c.priority,
-    c.latest_messaging_channel,
-    c.channel_priority,
-    c.is_closed,
-    c.closed_at,
-    c.is_waiting,
-    c.unread_message_count,
-    c.created_at,
-    c.updated_at,
-    c.created_by_user_id,
-    c.updated_by_user_id,
-    c.case_funnel_stage_id,
-    contact.id as "contact.id",
-    contact.organization_id as "contact.organization_id",
-    contact.first_name as "contact.first_name",
-    contact.last_name as "contact.last_name",
-    contact.full_name as "contact.full_name",
-    contact.email as "contact.email",
-    contact.phone as "contact.phone",
-    contact.created_at as "contact.created_at",
-    contact.updated_at as "contact.updated_at",
-    owner.id as "owner.id",
-    owner.organization_id as "owner.organization_id",
-    owner.email as "owner.email",
-    owner.first_name as "owner.first_name",
-    owner.last_name as "owner.last_name",
-    owner.full_name as "owner.full_name",
-    owner.alias as "owner.alias",
-    owner.title as "owner.title",
-    owner.avatar_url as "owner.avatar_url",
-    author.id as "created_by_user.id",
-    author.organization_id as "created_by_user.organization_id",
-    author.email as "created_by_user.email",
-    author.first_name as "created_by_user.first_name",
-    author.last_name as "created_by_user.last_name",
-    author.full_name as "created_by_user.full_name",
-    author.alias as "created_by_user.alias",
-    author.title as "created_by_user.title",
-    author.avatar_url as "created_by_user.avatar_url",
-    editor.id as "updated_by_user.id",
-    editor.organization_id as "updated_by_user.organization_id",
-    editor.email as "updated_by_user.email",
-    editor.first_name as "updated_by_user.first_name",
-    editor.last_name as "updated_by_user.last_name",
-    editor.full_name as "updated_by_user.full_name",
-    editor.alias as "updated_by_user.alias",
-    editor.title as "updated_by_user.title",
-    editor.avatar_url as "updated_by_user.avatar_url",
-    stage.id as "case_funnel_stage.id",
-    stage.organization_id as "case_funnel_stage.organization_id",
-    stage.name as "case_funnel_stage.name",
-    stage.position as "case_funnel_stage.position"
-from cases c
-left join contacts contact on contact.organization_id = c.organization_id and contact.id = c.contact_id
-left join users owner on owner.organization_id = c.organization_id and owner.id = c.owner_id
-left join users author on author.organization_id = c.organization_id and author.id = c.created_by_user_id
-left join users editor on editor.organization_id = c.organization_id and editor.id = c.updated_by_user_id
-left join case_funnel_stages stage on stage.organization_id = c.organization_id and stage.id = c.case_funnel_stage_id;
+    organization_id as "contact.organization_id",
+    id as "contact.id",
+    first_name as "contact.first_name",
+    last_name as "contact.last_name",
+    full_name as "contact.full_name",
+    email as "contact.email",
+    phone as "contact.phone",
+    created_at as "contact.created_at",
+    updated_at as "contact.updated_at"
+from contacts;
+
+create view case_owners with (security_invoker = true) as
+select
+    organization_id as "owner.organization_id",
+    id as "owner.id",
+    email as "owner.email",
+    first_name as "owner.first_name",
+    last_name as "owner.last_name",
+    full_name as "owner.full_name",
+    alias as "owner.alias",
+    title as "owner.title",
+    avatar_url as "owner.avatar_url"
+from users;
+
+create view case_authors with (security_invoker = true) as
+select
+    organization_id as "created_by_user.organization_id",
+    id as "created_by_user.id",
+    email as "created_by_user.email",
+    first_name as "created_by_user.first_name",
+    last_name as "created_by_user.last_name",
+    full_name as "created_by_user.full_name",
+    alias as "created_by_user.alias",
+    title as "created_by_user.title",
+    avatar_url as "created_by_user.avatar_url"
+from users;
+
+create view case_editors with (security_invoker = true) as
+select
+    organization_id as "updated_by_user.organization_id",
+    id as "updated_by_user.id",
+    email as "updated_by_user.email",
+    first_name as "updated_by_user.first_name",
+    last_name as "updated_by_user.last_name",
+    full_name as "updated_by_user.full_name",
+    alias as "updated_by_user.alias",
+    title as "updated_by_user.title",
+    avatar_url as "updated_by_user.avatar_url"
+from users;
+
+create view case_stages with (security_invoker = true) as
+select
+    organization_id as "case_funnel_stage.organization_id",
+    id as "case_funnel_stage.id",
+    name as "case_funnel_stage.name",
+    position as "case_funnel_stage.position"
+from case_funnel_stages;

@@ -8,6 +8,7 @@
 --   then   the whole cases, for the keys of the page alone.
 -- Keys lie behind (:after, :after_id) in the direction of the statement. Without a cursor, :after is the infinity
 -- that everything lies behind. has_before says whether the visitor has cases on the other side of it.
+-- What :with_… says is not wanted is looked up with a null, which is no look-up.
 -- No row: no such visitor. One row whose id is null: a visitor without cases here.
 
 -- name: list_by_created_at_ascending
@@ -67,10 +68,30 @@ select
     v.id as visitor_id,
     v.has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*
+    d.*,
+    contact.*,
+    owner.*,
+    author.*,
+    editor.*,
+    stage.*
 from visitor v
 left join page p on true
-left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+left join case_contacts contact
+    on contact."contact.organization_id" = :organization_id
+    and contact."contact.id" = case when :with_contact then d.contact_id end
+left join case_owners owner
+    on owner."owner.organization_id" = :organization_id
+    and owner."owner.id" = case when :with_owner then d.owner_id end
+left join case_authors author
+    on author."created_by_user.organization_id" = :organization_id
+    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
+left join case_editors editor
+    on editor."updated_by_user.organization_id" = :organization_id
+    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
+left join case_stages stage
+    on stage."case_funnel_stage.organization_id" = :organization_id
+    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.created_at, p.id;
 
 -- name: list_by_created_at_descending
@@ -130,10 +151,30 @@ select
     v.id as visitor_id,
     v.has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*
+    d.*,
+    contact.*,
+    owner.*,
+    author.*,
+    editor.*,
+    stage.*
 from visitor v
 left join page p on true
-left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+left join case_contacts contact
+    on contact."contact.organization_id" = :organization_id
+    and contact."contact.id" = case when :with_contact then d.contact_id end
+left join case_owners owner
+    on owner."owner.organization_id" = :organization_id
+    and owner."owner.id" = case when :with_owner then d.owner_id end
+left join case_authors author
+    on author."created_by_user.organization_id" = :organization_id
+    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
+left join case_editors editor
+    on editor."updated_by_user.organization_id" = :organization_id
+    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
+left join case_stages stage
+    on stage."case_funnel_stage.organization_id" = :organization_id
+    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.created_at desc, p.id desc;
 
 -- name: list_by_updated_at_ascending
@@ -193,10 +234,30 @@ select
     v.id as visitor_id,
     v.has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*
+    d.*,
+    contact.*,
+    owner.*,
+    author.*,
+    editor.*,
+    stage.*
 from visitor v
 left join page p on true
-left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+left join case_contacts contact
+    on contact."contact.organization_id" = :organization_id
+    and contact."contact.id" = case when :with_contact then d.contact_id end
+left join case_owners owner
+    on owner."owner.organization_id" = :organization_id
+    and owner."owner.id" = case when :with_owner then d.owner_id end
+left join case_authors author
+    on author."created_by_user.organization_id" = :organization_id
+    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
+left join case_editors editor
+    on editor."updated_by_user.organization_id" = :organization_id
+    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
+left join case_stages stage
+    on stage."case_funnel_stage.organization_id" = :organization_id
+    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.updated_at, p.id;
 
 -- name: list_by_updated_at_descending
@@ -256,26 +317,69 @@ select
     v.id as visitor_id,
     v.has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*
+    d.*,
+    contact.*,
+    owner.*,
+    author.*,
+    editor.*,
+    stage.*
 from visitor v
 left join page p on true
-left join case_documents d on d.organization_id = :organization_id and d.id = p.id
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+left join case_contacts contact
+    on contact."contact.organization_id" = :organization_id
+    and contact."contact.id" = case when :with_contact then d.contact_id end
+left join case_owners owner
+    on owner."owner.organization_id" = :organization_id
+    and owner."owner.id" = case when :with_owner then d.owner_id end
+left join case_authors author
+    on author."created_by_user.organization_id" = :organization_id
+    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
+left join case_editors editor
+    on editor."updated_by_user.organization_id" = :organization_id
+    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
+left join case_stages stage
+    on stage."case_funnel_stage.organization_id" = :organization_id
+    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.updated_at desc, p.id desc;
 
 -- name: get_case
 -- The same for one case: no row is no such visitor, a row whose id is null no such case of this visitor.
+with visitor as materialized (
+    select v.id
+    from visitors v
+    where v.organization_id = :organization_id
+        and v.external_id = :external_id
+),
+page as materialized (
+    select c.id
+    from visitor v
+    join cases c on c.organization_id = :organization_id and c.id = :case_id::uuid
+    join contacts x on x.organization_id = :organization_id and x.id = c.contact_id and x.visitor_id = v.id
+)
 select
     v.id as visitor_id,
-    d.*
-from visitors v
-left join lateral (
-    select c.id
-    from cases c
-    join contacts x on x.organization_id = :organization_id and x.id = c.contact_id
-    where c.organization_id = :organization_id
-        and c.id = :case_id
-        and x.visitor_id = v.id
-) found on true
-left join case_documents d on d.organization_id = :organization_id and d.id = found.id
-where v.organization_id = :organization_id
-    and v.external_id = :external_id;
+    d.*,
+    contact.*,
+    owner.*,
+    author.*,
+    editor.*,
+    stage.*
+from visitor v
+left join page p on true
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+left join case_contacts contact
+    on contact."contact.organization_id" = :organization_id
+    and contact."contact.id" = case when :with_contact then d.contact_id end
+left join case_owners owner
+    on owner."owner.organization_id" = :organization_id
+    and owner."owner.id" = case when :with_owner then d.owner_id end
+left join case_authors author
+    on author."created_by_user.organization_id" = :organization_id
+    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
+left join case_editors editor
+    on editor."updated_by_user.organization_id" = :organization_id
+    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
+left join case_stages stage
+    on stage."case_funnel_stage.organization_id" = :organization_id
+    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end;

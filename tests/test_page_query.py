@@ -11,6 +11,7 @@ import pytest
 
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection, Database, query_count
+from cases_service.filters import Filters
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
 from cases_service.store import ORDERINGS, list_cases
@@ -113,6 +114,8 @@ def cost(database: Database, visitor: Visitor, ordering: str, cursor: Cursor | N
             organization_id=visitor.organization.id,
             external_id=visitor.external_id,
             ordering=ordering,
+            filters=Filters(),
+            fields=None,
             cursor=cursor,
             page_size=PAGE_SIZE,
         )

@@ -10,9 +10,17 @@ from flask import Blueprint, Response, g, request
 
 from cases_service import store
 from cases_service.access import IDENTITY_HEADER, IN_HEADER, authenticate, identify
+from cases_service.conditional import answer
 from cases_service.cursors import Collection, Cursor
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
-from cases_service.parameters import CollectionParameters, DetailParameters, read_parameters
+from cases_service.parameters import (
+    CollectionParameters,
+    DetailParameters,
+    FilterParameters,
+    filters_of,
+    read_parameters,
+)
+from cases_service.schemas import SummarySchema
 from cases_service.service import current_service
 
 blueprint = Blueprint(
@@ -21,6 +29,8 @@ blueprint = Blueprint(
 
 _COLLECTION: Final = CollectionParameters()
 _DETAIL: Final = DetailParameters()
+_FILTERS: Final = FilterParameters()
+_SUMMARY: Final = SummarySchema()
 
 
 @blueprint.get("")
@@ -29,7 +39,8 @@ def list_cases(organization_id: UUID, token: str) -> Response:
     service = current_service()
     access = authenticate(request, organization_id, service.database)
     parameters = read_parameters(_COLLECTION, request.args)
-    collection = Collection(organization_id, parameters["ordering"])
+    filters = filters_of(parameters)
+    collection = Collection(organization_id, parameters["ordering"], filters.canonical())
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
     external_id = identify(request, token, access, service.secret_box, service.settings)
@@ -39,6 +50,8 @@ def list_cases(organization_id: UUID, token: str) -> Response:
             organization_id=organization_id,
             external_id=external_id,
             ordering=collection.ordering,
+            filters=filters,
+            fields=parameters["fields"],
             cursor=cursor,
             page_size=parameters["page_size"],
         )
@@ -47,12 +60,31 @@ def list_cases(organization_id: UUID, token: str) -> Response:
         raise VisitorNotFoundError
     if cursor is not None:
         cursor.check_visitor(page.visitor_id)
-    document = {
-        "next": _link(token, organization_id, page.next, collection),
-        "previous": _link(token, organization_id, page.previous, collection),
-        "results": page.cases,
-    }
-    return _json(document)
+    following, preceding = (link and link.encode(collection) for link in (page.next, page.previous))
+    results = msgspec.json.encode(page.cases)
+
+    def document() -> bytes:
+        links = {"next": _link(token, organization_id, following), "previous": _link(token, organization_id, preceding)}
+        return msgspec.json.encode({**links, "results": msgspec.Raw(results)})
+
+    return answer(request, document, results, f"{following} {preceding}".encode())
+
+
+@blueprint.get("/summary")
+def summarize_cases(organization_id: UUID, token: str) -> Response:
+    """Answer the cases of the visitor in a few numbers."""
+    service = current_service()
+    access = authenticate(request, organization_id, service.database)
+    filters = filters_of(read_parameters(_FILTERS, request.args))
+    external_id = identify(request, token, access, service.secret_box, service.settings)
+    summary = service.database.read(
+        partial(
+            store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters
+        )
+    )
+    if summary is None:
+        raise VisitorNotFoundError
+    return _whole(_SUMMARY.dump(summary))
 
 
 @blueprint.get("/<case_id>")
@@ -60,32 +92,37 @@ def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
     """Answer one case of a contact of the visitor."""
     service = current_service()
     access = authenticate(request, organization_id, service.database)
-    read_parameters(_DETAIL, request.args)
+    parameters = read_parameters(_DETAIL, request.args)
     external_id = identify(request, token, access, service.secret_box, service.settings)
     found = service.database.read(
         partial(
-            store.get_case, organization_id=organization_id, external_id=external_id, case_id=_uuid_or_none(case_id)
+            store.get_case,
+            organization_id=organization_id,
+            external_id=external_id,
+            case_id=_uuid_or_none(case_id),
+            fields=parameters["fields"],
         )
     )
     if found is None:
         raise VisitorNotFoundError
     if found.case is None:
         raise CaseNotFoundError
-    return _json(found.case)
+    return _whole(found.case)
 
 
-def _json(document: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(document), content_type="application/json")
+def _whole(document: dict[str, Any]) -> Response:
+    body = msgspec.json.encode(document)
+    return answer(request, lambda: body, body)
 
 
-def _link(token: str, organization_id: UUID, cursor: Cursor | None, collection: Collection) -> str | None:
+def _link(token: str, organization_id: UUID, cursor: str | None) -> str | None:
     """Return the URL of another page, with the token where the caller had it and the caller's other parameters."""
     if cursor is None:
         return None
     given = {name: value for name, value in request.args.items() if name != "cursor"}
-    query = urlencode({**given, "cursor": cursor.encode(collection)})
     place = IN_HEADER if IDENTITY_HEADER in request.headers else token
-    return f"{g.base_url}/api/v5/orgs/{organization_id}/external-visitors/{place}/cases?{query}"
+    path = f"/api/v5/orgs/{organization_id}/external-visitors/{place}/cases"
+    return f"{g.base_url}{path}?{urlencode({**given, 'cursor': cursor})}"
 
 
 def _uuid_or_none(text: str) -> UUID | None:

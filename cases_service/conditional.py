@@ -1,0 +1,25 @@
+"""Answers conditional requests: an ETag on what is shown, and 304 where the caller has it already (RFC 9110)."""
+
+import hashlib
+from collections.abc import Callable
+
+from flask import Request, Response
+
+
+def answer(request: Request, document: Callable[[], bytes], *represented: bytes) -> Response:
+    """Return a JSON document with its ETag, or 304 where the request's If-None-Match has it.
+
+    Args:
+        request: The request, every check of which has passed.
+        document: Makes the body; not called for a 304.
+        represented: What the ETag stands for. It is weak, since the body also has links, which follow the caller.
+
+    """
+    digest = hashlib.sha256(b"\0".join(represented)).hexdigest()[:32]
+    if request.if_none_match.contains_weak(digest):
+        response = Response(status=304)
+    else:
+        response = Response(document(), content_type="application/json")
+    response.set_etag(digest, weak=True)
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response

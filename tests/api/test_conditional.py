@@ -1,0 +1,123 @@
+"""ETag and If-None-Match: 304 exactly while nothing that is shown has changed."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
+
+
+@pytest.fixture
+def visitor(organization: Organization) -> Visitor:
+    visitor = organization.visitor(contacts=2)
+    stage = uuid4()
+    organization.insert("case_funnel_stages", organization_id=organization.id, id=stage, name="New", position=1)
+    for n in range(3):
+        organization.case(
+            visitor.contact_ids[n % 2],
+            LONG_AGO + timedelta(hours=n),
+            owner_id=organization.user_id,
+            case_funnel_stage_id=stage,
+        )
+    return visitor
+
+
+def paths(client: FlaskClient, visitor: Visitor) -> list[str]:
+    path = visitor.path
+    case_id = get(client, visitor.organization, path).get_json()["results"][0]["id"]
+    return [f"{path}?page_size=2", f"{path}/{case_id}", f"{path}/summary"]
+
+
+def test_what_has_not_changed_is_304_without_a_body(client: FlaskClient, visitor: Visitor) -> None:
+    for path in paths(client, visitor):
+        first = get(client, visitor.organization, path)
+        tag = first.headers["ETag"]
+        assert tag.startswith('W/"')
+        assert first.headers["Cache-Control"] == "private, no-cache"
+        for given in (tag, tag.removeprefix("W/"), f'"x", {tag}', "*"):
+            again = get(client, visitor.organization, path, **{"If-None-Match": given})
+            assert (again.status_code, again.data) == (304, b"")
+            assert again.headers["ETag"] == tag
+            assert again.headers["Cache-Control"] == "private, no-cache"
+            assert again.headers["Vary"] == "Authorization, X-External-Identity"
+        head = client.head(path, headers=visitor.organization.headers(**{"If-None-Match": tag}))
+        assert head.status_code == 304
+        assert get(client, visitor.organization, path, **{"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["", "x", '"', "W/", ",,,", '"a" "b"', "\u00e9"])
+def test_what_is_no_tag_is_ignored(client: FlaskClient, visitor: Visitor, given: str) -> None:
+    assert get(client, visitor.organization, visitor.path, **{"If-None-Match": given}).status_code == 200
+
+
+def rename_owner(visitor: Visitor) -> None:
+    visitor.organization.update("users", "id", visitor.organization.user_id, title="Lead")
+
+
+def rename_contact(visitor: Visitor) -> None:
+    visitor.organization.update("contacts", "id", visitor.contact_ids[0], first_name="New")
+
+
+def rename_stage(visitor: Visitor) -> None:
+    visitor.organization.connection.execute(
+        "update case_funnel_stages set name = 'Renamed' where organization_id = %s", [visitor.organization.id]
+    )
+
+
+@pytest.mark.parametrize("change", [rename_owner, rename_contact, rename_stage])
+def test_nested_objects_count(
+    client: FlaskClient, visitor: Visitor, change: Callable[[Visitor], Any]
+) -> None:
+    for path in paths(client, visitor)[:2]:
+        tag = get(client, visitor.organization, path).headers["ETag"]
+        change(visitor)
+        assert get(client, visitor.organization, path, **{"If-None-Match": tag}).status_code == 200
+        visitor.organization.connection.execute(
+            "update users set title = null where organization_id = %s", [visitor.organization.id]
+        )
+        visitor.organization.connection.execute(
+            "update contacts set first_name = null where organization_id = %s", [visitor.organization.id]
+        )
+        visitor.organization.connection.execute(
+            "update case_funnel_stages set name = 'New' where organization_id = %s", [visitor.organization.id]
+        )
+
+
+def test_fields_count(client: FlaskClient, visitor: Visitor) -> None:
+    tags = {
+        get(client, visitor.organization, f"{visitor.path}{query}").headers["ETag"]
+        for query in ("", "?fields=id", "?fields=id,status")
+    }
+    assert len(tags) == 3
+    tag = get(client, visitor.organization, f"{visitor.path}?fields=id").headers["ETag"]
+    rename_owner(visitor)
+    path = f"{visitor.path}?fields=id"
+    assert get(client, visitor.organization, path, **{"If-None-Match": tag}).status_code == 304
+
+
+def test_a_case_beyond_the_page_counts_once_a_link_appears(client: FlaskClient, visitor: Visitor) -> None:
+    path = f"{visitor.path}?page_size=3"
+    tag = get(client, visitor.organization, path).headers["ETag"]
+    visitor.organization.case(visitor.contact_ids[0], LONG_AGO + timedelta(days=9))
+    assert get(client, visitor.organization, path, **{"If-None-Match": tag}).status_code == 200
+
+
+def test_the_url_does_not_count(client: FlaskClient, visitor: Visitor) -> None:
+    first = get(client, visitor.organization, f"{visitor.path}?page_size=2")
+    renewed = visitor.organization.jwt(visitor.external_id, jti="another")
+    path = f"/api/v5/orgs/{visitor.organization.id}/external-visitors/{renewed}/cases?page_size=2&format=json"
+    again = get(client, visitor.organization, path, Host="127.0.0.1", **{"If-None-Match": first.headers["ETag"]})
+    assert again.status_code == 304
+
+
+def test_preconditions_come_after_every_check(client: FlaskClient, visitor: Visitor) -> None:
+    given = {"If-None-Match": "*"}
+    assert_problem(client.get(visitor.path, headers=given), 401, "authentication_required")
+    assert_problem(get(client, visitor.organization, f"{visitor.path}/x", **given), 404, "case_not_found")
+    nobody = f"/api/v5/orgs/{visitor.organization.id}/external-visitors/{visitor.organization.jwt('nobody')}/cases"
+    assert_problem(get(client, visitor.organization, nobody, **given), 404, "visitor_not_found")
+    assert_problem(get(client, visitor.organization, f"{visitor.path}?page_size=0", **given), 400, "invalid_parameter")
