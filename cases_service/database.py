@@ -25,8 +25,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-# Every statement of a request is an index look-up, whatever it is asked for. Held to that, a plan that is made once
-# for all parameters is the right one, and neither stale statistics nor an empty table at start can turn it over.
+# Every statement of a request is a few index look-ups in the order of the index. Held to that, a plan that is made
+# once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
+# turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
 _SESSION: Final = {
     "timezone": "UTC",
     "datestyle": "ISO",
@@ -35,6 +36,8 @@ _SESSION: Final = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
     "jit": "off",
 }
 # A peer that has vanished is noticed within seconds, instead of the minutes of TCP's defaults.

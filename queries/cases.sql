@@ -24,6 +24,7 @@ with visitor as materialized (
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
                     and (c.created_at, c.id) <= (:after::timestamptz, :after_id::uuid)
+                order by c.created_at desc, c.id desc
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -107,6 +108,7 @@ with visitor as materialized (
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
                     and (c.created_at, c.id) >= (:after::timestamptz, :after_id::uuid)
+                order by c.created_at, c.id
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -190,6 +192,7 @@ with visitor as materialized (
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
                     and (c.updated_at, c.id) <= (:after::timestamptz, :after_id::uuid)
+                order by c.updated_at desc, c.id desc
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -273,6 +276,7 @@ with visitor as materialized (
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
                     and (c.updated_at, c.id) >= (:after::timestamptz, :after_id::uuid)
+                order by c.updated_at, c.id
                 limit 1
             ) before
             where x.organization_id = :organization_id

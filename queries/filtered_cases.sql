@@ -27,6 +27,7 @@ with visitor as materialized (
                     and c.updated_at < :updated_until::timestamptz
                     and array_position(:priorities::smallint[], c.priority) is not null
                     and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                order by c.created_at desc, c.id desc
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -130,6 +131,7 @@ with visitor as materialized (
                     and c.updated_at < :updated_until::timestamptz
                     and array_position(:priorities::smallint[], c.priority) is not null
                     and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                order by c.created_at, c.id
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -233,6 +235,7 @@ with visitor as materialized (
                     and c.created_at < :created_until::timestamptz
                     and array_position(:priorities::smallint[], c.priority) is not null
                     and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                order by c.updated_at desc, c.id desc
                 limit 1
             ) before
             where x.organization_id = :organization_id
@@ -336,6 +339,7 @@ with visitor as materialized (
                     and c.created_at < :created_until::timestamptz
                     and array_position(:priorities::smallint[], c.priority) is not null
                     and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                order by c.updated_at, c.id
                 limit 1
             ) before
             where x.organization_id = :organization_id

@@ -1,17 +1,21 @@
 """The cost of a page, counted in rows and buffers: it depends on the contacts and the page, not on the cases."""
 
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
+from psycopg import sql
 
+from cases_service.application import create_app
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection, Database, query_count
 from cases_service.filters import Filters
+from cases_service.instants import to_microseconds
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
 from cases_service.store import ORDERINGS, list_cases
@@ -19,6 +23,7 @@ from tests.factories import Organization, Visitor, get
 
 PAGE_SIZE = 25
 CASES = 20_000
+NO_FILTERS = Filters()
 
 
 @dataclass
@@ -47,10 +52,12 @@ def fill(visitor: Visitor, number: int) -> None:
     """Give a visitor cases that alternate between the contacts, several at each moment."""
     visitor.organization.connection.execute(
         """
-        insert into cases (organization_id, id, case_number, contact_id, owner_id, status, priority,
+        insert into cases (organization_id, id, case_number, contact_id, owner_id, status, closed_at, priority,
             created_at, updated_at)
         select %(organization)s, gen_random_uuid(), %(visitor)s || '-' || n, (%(contacts)s::uuid[])[1 + n %% %(count)s],
-            %(owner)s, 'Open', 3, '2020-01-01'::timestamptz + (n / 5) * interval '1 s',
+            %(owner)s, case when n %% 2000 = 7 then 'Open' else 'Closed' end,
+            case when n %% 2000 = 7 then null else '2020-01-01'::timestamptz end, 3,
+            '2020-01-01'::timestamptz + (n / 5) * interval '1 s',
             '2024-01-01'::timestamptz - (n / 7) * interval '1 s'
         from generate_series(1, %(number)s) n
         """,
@@ -81,21 +88,24 @@ def cursors(visitor: Visitor) -> list[Cursor | None]:
 
 
 class Explained:
-    """Stands for a connection: runs each statement under EXPLAIN and keeps what its plan read."""
+    """Stands for a connection: runs a statement, and again under EXPLAIN with the very plan that was prepared."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.plan: dict[str, Any] = {}
 
     def execute(self, statement: str, parameters: dict[str, Any]) -> Any:
-        # As the service runs it: prepared, with the generic plan.
-        self.connection.execute(statement, parameters, prepare=True)
-        explained = self.connection.execute(
-            "explain (analyze, buffers, format json, timing off) " + statement, parameters  # type: ignore[operator]
-        ).fetchone()
+        result = self.connection.execute(statement, parameters)
+        prepared = {text: name for name, text in self.connection.execute("select name, statement from pg_prepared_statements")}
+        names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+        numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", statement)
+        explain = sql.SQL("explain (analyze, buffers, timing off, format json) execute {}({})").format(
+            sql.Identifier(prepared[numbered]), sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
+        )
+        explained = self.connection.execute(explain).fetchone()
         assert explained
-        self.plan = explained[0][0]["Plan"] if not isinstance(explained[0], str) else json.loads(explained[0])[0]["Plan"]
-        return self.connection.execute(statement, parameters)
+        self.plan = explained[0][0]["Plan"]
+        return result
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -104,7 +114,9 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-def cost(database: Database, visitor: Visitor, ordering: str, cursor: Cursor | None) -> tuple[int, int]:
+def cost(
+    database: Database, visitor: Visitor, ordering: str, cursor: Cursor | None, filters: Filters = NO_FILTERS
+) -> tuple[int, int]:
     """Return the rows that a page's plan reads from tables and indexes, and the buffers it touches."""
 
     def work(connection: Connection) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def cost(database: Database, visitor: Visitor, ordering: str, cursor: Cursor | N
             organization_id=visitor.organization.id,
             external_id=visitor.external_id,
             ordering=ordering,
-            filters=Filters(),
+            filters=filters,
             fields=None,
             cursor=cursor,
             page_size=PAGE_SIZE,
@@ -124,7 +136,9 @@ def cost(database: Database, visitor: Visitor, ordering: str, cursor: Cursor | N
     plan = database.read(work)
     scans = [node for node in nodes(plan) if "Relation Name" in node]
     assert all(node["Node Type"] in ("Index Scan", "Index Only Scan") for node in scans)
-    rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
+    passed = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
+    discarded = sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in scans)
+    rows = passed + discarded
     return rows, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
@@ -154,6 +168,35 @@ def test_a_heavy_visitor_of_two_contacts_reads_hardly_more_than_an_ordinary_one(
         assert buffers <= 1.5 * ordinary[1]
 
 
+FLAT = [
+    (Filters(is_closed=False), ORDERINGS),
+    (Filters(is_closed=True), ORDERINGS),
+    (Filters(statuses=frozenset({"Open"})), ORDERINGS),
+    (Filters(statuses=frozenset({"Pending", "In Progress"})), ORDERINGS),
+    (Filters(created_since=to_microseconds("2020-01-01T01:05:00Z")), ORDERINGS[:2]),
+    (Filters(created_until=to_microseconds("2020-01-01T00:00:05Z")), ORDERINGS[:2]),
+    (Filters(created_since=to_microseconds("2030-01-01T00:00:00Z")), ORDERINGS[:2]),
+    (Filters(updated_since=to_microseconds("2023-12-31T23:59:50Z")), ORDERINGS[2:]),
+    (Filters(updated_until=to_microseconds("2023-12-31T23:20:00Z")), ORDERINGS[2:]),
+    (Filters(is_closed=False, created_since=to_microseconds("2020-01-01T00:30:00Z")), ORDERINGS[:2]),
+]
+
+
+@pytest.mark.parametrize(("filters", "orderings"), FLAT)
+@pytest.mark.parametrize("contacts", [2, 20, 200])
+def test_a_filter_with_an_index_costs_contacts_and_page_too(
+    database: Database, heavy: Heavy, contacts: int, filters: Filters, orderings: tuple[str, ...]
+) -> None:
+    visitor = heavy.by_contacts[contacts]
+    streams = contacts * len(filters.parameters()["statuses"])
+    nearest = min(streams, PAGE_SIZE + 1)
+    for ordering in orderings:
+        for cursor in cursors(visitor):
+            rows, buffers = cost(database, visitor, ordering, cursor, filters)
+            assert rows <= 2 * contacts + 4 * streams + nearest * (PAGE_SIZE + 1) + 7 * (PAGE_SIZE + 1)
+            assert buffers <= 4 * contacts + 10 * streams + 40 * nearest + 30 * (PAGE_SIZE + 1)
+
+
 def test_a_request_is_two_statements(app: Any, heavy: Heavy, caplog: pytest.LogCaptureFixture) -> None:
     client = app.test_client()
     visitor = heavy.by_contacts[20]
@@ -166,10 +209,6 @@ def test_a_request_is_two_statements(app: Any, heavy: Heavy, caplog: pytest.LogC
 
 def test_a_request_is_two_round_trips(settings: Settings, heavy: Heavy, tmp_path: Any) -> None:
     """Counted by libpq's own trace: each Sync that is sent asks the server for an answer."""
-    from cases_service.application import create_app  # noqa: PLC0415
-
-    import msgspec  # noqa: PLC0415
-
     app = create_app(msgspec.structs.replace(settings, pool_size=1))
     database: Database = app.extensions["cases_service"].database
     client = app.test_client()
