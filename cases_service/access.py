@@ -43,9 +43,7 @@ def authenticate(request: Request, organization_id: UUID, database: Database) ->
     token = ApiToken.parse(credentials[1] or "")
     if token is None:
         raise ApiTokenInvalidError
-    access = database.read(
-        partial(store.get_access, organization_id=token.organization_id, token_hash=token.hash)
-    )
+    access = database.read(partial(store.get_access, organization_id=token.organization_id, token_hash=token.hash))
     if access is None:
         raise ApiTokenInvalidError
     if access.organization_id != organization_id:
@@ -57,7 +55,7 @@ def authenticate(request: Request, organization_id: UUID, database: Database) ->
 
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> str:
     """Return the external identity that the request's JWT proves to this organization."""
-    token = _visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
+    token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
     return visitor_tokens.verify(token, verification_keys(access.organization_id, access.keys, box), rules)
 
 
@@ -66,7 +64,13 @@ def verification_keys(organization_id: UUID, keys: Sequence[StoredKey], box: Sec
     return [VerificationKey(key.id, key.algorithm, partial(_material, organization_id, key, box)) for key in keys]
 
 
-def _visitor_token(in_path: str, in_header: str | None) -> str:
+def visitor_token(in_path: str, in_header: str | None) -> str:
+    """Return the JWT of a request, which stands in the path or, with - in its place there, in the header.
+
+    Raises:
+        VisitorTokenError: It is missing, given twice, empty or too long.
+
+    """
     if in_header is None:
         if in_path == IN_HEADER:
             raise TokenMissingError

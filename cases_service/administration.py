@@ -67,6 +67,13 @@ def revoke_token(connection: Connection, *, organization_id: UUID, token_id: UUI
         raise AdministrationError(f"organization {organization_id} has no API token {token_id}")
 
 
+def revoke_tokens_described(connection: Connection, *, organization_id: UUID, description: str) -> None:
+    """End all API tokens of an organization that carry this description."""
+    connection.execute(
+        _STATEMENTS["revoke_tokens_described"], {"organization_id": organization_id, "description": description}
+    )
+
+
 def create_key(
     connection: Connection, *, organization_id: UUID, algorithm: str, public_key: str | None, box: SecretBox
 ) -> NewKey:
@@ -146,9 +153,7 @@ def rotate_secrets(connection: Connection, *, box: SecretBox) -> int:
 
 def count_contacts(connection: Connection, *, organization_id: UUID, external_id: str) -> int | None:
     """Return how many contacts a visitor has, or None where the visitor does not exist."""
-    count: int | None = _one(
-        connection, "count_contacts", organization_id=organization_id, external_id=external_id
-    )
+    count: int | None = _one(connection, "count_contacts", organization_id=organization_id, external_id=external_id)
     return count
 
 

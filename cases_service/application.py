@@ -16,11 +16,10 @@ from cases_service.database import Database, query_count
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
-from cases_service.settings import Settings, SettingsError, read_settings
+from cases_service.settings import Settings, read_settings
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS: Final = {
-    "Cache-Control": "private, no-store",
     "Vary": "Authorization, X-External-Identity",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -36,6 +35,11 @@ class Application(Flask):
         """Log what escaped the error handlers, without the path."""
         log.error("unexpected_error", exc_info=exc_info)
 
+    def close(self) -> None:
+        """End the connections to the database, when the worker ends."""
+        service: Service = self.extensions["cases_service"]
+        service.database.close()
+
 
 def create_app(settings: Settings | None = None) -> Application:
     """Return the application of one worker. Its pool begins to connect at once, in the background.
@@ -45,10 +49,8 @@ def create_app(settings: Settings | None = None) -> Application:
 
     """
     settings = settings or read_settings()
-    if settings.database_url is None:
-        raise SettingsError("DATABASE_URL: expected a PostgreSQL to use; cases-service serve can bring its own")
+    database = Database(settings.require_database_url(), settings)
     configure()
-    database = Database(settings.database_url, settings)
     app = Application("cases_service", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
@@ -77,6 +79,7 @@ def _begin() -> None:
 
 def _finish(response: Response) -> Response:
     response.headers.update(_HEADERS)
+    response.headers.setdefault("Cache-Control", "private, no-store")
     response.headers["X-Request-ID"] = g.request_id
     organization = (request.view_args or {}).get("organization_id")
     log.info(

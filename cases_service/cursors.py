@@ -19,7 +19,7 @@ from cases_service.errors import InvalidCursorError
 _VERSION: Final = 1
 _LAYOUT: Final = struct.Struct(">BBq16s8s")
 _DIGEST_SIZE: Final = 8
-_FORM: Final = re.compile(r"[A-Za-z0-9_-]{%d}" % ((_LAYOUT.size + _DIGEST_SIZE) * 4 // 3))
+_FORM: Final = re.compile(rf"[A-Za-z0-9_-]{{{(_LAYOUT.size + _DIGEST_SIZE) * 4 // 3}}}")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -155,10 +155,9 @@ def connection_parameters(url: str, settings: Settings) -> str:
     given = conninfo.conninfo_to_dict(url)
     session = {**_SESSION, "statement_timeout": f"{settings.statement_timeout * 1000:.0f}"}
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
-    defaults = {"application_name": "cases-service", "connect_timeout": settings.connect_timeout, **_LIVENESS}
-    return conninfo.make_conninfo(
-        **{**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
-    )
+    defaults = {"application_name": "cases-service", "connect_timeout": str(settings.connect_timeout), **_LIVENESS}
+    parameters: dict[str, Any] = {**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
+    return conninfo.make_conninfo("", **parameters)
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:

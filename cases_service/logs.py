@@ -4,6 +4,7 @@ No line carries a path, a token or an external identity. A traceback therefore n
 leaves out the message of the exception, which may quote what a caller sent.
 """
 
+import logging
 import sys
 import traceback
 from types import TracebackType
@@ -45,13 +46,33 @@ def logging_config(settings: Settings) -> dict[str, Any]:
                 "use_get_message": True,
             }
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured", "stream": "ext://sys.stderr"}},
+        "filters": {"without_messages": {"()": ExceptionsWithoutMessages}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "stream": "ext://sys.stderr"}
+        },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.error": {
+                "level": level,
+                "handlers": ["stderr"],
+                "filters": ["without_messages"],
+                "propagate": False,
+            },
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+            # Three lines for each request otherwise, at the level info.
+            "psycopg.pool": {"level": "ERROR" if level == "ERROR" else "WARNING"},
         },
     }
+
+
+class ExceptionsWithoutMessages(logging.Filter):
+    """Leaves the class alone of an exception that is an argument of a line: gunicorn's quote the request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record and let it pass."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(type(a).__name__ if isinstance(a, BaseException) else a for a in record.args)
+        return True
 
 
 def method_label(method: str) -> str:

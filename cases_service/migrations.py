@@ -5,7 +5,7 @@ the service reads as it was, so that the two can run side by side during an upgr
 """
 
 from pathlib import Path
-from typing import Any, Final, LiteralString, cast
+from typing import Any, Final
 
 import psycopg
 
@@ -46,7 +46,7 @@ def init_db(connection: psycopg.Connection[Any]) -> tuple[int, int]:
         if before > SCHEMA_VERSION:
             raise SchemaError(f"the schema has version {before} and this release knows {SCHEMA_VERSION}: upgrade it")
         for file in [source("schema.sql")] if before == 0 else _after(before):
-            connection.execute(cast("LiteralString", file.read_text(encoding="utf-8")), prepare=False)
+            connection.execute(file.read_bytes(), prepare=False)
         connection.execute(_SCHEMA["set_schema_version"], {"version": SCHEMA_VERSION})
     return before, SCHEMA_VERSION
 

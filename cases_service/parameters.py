@@ -79,7 +79,7 @@ class Parameters(Schema):
 class DetailParameters(Parameters):
     """The parameters of one case."""
 
-    fields = CommaSeparated(CASE_ATTRIBUTES, load_default=None)
+    attributes = CommaSeparated(CASE_ATTRIBUTES, data_key="fields", load_default=None)
 
 
 class FilterParameters(Parameters):
@@ -105,7 +105,7 @@ class CollectionParameters(FilterParameters):
     cursor = fields.String(
         load_default=None, validate=validate.Length(min=1, error="Expected the cursor of a link next or previous.")
     )
-    fields = CommaSeparated(CASE_ATTRIBUTES, load_default=None)
+    attributes = CommaSeparated(CASE_ATTRIBUTES, data_key="fields", load_default=None)
 
 
 def filters_of(parameters: dict[str, Any]) -> Filters:
@@ -129,14 +129,14 @@ def read_parameters(schema: Schema, arguments: MultiDict[str, str]) -> dict[str,
         InvalidParameterError: Names each wrong parameter and what it accepts.
 
     """
-    names = ", ".join(schema.load_fields)
+    known = [field.data_key or name for name, field in schema.load_fields.items()]
     errors = {name: "Expected once." for name, values in arguments.lists() if len(values) > 1}
     try:
         parameters: dict[str, Any] = schema.load(arguments.to_dict())
     except ValidationError as error:
-        for name, messages in error.normalized_messages().items():
-            known = name in schema.load_fields
-            errors.setdefault(name, messages[0] if known else f"Unknown parameter. The parameters are: {names}.")
+        for name, messages in error.messages_dict.items():
+            unknown = f"Unknown parameter. The parameters are: {', '.join(known)}."
+            errors.setdefault(name, messages[0] if name in known else unknown)
         parameters = {}
     if errors:
         found = [{"parameter": name[:_NAME_LENGTH], "detail": detail} for name, detail in errors.items()]

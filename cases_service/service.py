@@ -11,9 +11,9 @@ from flask import Request, current_app
 from cases_service import store
 from cases_service.database import Database
 from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableError
+from cases_service.migrations import SCHEMA_VERSION
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
-from cases_service.migrations import SCHEMA_VERSION
 
 _READINESS_SECONDS: Final = 1.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")

@@ -1,4 +1,4 @@
-"""Knows every setting: its environment variable, type, limits, default and meaning. Nothing else reads the environment."""
+"""Knows every setting: its variable, type, limits, default and meaning. Nothing else reads the environment."""
 
 import base64
 import binascii
@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+import psycopg
 from msgspec import Meta, field
+from psycopg.conninfo import conninfo_to_dict
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
+_EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
 
 
 class SettingsError(ValueError):
@@ -53,7 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="What links begin with, such as `https://cases.example.com`. Without it, the request's host."),
     ] = field(name="CASES_PUBLIC_URL", default=None)
     allowed_hosts: Annotated[
-        str, Meta(description="Host names that a request may name while `CASES_PUBLIC_URL` is not set, comma-separated.")
+        str,
+        Meta(description="Host names that a request may name while `CASES_PUBLIC_URL` is not set, comma-separated."),
     ] = field(name="CASES_ALLOWED_HOSTS", default=_LOOPBACK)
     trusted_hops: Annotated[
         int, Meta(ge=0, le=10, description="Number of reverse proxies in front whose `X-Forwarded-*` headers count.")
@@ -108,10 +112,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.secret_key and self.secret_key_file:
             raise SettingsError("CASES_SECRET_KEY and CASES_SECRET_KEY_FILE are both set; set one of them")
+        if self.database_url is not None:
+            _check_database_url(self.database_url)
         if self.public_url is not None:
             _check_public_url(self.public_url)
-        _check_bind(self.bind)
+        check_bind(self.bind)
         _ = self.secret_keys
+
+    def require_database_url(self) -> str:
+        """Return the PostgreSQL to use, or raise SettingsError where none is named."""
+        if self.database_url is None:
+            raise SettingsError("DATABASE_URL: expected a PostgreSQL to use; cases-service serve can bring its own")
+        return self.database_url
+
+    def __repr__(self) -> str:
+        # Shown in a traceback or a log, the attributes would give the secrets away.
+        return "Settings()"
 
     @property
     def secret_keys(self) -> tuple[str, ...]:
@@ -155,7 +171,23 @@ def unknown_names(environment: Mapping[str, str] = os.environ) -> list[str]:
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the variables that make another process read the same settings."""
     values = ((f.encode_name, getattr(settings, f.name)) for f in msgspec.structs.fields(Settings))
-    return {name: str(value).lower() if value in (True, False) else str(value) for name, value in values if value is not None}
+    return {
+        name: str(value).lower() if value in (True, False) else str(value)
+        for name, value in values
+        if value is not None
+    }
+
+
+def process_environment(settings: Settings, *, embedded_lock: int | None = None) -> dict[str, str]:
+    """Return this process's environment with these settings and an embedded server's lock, for another program."""
+    lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
+    return {**os.environ, **environment_of(settings), **lock}
+
+
+def inherited_lock() -> int | None:
+    """Return the descriptor of an embedded server's lock that this program was started with."""
+    number = os.environ.get(_EMBEDDED_LOCK, "")
+    return int(number) if number.isdecimal() else None
 
 
 def _sentence(error: msgspec.ValidationError) -> str:
@@ -191,7 +223,26 @@ def _check_public_url(url: str) -> None:
         raise SettingsError("CASES_PUBLIC_URL: expected http(s)://host, with a port and a path at the most")
 
 
-def _check_bind(address: str) -> None:
+def _check_database_url(url: str) -> None:
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise SettingsError("DATABASE_URL: expected a libpq URI or key-value string") from None
+    # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
+    hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
+    names = (host for host in hosts if not host.startswith(("/", "@")))
+    if any("@" in name for name in names) or not all(port == "" or _is_port(port) for port in ports):
+        raise SettingsError(
+            "DATABASE_URL: expected host and port; in a URI, a password's special characters are percent-encoded"
+        )
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= 65535  # noqa: PLR2004
+
+
+def check_bind(address: str) -> None:
+    """Raise SettingsError unless this is an address to listen on, as HOST:PORT."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", address)
-    if not match or int(match[2]) > 65535:  # noqa: PLR2004
+    if not match or not _is_port(match[2]):
         raise SettingsError("CASES_BIND: expected HOST:PORT, such as 127.0.0.1:8000")

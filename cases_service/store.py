@@ -161,7 +161,7 @@ def _wanted(fields: Fields) -> dict[str, bool]:
 def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending: bool) -> tuple[str, UUID]:
     """Return what the page's keys lie behind: the cursor, or the limit of a filter where that is further in."""
     edge = _edge(column, filters, ascending=ascending)
-    position = cursor and cursor.position
+    position = None if cursor is None else cursor.position
     if edge is not None and (position is None or (edge > position if ascending else edge < position)):
         position = edge
     if position is None:

@@ -188,7 +188,7 @@ def _verifies(key: VerificationKey, parsed: ParsedToken) -> bool:
 def _prepare(name: str, material: str) -> tuple[Algorithm, Any]:
     # A key is parsed once. What may verify now is decided by the keys of the request, never by this cache.
     algorithm = jwt.PyJWS().get_algorithm_by_name(name)
-    # PyJWT refuses a secret that looks like a public key, against the confusion of the two. Here a key has one algorithm.
+    # PyJWT refuses a secret that looks like a public key, lest the two be confused. Here a key has one algorithm.
     return algorithm, material.encode() if name in HMAC_ALGORITHMS else algorithm.prepare_key(material)
 
 
@@ -232,8 +232,19 @@ def _no_constant(_name: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_number, parse_constant=_no_constant)
 
 
-def sign(external_id: str, *, secret: str, algorithm: str, key_id: UUID, ttl: int, now: float | None = None) -> str:
+def sign(
+    external_id: str,
+    *,
+    secret: str,
+    algorithm: str,
+    key_id: UUID,
+    ttl: int,
+    audience: str | None = None,
+    issuer: str | None = None,
+    now: float | None = None,
+) -> str:
     """Return a visitor's JWT, signed with an HMAC secret, that is valid for `ttl` seconds."""
     issued_at = int(time.time() if now is None else now)
-    claims = {"sub": external_id, "iat": issued_at, "exp": issued_at + ttl}
-    return jwt.encode(claims, secret, algorithm=algorithm, headers={"kid": str(key_id)})
+    claims = {"sub": external_id, "iat": issued_at, "exp": issued_at + ttl, "aud": audience, "iss": issuer}
+    given = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(given, secret, algorithm=algorithm, headers={"kid": str(key_id)})

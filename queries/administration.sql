@@ -23,6 +23,13 @@ set revoked_at = coalesce(revoked_at, now())
 where organization_id = :organization_id and id = :id
 returning id;
 
+-- name: revoke_tokens_described!
+update api_tokens
+set revoked_at = now()
+where organization_id = :organization_id
+    and description = :description
+    and revoked_at is null;
+
 -- name: count_live_keys
 select count(*)
 from signing_keys

@@ -64,9 +64,7 @@ class Organization:
     def key(self, algorithm: str = "HS256", secret: str | None = None) -> tuple[UUID, str]:
         kid, text = uuid4(), secret or signing_keys.new_secret()
         sealed = self.box.seal(text, organization_id=self.id, key_id=kid, algorithm=algorithm)
-        self.insert(
-            "signing_keys", organization_id=self.id, id=kid, algorithm=algorithm, encrypted_secret=sealed
-        )
+        self.insert("signing_keys", organization_id=self.id, id=kid, algorithm=algorithm, encrypted_secret=sealed)
         return kid, text
 
     def public_key(self, algorithm: str, pem: str) -> UUID:
@@ -112,9 +110,7 @@ class Visitor:
         self.organization = organization
         self.external_id = external_id
         self.id = uuid4()
-        organization.insert(
-            "visitors", organization_id=organization.id, id=self.id, external_id=external_id
-        )
+        organization.insert("visitors", organization_id=organization.id, id=self.id, external_id=external_id)
         self.contact_ids = [self.contact() for _ in range(contacts)]
 
     def contact(self, **values: Any) -> UUID:
@@ -126,9 +122,7 @@ class Visitor:
     def cases(self, number: int, step: timedelta = timedelta(seconds=1)) -> list[UUID]:
         """Make cases a step apart, in turn of each contact, and return their ids in order."""
         contacts = self.contact_ids
-        return [
-            self.organization.case(contacts[i % len(contacts)], LONG_AGO + i * step) for i in range(number)
-        ]
+        return [self.organization.case(contacts[i % len(contacts)], LONG_AGO + i * step) for i in range(number)]
 
     @property
     def path(self) -> str:

@@ -99,17 +99,13 @@ def test_what_does_not_exist_cannot_be_ended(organization: Organization) -> None
             administration.retire_key(organization.connection, organization_id=organization.id, key_id=key_id)
     for token_id in (uuid4(), other.token_id):
         with pytest.raises(AdministrationError, match="no API token"):
-            administration.revoke_token(
-                organization.connection, organization_id=organization.id, token_id=token_id
-            )
+            administration.revoke_token(organization.connection, organization_id=organization.id, token_id=token_id)
 
 
 def test_what_belongs_to_nobody_cannot_be_made(organization: Organization) -> None:
     other = Organization(organization.connection, organization.box)
     with pytest.raises(AdministrationError, match="no user"):
-        administration.create_token(
-            organization.connection, organization_id=organization.id, user_id=other.user_id
-        )
+        administration.create_token(organization.connection, organization_id=organization.id, user_id=other.user_id)
     with pytest.raises(AdministrationError, match="no organization"):
         administration.create_key(
             organization.connection, organization_id=uuid4(), algorithm="HS256", public_key=None, box=organization.box

@@ -46,7 +46,8 @@ def test_one_module_encrypts() -> None:
 def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
     allowed = {
-        "access.py", "application.py", "conditional.py", "problems.py", "service.py", "blueprints/cases.py", "blueprints/health.py",
+        "access.py", "application.py", "conditional.py", "problems.py", "service.py",
+        "blueprints/cases.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed
 
@@ -87,14 +88,16 @@ def test_no_sql_is_assembled_in_python() -> None:
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.JoinedStr):
-                text = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+                text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
                 assert not re.search(r"(?i)\b(select|insert into|update|delete from)\s+\w", text), module
 
 
 def test_each_statement_of_a_request_names_the_organization_for_each_table() -> None:
     for subject in ("access", "cases", "filtered_cases"):
         for name, statement in statements(subject).items():
-            tables = re.findall(r"\b(?:from|join)\s+(?!lateral|visitor\b|heads\b|page\b|unnest|case_)(\w+)\s+(\w+)", statement)
+            tables = re.findall(
+                r"\b(?:from|join)\s+(?!lateral|visitor\b|heads\b|page\b|unnest|case_)(\w+)\s+(\w+)", statement
+            )
             assert tables, name
             for _, alias in tables:
                 assert f"{alias}.organization_id = %(organization_id)s" in statement, (name, alias)

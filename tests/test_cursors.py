@@ -53,9 +53,7 @@ def test_anything_else_is_refused(text: str) -> None:
     ("version", "backward", "microseconds"),
     [(0, 0, 0), (2, 0, 0), (1, 2, 0), (1, 0, 2**63 - 1), (1, 0, -(2**63)), (1, 0, 253402300800000000)],
 )
-def test_what_a_forger_could_digest_is_refused_by_its_values(
-    version: int, backward: int, microseconds: int
-) -> None:
+def test_what_a_forger_could_digest_is_refused_by_its_values(version: int, backward: int, microseconds: int) -> None:
     body = struct.pack(">BBq16s8s", version, backward, microseconds, bytes(16), bytes(8))
     genuine = Cursor(Position(0, UUID(int=0)), backward=False, visitor_tag=bytes(8)).encode(COLLECTION)
     assert base64.urlsafe_b64decode(genuine)[:34] == struct.pack(">BBq16s8s", 1, 0, 0, bytes(16), bytes(8))

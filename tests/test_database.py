@@ -37,9 +37,7 @@ def backends(database: Database) -> set[int]:
     return database.read(lambda one: {backend(one), database.read(backend)})
 
 
-def test_a_read_is_repeated_once_on_a_fresh_connection(
-    small: Database, connection: psycopg.Connection
-) -> None:
+def test_a_read_is_repeated_once_on_a_fresh_connection(small: Database, connection: psycopg.Connection) -> None:
     dead: list[int] = []
 
     def work(given: Connection) -> int:
@@ -89,9 +87,7 @@ def test_a_slow_statement_is_a_timeout(small: Database) -> None:
 
 def test_without_a_free_connection_the_service_is_overloaded(small: Database) -> None:
     release = threading.Event()
-    holders = [
-        threading.Thread(target=small.read, args=(lambda _given: release.wait(10),)) for _ in range(2)
-    ]
+    holders = [threading.Thread(target=small.read, args=(lambda _given: release.wait(10),)) for _ in range(2)]
     for holder in holders:
         holder.start()
     try:
@@ -118,10 +114,10 @@ def test_a_changed_result_of_a_prepared_statement_is_read_anew(
     small: Database, connection: psycopg.Connection, organization: Organization
 ) -> None:
     name = f"probe_{organization.id.hex}"
-    connection.execute(f"create view {name} as select 1 as a")  # type: ignore[call-overload]
+    connection.execute(f"create view {name} as select 1 as a")
     statement: Any = f"select * from {name}"
     assert small.read(lambda given: given.execute(statement).fetchone()) == (1,)
-    connection.execute(f"create or replace view {name} as select 1 as a, 2 as b")  # type: ignore[call-overload]
+    connection.execute(f"create or replace view {name} as select 1 as a, 2 as b")
     for _ in range(3):
         assert small.read(lambda given: given.execute(statement).fetchone()) == (1, 2)
 

@@ -22,15 +22,13 @@ def new_database(server_url: str) -> Iterator[Callable[..., str]]:
 
     def new_database(encoding: str = "UTF8") -> str:
         names.append(f"cases_test_{uuid4().hex[:12]}")
-        server.execute(
-            f"create database {names[-1]} template template0 encoding '{encoding}' locale 'C'"  # type: ignore[arg-type]
-        )
+        server.execute(f"create database {names[-1]} template template0 encoding '{encoding}' locale 'C'")
         return make_conninfo(server_url, dbname=names[-1])
 
     with psycopg.connect(server_url, autocommit=True) as server:
         yield new_database
         for name in names:
-            server.execute(f"drop database {name} with (force)")  # type: ignore[arg-type]
+            server.execute(f"drop database {name} with (force)")
 
 
 def initialize(url: str) -> tuple[int, int]:
@@ -40,7 +38,7 @@ def initialize(url: str) -> tuple[int, int]:
 
 def dump(url: str) -> str:
     """Return the schema as pg_dump writes it, without what differs from run to run."""
-    command = [_find_programs(None) / "pg_dump", "--schema-only", "--no-owner", url]
+    command: list[str | Path] = [_find_programs(None) / "pg_dump", "--schema-only", "--no-owner", url]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
 

@@ -44,7 +44,7 @@ def heavy(session_connection: psycopg.Connection, box: SecretBox) -> Heavy:
     for visitor in by_contacts.values():
         fill(visitor, CASES)
     for table in ("contacts", "cases"):
-        session_connection.execute(f"vacuum analyze {table}")  # type: ignore[call-overload]
+        session_connection.execute(f"vacuum analyze {table}")
     return Heavy(organization, ordinary, by_contacts)
 
 
@@ -96,7 +96,9 @@ class Explained:
 
     def execute(self, statement: str, parameters: dict[str, Any]) -> Any:
         result = self.connection.execute(statement, parameters)
-        prepared = {text: name for name, text in self.connection.execute("select name, statement from pg_prepared_statements")}
+        prepared = {
+            text: name for name, text in self.connection.execute("select name, statement from pg_prepared_statements")
+        }
         names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
         numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", statement)
         explain = sql.SQL("explain (analyze, buffers, timing off, format json) execute {}({})").format(

@@ -65,21 +65,15 @@ def test_an_external_id_is_unique_by_its_bytes(organization: Organization) -> No
 @pytest.mark.parametrize("external_id", ["", "x" * 257])
 def test_an_external_id_has_1_to_256_characters(organization: Organization, external_id: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation) as error:
-        organization.insert(
-            "visitors", organization_id=organization.id, id=uuid4(), external_id=external_id
-        )
+        organization.insert("visitors", organization_id=organization.id, id=uuid4(), external_id=external_id)
     assert constraint(error) == "visitors_external_id_length"
 
 
-@pytest.mark.parametrize(
-    ("column", "name"), [("contact_id", "cases_contact_fk"), ("owner_id", "cases_owner_fk")]
-)
-def test_a_case_refers_to_its_own_organization_only(
-    organization: Organization, column: str, name: str
-) -> None:
+@pytest.mark.parametrize(("column", "name"), [("contact_id", "cases_contact_fk"), ("owner_id", "cases_owner_fk")])
+def test_a_case_refers_to_its_own_organization_only(organization: Organization, column: str, name: str) -> None:
     other = Organization(organization.connection, organization.box)
     foreign = {"contact_id": other.visitor().contact_ids[0], "owner_id": other.user_id}[column]
-    values = {"contact_id": None, column: foreign}
+    values: dict[str, Any] = {"contact_id": None, column: foreign}
     with pytest.raises(psycopg.errors.ForeignKeyViolation) as error:
         organization.case(**values)
     assert constraint(error) == name
@@ -102,9 +96,7 @@ def test_a_contact_refers_to_a_visitor_of_its_own_organization(organization: Org
         {"algorithm": "HS256", "encrypted_secret": "x", "public_key": "x"},
     ],
 )
-def test_a_key_has_the_material_of_its_algorithm(
-    organization: Organization, values: dict[str, str]
-) -> None:
+def test_a_key_has_the_material_of_its_algorithm(organization: Organization, values: dict[str, str]) -> None:
     with pytest.raises(psycopg.errors.CheckViolation) as error:
         organization.insert("signing_keys", organization_id=organization.id, id=uuid4(), **values)
     assert constraint(error) == "signing_keys_material_fits_algorithm"

@@ -114,7 +114,7 @@ MAKERS: dict[str, Callable[[], object]] = {
     "ES256": lambda: ec.generate_private_key(ec.SECP256R1()).public_key(),
     "ES384": lambda: ec.generate_private_key(ec.SECP384R1()).public_key(),
     "EdDSA": lambda: ed25519.Ed25519PrivateKey.generate().public_key(),
-    "too short": lambda: rsa.generate_private_key(65537, 1024).public_key(),
+    "too short": lambda: rsa.generate_private_key(65537, 1024).public_key(),  # noqa: S505
     "another curve": lambda: ec.generate_private_key(ec.SECP521R1()).public_key(),
     "Ed448": lambda: ed448.Ed448PrivateKey.generate().public_key(),
 }

@@ -82,7 +82,12 @@ def test_a_misspelt_variable_is_found() -> None:
 
 
 def test_settings_travel_to_another_process() -> None:
-    given = {"CASES_JWT_REQUIRE_EXP": "false", "CASES_POOL_TIMEOUT": "0.5", "CASES_WORKERS": "1", "CASES_SECRET_KEY": KEY}
+    given = {
+        "CASES_JWT_REQUIRE_EXP": "false",
+        "CASES_POOL_TIMEOUT": "0.5",
+        "CASES_WORKERS": "1",
+        "CASES_SECRET_KEY": KEY,
+    }
     settings = read_settings(given)
     assert read_settings(environment_of(settings)) == settings
 

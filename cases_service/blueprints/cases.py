@@ -51,7 +51,7 @@ def list_cases(organization_id: UUID, token: str) -> Response:
             external_id=external_id,
             ordering=collection.ordering,
             filters=filters,
-            fields=parameters["fields"],
+            fields=parameters["attributes"],
             cursor=cursor,
             page_size=parameters["page_size"],
         )
@@ -60,7 +60,7 @@ def list_cases(organization_id: UUID, token: str) -> Response:
         raise VisitorNotFoundError
     if cursor is not None:
         cursor.check_visitor(page.visitor_id)
-    following, preceding = (link and link.encode(collection) for link in (page.next, page.previous))
+    following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
     results = msgspec.json.encode(page.cases)
 
     def document() -> bytes:
@@ -78,9 +78,7 @@ def summarize_cases(organization_id: UUID, token: str) -> Response:
     filters = filters_of(read_parameters(_FILTERS, request.args))
     external_id = identify(request, token, access, service.secret_box, service.settings)
     summary = service.database.read(
-        partial(
-            store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters
-        )
+        partial(store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters)
     )
     if summary is None:
         raise VisitorNotFoundError
@@ -100,7 +98,7 @@ def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
             organization_id=organization_id,
             external_id=external_id,
             case_id=_uuid_or_none(case_id),
-            fields=parameters["fields"],
+            fields=parameters["attributes"],
         )
     )
     if found is None:

@@ -54,9 +54,7 @@ def test_an_unknown_token_is_invalid(client: FlaskClient, organization: Organiza
     assert response.headers["WWW-Authenticate"]
 
 
-def test_a_revoked_token_is_invalid_from_the_next_request_on(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_a_revoked_token_is_invalid_from_the_next_request_on(client: FlaskClient, organization: Organization) -> None:
     path = organization.visitor().path
     assert get(client, organization, path).status_code == 200
     administration.revoke_token(
@@ -70,9 +68,7 @@ def test_an_expired_token_is_invalid(client: FlaskClient, organization: Organiza
     assert_problem(get(client, organization, organization.visitor().path), 401, "api_token_invalid")
 
 
-def test_a_token_of_another_organization_opens_nothing_here(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_a_token_of_another_organization_opens_nothing_here(client: FlaskClient, organization: Organization) -> None:
     other = Organization(organization.connection, organization.box)
     path = organization.visitor().path
     assert_problem(get(client, other, path), 403, "organization_forbidden")
@@ -91,9 +87,7 @@ def test_an_organization_that_does_not_exist_looks_like_a_foreign_one(
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize(
-    "change", [{"subscription_status": "inactive"}, {"subscription_ends_at": YESTERDAY}]
-)
+@pytest.mark.parametrize("change", [{"subscription_status": "inactive"}, {"subscription_ends_at": YESTERDAY}])
 def test_an_inactive_subscription_is_forbidden(
     client: FlaskClient, organization: Organization, change: dict[str, object]
 ) -> None:
@@ -127,9 +121,7 @@ def test_the_host_comes_first(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "localhost:99999x", "[::1", "a b"])
-def test_a_host_that_is_not_allowed_is_refused(
-    client: FlaskClient, organization: Organization, host: str
-) -> None:
+def test_a_host_that_is_not_allowed_is_refused(client: FlaskClient, organization: Organization, host: str) -> None:
     response = get(client, organization, organization.visitor().path, Host=host)
     assert_problem(response, 400, "host_not_allowed")
 
@@ -156,16 +148,12 @@ def test_the_token_comes_before_the_organization(client: FlaskClient, organizati
     assert_problem(client.get(cases_path(uuid4(), "x"), headers=headers), 401, "api_token_invalid")
 
 
-def test_the_organization_comes_before_the_subscription(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_the_organization_comes_before_the_subscription(client: FlaskClient, organization: Organization) -> None:
     organization.update("organizations", "organization_id", organization.id, subscription_status="inactive")
     assert_problem(get(client, organization, cases_path(uuid4(), "x")), 403, "organization_forbidden")
 
 
-def test_the_subscription_comes_before_the_parameters(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_the_subscription_comes_before_the_parameters(client: FlaskClient, organization: Organization) -> None:
     organization.update("organizations", "organization_id", organization.id, subscription_status="inactive")
     response = get(client, organization, cases_path(organization.id, "x") + "?page_size=0")
     assert_problem(response, 403, "subscription_inactive")

@@ -69,9 +69,7 @@ def rename_stage(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("change", [rename_owner, rename_contact, rename_stage])
-def test_nested_objects_count(
-    client: FlaskClient, visitor: Visitor, change: Callable[[Visitor], Any]
-) -> None:
+def test_nested_objects_count(client: FlaskClient, visitor: Visitor, change: Callable[[Visitor], Any]) -> None:
     for path in paths(client, visitor)[:2]:
         tag = get(client, visitor.organization, path).headers["ETag"]
         change(visitor)

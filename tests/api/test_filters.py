@@ -192,9 +192,7 @@ def test_fields_are_answered_in_the_documented_order(client: FlaskClient, visito
 def test_each_field_alone_is_what_the_whole_case_has(client: FlaskClient, organization: Organization) -> None:
     visitor = organization.visitor()
     user = organization.user_id
-    case_id = organization.case(
-        visitor.contact_ids[0], owner_id=user, created_by_user_id=user, updated_by_user_id=user
-    )
+    case_id = organization.case(visitor.contact_ids[0], owner_id=user, created_by_user_id=user, updated_by_user_id=user)
     whole = get(client, organization, f"{visitor.path}/{case_id}").get_json()
     for name, value in whole.items():
         assert get(client, organization, f"{visitor.path}/{case_id}?fields={name}").get_json() == {name: value}
@@ -226,9 +224,7 @@ def test_the_summary_of_nothing_is_zeros(client: FlaskClient, organization: Orga
 
 
 @pytest.mark.parametrize(("query", "passes"), QUERIES)
-def test_the_summary_takes_the_same_filters(
-    client: FlaskClient, visitor: Visitor, query: str, passes: Any
-) -> None:
+def test_the_summary_takes_the_same_filters(client: FlaskClient, visitor: Visitor, query: str, passes: Any) -> None:
     passing = [c for c in (case | {"n": number(case)} for case in everything(client, visitor, "")) if passes(c)]
     document = get(client, visitor.organization, f"{visitor.path}/summary?{query}").get_json()
     assert document["total"] == len(passing) == sum(document["by_status"].values())

@@ -61,9 +61,7 @@ def test_head_is_get_without_a_body(client: FlaskClient, organization: Organizat
         assert answer.headers["Content-Length"] == expected.headers["Content-Length"]
 
 
-def test_a_trailing_slash_is_accepted_without_a_redirect(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_a_trailing_slash_is_accepted_without_a_redirect(client: FlaskClient, organization: Organization) -> None:
     visitor = organization.visitor()
     case_id = visitor.cases(1)[0]
     for path in (f"{visitor.path}/", f"{visitor.path}/{case_id}/", "/healthz/", "/readyz/"):
@@ -73,7 +71,9 @@ def test_a_trailing_slash_is_accepted_without_a_redirect(
 
 @pytest.mark.parametrize("path", ["/api//v5", "/healthz//", "/./healthz", "/%2e/healthz"])
 def test_odd_paths_are_not_found_and_not_redirected(client: FlaskClient, path: str) -> None:
-    assert_problem(client.get(path, base_url="http://localhost", environ_overrides={"PATH_INFO": path}), 404, "not_found")
+    assert_problem(
+        client.get(path, base_url="http://localhost", environ_overrides={"PATH_INFO": path}), 404, "not_found"
+    )
 
 
 def test_forwarded_headers_do_not_count_by_default(client: FlaskClient, organization: Organization) -> None:
@@ -107,8 +107,6 @@ def test_links_begin_with_the_public_url_and_any_host_is_answered(
     assert document["next"].startswith(f"https://help.example/support/api/v5/orgs/{organization.id}/")
 
 
-def test_an_encoded_slash_in_the_token_is_another_path(
-    client: FlaskClient, organization: Organization
-) -> None:
+def test_an_encoded_slash_in_the_token_is_another_path(client: FlaskClient, organization: Organization) -> None:
     response = get(client, organization, cases_path(organization.id, "a%2Fb"))
     assert_problem(response, 404, "not_found")

@@ -214,12 +214,10 @@ def test_a_nested_token_is_malformed(ask: Ask, organization: Organization) -> No
 
 @pytest.mark.parametrize(
     "alg",
-    ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256", "HS1", "PS256", "ES512", "ES256K", "EdDSA", "RS256", "HS384",
-     None, 1, ["HS256"], {"a": 1}, True],
+    ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256", "HS1", "PS256", "ES512", "ES256K", "EdDSA", "RS256",
+     "HS384", None, 1, ["HS256"], {"a": 1}, True],
 )  # fmt: skip
-def test_an_algorithm_that_no_live_key_has_is_not_allowed(
-    ask: Ask, organization: Organization, alg: object
-) -> None:
+def test_an_algorithm_that_no_live_key_has_is_not_allowed(ask: Ask, organization: Organization, alg: object) -> None:
     token = organization.signed(organization.claims("me"), {"alg": alg, "typ": "JWT"})
     assert_problem(ask(token), 400, "token_algorithm_not_allowed")
     unsigned = token.rpartition(".")[0] + "."
@@ -245,9 +243,7 @@ def test_the_key_that_kid_names_must_have_the_algorithm(
     assert_problem(ask(token), 400, "token_algorithm_not_allowed")
 
 
-def test_a_public_key_is_no_hmac_secret(
-    ask: Ask, organization: Organization, private_keys: dict[str, Any]
-) -> None:
+def test_a_public_key_is_no_hmac_secret(ask: Ask, organization: Organization, private_keys: dict[str, Any]) -> None:
     public = pem(private_keys["RS256"])
     organization.public_key("RS256", public)
     assert_problem(ask(hs256(organization.claims("me"), HEADER, public)), 400, "token_signature_invalid")
@@ -265,7 +261,21 @@ def test_kid_in_upper_case_names_the_same_key(ask: Ask, organization: Organizati
 
 @pytest.mark.parametrize(
     "kid",
-    [None, 1, [], {}, True, "", "../../etc/passwd", "' or 1=1 --", "a\u0000b", "\ud800", "x" * 4000, str(uuid4()), "K" * 36],
+    [
+        None,
+        1,
+        [],
+        {},
+        True,
+        "",
+        "../../etc/passwd",
+        "' or 1=1 --",
+        "a\u0000b",
+        "\ud800",
+        "x" * 4000,
+        "1b261400-48db-4d87-83d5-f0970512cb28",
+        "K" * 36,
+    ],
 )
 def test_a_kid_that_names_no_live_key_is_unknown(ask: Ask, organization: Organization, kid: object) -> None:
     token = organization.signed(organization.claims("me"), {**HEADER, "kid": kid})
@@ -306,9 +316,7 @@ def test_a_kid_pins_the_key(ask: Ask, organization: Organization) -> None:
     assert_problem(ask(token), 400, "token_signature_invalid")
 
 
-def test_keys_in_the_header_are_ignored(
-    ask: Ask, organization: Organization, private_keys: dict[str, Any]
-) -> None:
+def test_keys_in_the_header_are_ignored(ask: Ask, organization: Organization, private_keys: dict[str, Any]) -> None:
     key = private_keys["RS256"]
     organization.public_key("RS256", pem(rsa.generate_private_key(65537, 2048)))
     jwk = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))
@@ -386,9 +394,7 @@ def test_a_missing_claim_is_named(ask: Ask, organization: Organization, missing:
 
 
 @pytest.mark.parametrize("subject", [None, 1, True, [], ["me"], {}, "", "x" * 257, "a\u0000", "\ud800", "a\udfffb"])
-def test_a_subject_is_text_of_1_to_256_characters(
-    ask: Ask, organization: Organization, subject: object
-) -> None:
+def test_a_subject_is_text_of_1_to_256_characters(ask: Ask, organization: Organization, subject: object) -> None:
     token = organization.signed({**organization.claims("x"), "sub": subject})
     assert_problem(ask(token), 400, "token_claim_invalid")
 
@@ -450,9 +456,11 @@ def test_the_configured_audience_and_issuer_are_required(
     def ask(**claims: Any) -> TestResponse:
         return get(client, organization, cases_path(organization.id, organization.jwt("me", **claims)))
 
-    for audience in ("cases", ["other", "cases"]):
+    accepted: list[Any] = ["cases", ["other", "cases"]]
+    for audience in accepted:
         assert ask(aud=audience, iss="shop").status_code == 200
-    for audience in ("other", [], ["cases", 1], None, {"cases": 1}):
+    refused: list[Any] = ["other", [], ["cases", 1], None, {"cases": 1}]
+    for audience in refused:
         assert_problem(ask(aud=audience, iss="shop"), 400, "token_claim_invalid")
     assert_problem(ask(iss="shop"), 400, "token_claim_invalid")
     assert_problem(ask(aud="cases"), 400, "token_claim_invalid")
@@ -483,9 +491,7 @@ def test_a_secret_that_no_key_opens_is_an_internal_error(
     assert organization.secret not in caplog.text
 
 
-def test_a_secret_copied_to_another_key_does_not_open(
-    ask: Ask, organization: Organization, visitor: Visitor
-) -> None:
+def test_a_secret_copied_to_another_key_does_not_open(ask: Ask, organization: Organization, visitor: Visitor) -> None:
     other = Organization(organization.connection, organization.box)
     row = organization.connection.execute(
         "select encrypted_secret from signing_keys where id = %s", [other.kid]
