@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check lock .venv
+.PHONY: demo test lint format check bench lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -21,6 +21,10 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test
+
+# The page of a heavy visitor against that of an ordinary one, over HTTP.
+bench: .venv
+	$(BIN)/python -m benchmarks.page_latency
 
 .venv: .venv/complete
 

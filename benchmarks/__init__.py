@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat, each a ratio against something in the same run."""

@@ -1,0 +1,95 @@
+"""The documents say what the code does: settings, commands, parameters, attributes, error codes and links."""
+
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from cases_service import errors
+from cases_service.commands import cli
+from cases_service.errors import ProblemError
+from cases_service.load_records import RECORDS
+from cases_service.parameters import CollectionParameters
+from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs/api.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rows(document: str, first: str) -> Iterator[list[str]]:
+    """Return the cells of each table row whose first cell is like this."""
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and re.fullmatch(first, cells[0]):
+            yield cells
+
+
+def test_the_readme_lists_every_setting_with_its_default_and_meaning() -> None:
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    described = {}
+    for field in msgspec.structs.fields(Settings):
+        default = field.default
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        shown = shown.lower() if isinstance(default, bool) else shown
+        (meaning,) = (meta.description for meta in hints[field.name].__metadata__ if meta.description)
+        described[f"`{field.encode_name}`"] = ["" if default is None else f"`{shown}`", meaning]
+    assert {
+        name: [default, meaning] for name, default, meaning in rows(README, r"`(DATABASE_URL|CASES_\w+)`")
+    } == described
+
+
+def test_the_readme_names_every_command() -> None:
+    assert isinstance(cli, click.Group)
+    listed = {
+        name
+        for (cell, *_) in rows(README, r"`[a-z-]+( FILE\.\.\.)?`(, `[a-z-]+`)?")
+        for name in re.findall(r"`([a-z-]+)", cell)
+    }
+    assert listed == set(cli.commands)
+
+
+def subclasses(kind: type[ProblemError]) -> Iterator[type[ProblemError]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
+
+
+def test_the_api_document_lists_every_code_with_its_status() -> None:
+    raised = {kind for kind in subclasses(ProblemError) if kind.__doc__ and "Never raised itself" not in kind.__doc__}
+    documented = {
+        code: int(status) for status, codes, *_ in rows(API, r"\d{3}") for code in re.findall(r"`(\w+)`", codes)
+    }
+    assert documented == {kind.code: kind.status for kind in raised}
+    assert len(raised) == len({kind.code for kind in raised})
+    assert errors.__doc__
+
+
+def test_the_api_document_lists_every_parameter_and_attribute() -> None:
+    parameters = {field.data_key or name for name, field in CollectionParameters().load_fields.items()}
+    listed = {name for (cell, *_) in rows(API, r"`\w+`(, `\w+`)?") for name in re.findall(r"`(\w+)`", cell)}
+    assert parameters <= listed
+    assert set(CASE_ATTRIBUTES) <= listed
+
+
+def test_the_load_document_lists_every_field() -> None:
+    text = (ROOT / "docs/load.md").read_text()
+    documented = {
+        cells[0].strip("`"): set(re.findall(r"\w+", re.sub(r"\([^)]*\)", "", cells[1]))) - {"or"}
+        for cells in rows(text, r"`\w+`")
+    }
+    assert documented == {
+        name: {field.encode_name for field in msgspec.structs.fields(record)} for name, record in RECORDS.items()
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
