@@ -8,7 +8,8 @@ from cases_service import instants
 STATUSES: Final = ("Open", "In Progress", "Pending", "Closed")
 PRIORITIES: Final = (1, 2, 3, 4, 5)
 NO_CHANNEL: Final = "null"
-CHANNELS: Final = ("email", "whatsapp", "webchat", NO_CHANNEL)
+CHANNELS: Final = (NO_CHANNEL, "email", "whatsapp", "webchat")
+"""In the order of their numbers in the column `facet` of cases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,16 @@ class Filters:
     def __bool__(self) -> bool:
         return self != Filters()
 
+    @property
+    def limits_status(self) -> bool:
+        """Whether some statuses do not pass."""
+        return self.statuses is not None or self.is_closed is not None
+
+    @property
+    def limits_facet(self) -> bool:
+        """Whether some priorities or channels do not pass."""
+        return self.priorities is not None or self.channels is not None
+
     def canonical(self) -> str:
         """Return a text that is the same for filters that let the same cases pass in the same words; '' for none."""
         if not self:
@@ -42,10 +53,16 @@ class Filters:
             if (self.statuses is None or status in self.statuses)
             and (self.is_closed is None or self.is_closed == (status == "Closed"))
         ]
+        facets = [
+            priority * len(CHANNELS) + number
+            for priority in PRIORITIES
+            if self.priorities is None or priority in self.priorities
+            for number, channel in enumerate(CHANNELS)
+            if self.channels is None or channel in self.channels
+        ]
         return {
             "statuses": statuses,
-            "priorities": [p for p in PRIORITIES if self.priorities is None or p in self.priorities],
-            "channels": [c for c in CHANNELS if self.channels is None or c in self.channels],
+            "facets": facets,
             "created_since": _limit(self.created_since, "-infinity"),
             "created_until": _limit(self.created_until, "infinity"),
             "updated_since": _limit(self.updated_since, "-infinity"),

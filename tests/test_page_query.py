@@ -171,6 +171,10 @@ def test_a_heavy_visitor_of_two_contacts_reads_hardly_more_than_an_ordinary_one(
 
 
 FLAT = [
+    (Filters(priorities=frozenset({5})), ORDERINGS),
+    (Filters(channels=frozenset({"whatsapp"})), ORDERINGS),
+    (Filters(channels=frozenset({"null"})), ORDERINGS),
+    (Filters(priorities=frozenset({3}), channels=frozenset({"null", "email"})), ORDERINGS),
     (Filters(is_closed=False), ORDERINGS),
     (Filters(is_closed=True), ORDERINGS),
     (Filters(statuses=frozenset({"Open"})), ORDERINGS),
@@ -190,7 +194,7 @@ def test_a_filter_with_an_index_costs_contacts_and_page_too(
     database: Database, heavy: Heavy, contacts: int, filters: Filters, orderings: tuple[str, ...]
 ) -> None:
     visitor = heavy.by_contacts[contacts]
-    streams = contacts * len(filters.parameters()["statuses"])
+    streams = contacts * len(filters.parameters()["facets" if filters.limits_facet else "statuses"])
     nearest = min(streams, PAGE_SIZE + 1)
     for ordering in orderings:
         for cursor in cursors(visitor):

@@ -1,32 +1,25 @@
--- The filtered cases of a visitor: as in cases.sql, and over streams instead of contacts.
---
--- A stream is a contact and one of the wanted :statuses; its keys come in order from an index on (organization,
--- contact, status, time, id). So a status costs an index descent for each stream, however few cases have it. A limit
--- on the column that is ordered by is where the scan of a stream ends; where it begins is in :after already, which
--- lies no further out than that limit. Everything else is checked on the keys that the streams give.
--- Each condition is always there, with a value that lets everything pass where it was not asked for: one statement,
--- one plan. array_position keeps a list from being taken for an index condition.
+-- The cases of a visitor filtered by priority or channel: as in cases_by_status.sql, with the streams of an index on
+-- (organization, contact, facet, time, id). A facet is a priority and a channel, in one number.
 
--- name: list_filtered_by_created_at_ascending
+-- name: list_by_facet_and_created_at_ascending
 with visitor as materialized (
     select
         v.id,
         :look_behind and exists (
             select
             from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
+            cross join unnest(:facets::smallint[]) as wanted (facet)
             cross join lateral (
                 select
                 from cases c
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
-                    and c.status = wanted.status
+                    and c.facet = wanted.facet
                     and (c.created_at, c.id) <= (:after::timestamptz, :after_id::uuid)
                     and c.created_at >= :created_since::timestamptz
                     and c.updated_at >= :updated_since::timestamptz
                     and c.updated_at < :updated_until::timestamptz
-                    and array_position(:priorities::smallint[], c.priority) is not null
-                    and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                    and array_position(:statuses::text[], c.status) is not null
                 order by c.created_at desc, c.id desc
                 limit 1
             ) before
@@ -38,22 +31,21 @@ with visitor as materialized (
         and v.external_id = :external_id
 ),
 heads as materialized (
-    select x.id as contact_id, wanted.status, head.created_at, head.id
+    select x.id as contact_id, wanted.facet, head.created_at, head.id
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-    cross join unnest(:statuses::text[]) as wanted (status)
+    cross join unnest(:facets::smallint[]) as wanted (facet)
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = x.id
-            and c.status = wanted.status
+            and c.facet = wanted.facet
             and (c.created_at, c.id) > (:after::timestamptz, :after_id::uuid)
             and c.created_at < :created_until::timestamptz
             and c.updated_at >= :updated_since::timestamptz
             and c.updated_at < :updated_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.created_at, c.id
         limit 1
     ) head
@@ -68,13 +60,12 @@ page as materialized (
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = h.contact_id
-            and c.status = h.status
+            and c.facet = h.facet
             and (c.created_at, c.id) >= (h.created_at, h.id)
             and c.created_at < :created_until::timestamptz
             and c.updated_at >= :updated_since::timestamptz
             and c.updated_at < :updated_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.created_at, c.id
         limit :row_limit
     ) key
@@ -111,26 +102,25 @@ left join case_stages stage
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.created_at, p.id;
 
--- name: list_filtered_by_created_at_descending
+-- name: list_by_facet_and_created_at_descending
 with visitor as materialized (
     select
         v.id,
         :look_behind and exists (
             select
             from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
+            cross join unnest(:facets::smallint[]) as wanted (facet)
             cross join lateral (
                 select
                 from cases c
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
-                    and c.status = wanted.status
+                    and c.facet = wanted.facet
                     and (c.created_at, c.id) >= (:after::timestamptz, :after_id::uuid)
                     and c.created_at < :created_until::timestamptz
                     and c.updated_at >= :updated_since::timestamptz
                     and c.updated_at < :updated_until::timestamptz
-                    and array_position(:priorities::smallint[], c.priority) is not null
-                    and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                    and array_position(:statuses::text[], c.status) is not null
                 order by c.created_at, c.id
                 limit 1
             ) before
@@ -142,22 +132,21 @@ with visitor as materialized (
         and v.external_id = :external_id
 ),
 heads as materialized (
-    select x.id as contact_id, wanted.status, head.created_at, head.id
+    select x.id as contact_id, wanted.facet, head.created_at, head.id
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-    cross join unnest(:statuses::text[]) as wanted (status)
+    cross join unnest(:facets::smallint[]) as wanted (facet)
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = x.id
-            and c.status = wanted.status
+            and c.facet = wanted.facet
             and (c.created_at, c.id) < (:after::timestamptz, :after_id::uuid)
             and c.created_at >= :created_since::timestamptz
             and c.updated_at >= :updated_since::timestamptz
             and c.updated_at < :updated_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.created_at desc, c.id desc
         limit 1
     ) head
@@ -172,13 +161,12 @@ page as materialized (
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = h.contact_id
-            and c.status = h.status
+            and c.facet = h.facet
             and (c.created_at, c.id) <= (h.created_at, h.id)
             and c.created_at >= :created_since::timestamptz
             and c.updated_at >= :updated_since::timestamptz
             and c.updated_at < :updated_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.created_at desc, c.id desc
         limit :row_limit
     ) key
@@ -215,26 +203,25 @@ left join case_stages stage
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.created_at desc, p.id desc;
 
--- name: list_filtered_by_updated_at_ascending
+-- name: list_by_facet_and_updated_at_ascending
 with visitor as materialized (
     select
         v.id,
         :look_behind and exists (
             select
             from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
+            cross join unnest(:facets::smallint[]) as wanted (facet)
             cross join lateral (
                 select
                 from cases c
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
-                    and c.status = wanted.status
+                    and c.facet = wanted.facet
                     and (c.updated_at, c.id) <= (:after::timestamptz, :after_id::uuid)
                     and c.updated_at >= :updated_since::timestamptz
                     and c.created_at >= :created_since::timestamptz
                     and c.created_at < :created_until::timestamptz
-                    and array_position(:priorities::smallint[], c.priority) is not null
-                    and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                    and array_position(:statuses::text[], c.status) is not null
                 order by c.updated_at desc, c.id desc
                 limit 1
             ) before
@@ -246,22 +233,21 @@ with visitor as materialized (
         and v.external_id = :external_id
 ),
 heads as materialized (
-    select x.id as contact_id, wanted.status, head.updated_at, head.id
+    select x.id as contact_id, wanted.facet, head.updated_at, head.id
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-    cross join unnest(:statuses::text[]) as wanted (status)
+    cross join unnest(:facets::smallint[]) as wanted (facet)
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = x.id
-            and c.status = wanted.status
+            and c.facet = wanted.facet
             and (c.updated_at, c.id) > (:after::timestamptz, :after_id::uuid)
             and c.updated_at < :updated_until::timestamptz
             and c.created_at >= :created_since::timestamptz
             and c.created_at < :created_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.updated_at, c.id
         limit 1
     ) head
@@ -276,13 +262,12 @@ page as materialized (
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = h.contact_id
-            and c.status = h.status
+            and c.facet = h.facet
             and (c.updated_at, c.id) >= (h.updated_at, h.id)
             and c.updated_at < :updated_until::timestamptz
             and c.created_at >= :created_since::timestamptz
             and c.created_at < :created_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.updated_at, c.id
         limit :row_limit
     ) key
@@ -319,26 +304,25 @@ left join case_stages stage
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.updated_at, p.id;
 
--- name: list_filtered_by_updated_at_descending
+-- name: list_by_facet_and_updated_at_descending
 with visitor as materialized (
     select
         v.id,
         :look_behind and exists (
             select
             from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
+            cross join unnest(:facets::smallint[]) as wanted (facet)
             cross join lateral (
                 select
                 from cases c
                 where c.organization_id = :organization_id
                     and c.contact_id = x.id
-                    and c.status = wanted.status
+                    and c.facet = wanted.facet
                     and (c.updated_at, c.id) >= (:after::timestamptz, :after_id::uuid)
                     and c.updated_at < :updated_until::timestamptz
                     and c.created_at >= :created_since::timestamptz
                     and c.created_at < :created_until::timestamptz
-                    and array_position(:priorities::smallint[], c.priority) is not null
-                    and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+                    and array_position(:statuses::text[], c.status) is not null
                 order by c.updated_at, c.id
                 limit 1
             ) before
@@ -350,22 +334,21 @@ with visitor as materialized (
         and v.external_id = :external_id
 ),
 heads as materialized (
-    select x.id as contact_id, wanted.status, head.updated_at, head.id
+    select x.id as contact_id, wanted.facet, head.updated_at, head.id
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-    cross join unnest(:statuses::text[]) as wanted (status)
+    cross join unnest(:facets::smallint[]) as wanted (facet)
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = x.id
-            and c.status = wanted.status
+            and c.facet = wanted.facet
             and (c.updated_at, c.id) < (:after::timestamptz, :after_id::uuid)
             and c.updated_at >= :updated_since::timestamptz
             and c.created_at >= :created_since::timestamptz
             and c.created_at < :created_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.updated_at desc, c.id desc
         limit 1
     ) head
@@ -380,13 +363,12 @@ page as materialized (
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = h.contact_id
-            and c.status = h.status
+            and c.facet = h.facet
             and (c.updated_at, c.id) <= (h.updated_at, h.id)
             and c.updated_at >= :updated_since::timestamptz
             and c.created_at >= :created_since::timestamptz
             and c.created_at < :created_until::timestamptz
-            and array_position(:priorities::smallint[], c.priority) is not null
-            and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
+            and array_position(:statuses::text[], c.status) is not null
         order by c.updated_at desc, c.id desc
         limit :row_limit
     ) key
@@ -422,30 +404,3 @@ left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
 order by p.updated_at desc, p.id desc;
-
--- name: summarize_cases
--- One row for a visitor, none where there is no such visitor. Reads each case that passes the filters.
-select
-    count(c.id) as total,
-    count(c.id) filter (where c.status = 'Open') as open,
-    count(c.id) filter (where c.status = 'In Progress') as in_progress,
-    count(c.id) filter (where c.status = 'Pending') as pending,
-    count(c.id) filter (where c.status = 'Closed') as closed,
-    coalesce(sum(c.unread_message_count), 0)::bigint as unread_message_count,
-    count(c.id) filter (where c.is_waiting) as waiting_count,
-    max(c.updated_at) as latest_updated_at
-from visitors v
-left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-left join cases c
-    on c.organization_id = :organization_id
-    and c.contact_id = x.id
-    and c.created_at >= :created_since::timestamptz
-    and c.created_at < :created_until::timestamptz
-    and c.updated_at >= :updated_since::timestamptz
-    and c.updated_at < :updated_until::timestamptz
-    and array_position(:statuses::text[], c.status) is not null
-    and array_position(:priorities::smallint[], c.priority) is not null
-    and array_position(:channels::text[], coalesce(c.latest_messaging_channel, 'null')) is not null
-where v.organization_id = :organization_id
-    and v.external_id = :external_id
-group by v.id;

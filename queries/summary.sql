@@ -1,0 +1,27 @@
+-- The cases of a visitor in a few numbers.
+
+-- name: summarize_cases
+-- One row for a visitor, none where there is no such visitor. Reads each case that passes the filters.
+select
+    count(c.id) as total,
+    count(c.id) filter (where c.status = 'Open') as open,
+    count(c.id) filter (where c.status = 'In Progress') as in_progress,
+    count(c.id) filter (where c.status = 'Pending') as pending,
+    count(c.id) filter (where c.status = 'Closed') as closed,
+    coalesce(sum(c.unread_message_count), 0)::bigint as unread_message_count,
+    count(c.id) filter (where c.is_waiting) as waiting_count,
+    max(c.updated_at) as latest_updated_at
+from visitors v
+left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+left join cases c
+    on c.organization_id = :organization_id
+    and c.contact_id = x.id
+    and c.created_at >= :created_since::timestamptz
+    and c.created_at < :created_until::timestamptz
+    and c.updated_at >= :updated_since::timestamptz
+    and c.updated_at < :updated_until::timestamptz
+    and array_position(:statuses::text[], c.status) is not null
+    and array_position(:facets::smallint[], c.facet) is not null
+where v.organization_id = :organization_id
+    and v.external_id = :external_id
+group by v.id;
