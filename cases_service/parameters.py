@@ -1,11 +1,14 @@
 """Reads the query parameters of a request, strictly: what is wrong, empty, unknown or repeated is named."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
-from werkzeug.datastructures import MultiDict
 
 from cases_service import instants
 from cases_service.errors import InvalidParameterError
@@ -108,7 +111,7 @@ class CollectionParameters(FilterParameters):
     attributes = CommaSeparated(CASE_ATTRIBUTES, data_key="fields", load_default=None)
 
 
-def filters_of(parameters: dict[str, Any]) -> Filters:
+def filters_of(parameters: Mapping[str, Any]) -> Filters:
     """Return the filters among the parameters that `FilterParameters` read."""
     return Filters(
         statuses=parameters["status"],
@@ -122,17 +125,19 @@ def filters_of(parameters: dict[str, Any]) -> Filters:
     )
 
 
-def read_parameters(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
-    """Return the parameters that a schema describes.
+@lru_cache(maxsize=1024)
+def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
+    """Return the parameters of a query string that a schema describes. The same words are read once.
 
     Raises:
         InvalidParameterError: Names each wrong parameter and what it accepts.
 
     """
+    given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
     known = [field.data_key or name for name, field in schema.load_fields.items()]
-    errors = {name: "Expected once." for name, values in arguments.lists() if len(values) > 1}
+    errors = {name: "Expected once." for name, times in Counter(name for name, _ in given).items() if times > 1}
     try:
-        parameters: dict[str, Any] = schema.load(arguments.to_dict())
+        parameters: dict[str, Any] = schema.load(dict(given))
     except ValidationError as error:
         for name, messages in error.messages_dict.items():
             unknown = f"Unknown parameter. The parameters are: {', '.join(known)}."
@@ -141,4 +146,4 @@ def read_parameters(schema: Schema, arguments: MultiDict[str, str]) -> dict[str,
     if errors:
         found = [{"parameter": name[:_NAME_LENGTH], "detail": detail} for name, detail in errors.items()]
         raise InvalidParameterError(errors=found)
-    return parameters
+    return MappingProxyType(parameters)

@@ -213,15 +213,22 @@ def _position(row: tuple[Any, ...]) -> Position:
 
 def _dump(result: psycopg.Cursor[Any], offset: int, fields: Fields) -> RowDump:
     """Return what turns rows of a statement, whose case begins at a column, into the API's form."""
-    description = result.pgresult
-    if description is None:
+    described = result.pgresult
+    if described is None:
         raise LookupError("a statement without a result has no columns")
-    return _compiled(tuple(description.fname(i) or b"" for i in range(description.nfields)), offset, fields)
+    # The statements of one offset have the same columns; a migration only ever adds some.
+    shape = offset, described.nfields
+    if shape not in _columns:
+        names = [(described.fname(index) or b"").decode() for index in range(described.nfields)]
+        _columns[shape] = (*[""] * offset, *names[offset:])
+    return _compiled(_columns[shape], fields)
+
+
+_columns: Final[dict[tuple[int, int], tuple[str, ...]]] = {}
 
 
 @lru_cache(maxsize=256)
-def _compiled(columns: tuple[bytes, ...], offset: int, fields: Fields) -> RowDump:
-    # The connections of `database` give times in the API's form already.
-    names = [column.decode() if index >= offset else "" for index, column in enumerate(columns)]
+def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
     only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
-    return compile_row_dump(CaseSchema(only=only), names, passed_on=(*PASSED_ON, Instant))
+    # The connections of `database` give times in the API's form already.
+    return compile_row_dump(CaseSchema(only=only), columns, passed_on=(*PASSED_ON, Instant))

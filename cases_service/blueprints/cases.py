@@ -38,7 +38,7 @@ def list_cases(organization_id: UUID, token: str) -> Response:
     """Answer a page of the cases of all contacts of the visitor."""
     service = current_service()
     access = authenticate(request, organization_id, service.database)
-    parameters = read_parameters(_COLLECTION, request.args)
+    parameters = read_parameters(_COLLECTION, request.query_string)
     filters = filters_of(parameters)
     collection = Collection(organization_id, parameters["ordering"], filters.canonical())
     given = parameters["cursor"]
@@ -75,7 +75,7 @@ def summarize_cases(organization_id: UUID, token: str) -> Response:
     """Answer the cases of the visitor in a few numbers."""
     service = current_service()
     access = authenticate(request, organization_id, service.database)
-    filters = filters_of(read_parameters(_FILTERS, request.args))
+    filters = filters_of(read_parameters(_FILTERS, request.query_string))
     external_id = identify(request, token, access, service.secret_box, service.settings)
     summary = service.database.read(
         partial(store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters)
@@ -90,7 +90,7 @@ def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
     """Answer one case of a contact of the visitor."""
     service = current_service()
     access = authenticate(request, organization_id, service.database)
-    parameters = read_parameters(_DETAIL, request.args)
+    parameters = read_parameters(_DETAIL, request.query_string)
     external_id = identify(request, token, access, service.secret_box, service.settings)
     found = service.database.read(
         partial(

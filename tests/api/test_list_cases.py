@@ -249,6 +249,17 @@ def test_a_wrong_parameter_is_named(client: FlaskClient, organization: Organizat
     assert [set(error) for error in document["errors"]] == [{"parameter", "detail"}]
 
 
+@pytest.mark.parametrize("query", ["page_size=5\xff", "\xff=1", "a\x80\xfe"])
+def test_raw_bytes_that_are_no_text_are_a_wrong_parameter(
+    client: FlaskClient, organization: Organization, query: str
+) -> None:
+    # As a server hands them on: the bytes of the request line, one character each.
+    response = client.get(
+        organization.visitor().path, headers=organization.headers(), environ_overrides={"QUERY_STRING": query}
+    )
+    assert_problem(response, 400, "invalid_parameter")
+
+
 def test_each_wrong_parameter_is_named(client: FlaskClient, organization: Organization) -> None:
     response = get(client, organization, f"{organization.visitor().path}?page_size=x&ordering=y&z=1")
     document = assert_problem(response, 400, "invalid_parameter")
