@@ -18,4 +18,4 @@ def source(name: str) -> Path:
 def statements(subject: str) -> dict[str, str]:
     """Return the statements of queries/<subject>.sql by name, with psycopg's %(name)s parameters."""
     queries = aiosql.from_path(source("queries") / f"{subject}.sql", "psycopg", mandatory_parameters=False)
-    return {name: getattr(queries, name).sql for name in queries.available_queries if "cursor" not in name}
+    return {name: getattr(queries, name).sql for name in queries.available_queries if not name.endswith("_cursor")}
