@@ -1,0 +1,17 @@
+"""Runs the command line: `cases-service`, or `python -m cases_service`."""
+
+import signal
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments name, and end the process with its status."""
+    # The commands take a while to import. Until they can catch it, an interrupt just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cases_service import commands  # noqa: PLC0415  see above
+
+    commands.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Turns a command's process into gunicorn: listens first, hands the socket over, and cleans up when gunicorn ends.
+
+There is no second process that could outlive the first or hide its end. What has to be known on the other side of
+`exec` passes by inheritance: the socket and its number as from systemd, the lock of the embedded server, the blocked
+signals, and the settings in the environment. Nothing of it is on the command line, which all users can read.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final, NoReturn
+
+from cases_service.embedded import EmbeddedServer
+from cases_service.settings import Settings, inherited_lock, process_environment
+from cases_service.sql import source
+
+_BACKLOG: Final = 2048
+_FIRST_SOCKET: Final = 3
+_PREDECESSOR_SECONDS: Final = 2.0
+_SERVER_STOP_SECONDS: Final = 30.0
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class ListenError(RuntimeError):
+    """The address cannot be listened on. The message says why, in a line."""
+
+
+def listen(address: str) -> socket.socket:
+    """Return a socket that listens on HOST:PORT.
+
+    Where the port is in use, a moment is given to the workers of a predecessor that was killed: they notice it within
+    a second.
+
+    Raises:
+        ListenError: The address is not this machine's, not permitted, or in use.
+
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    deadline = time.monotonic() + _PREDECESSOR_SECONDS
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, int(port)))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+            time.sleep(0.1)
+        else:
+            return listener
+
+
+def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: EmbeddedServer | None) -> NoReturn:
+    """Replace this program by gunicorn, which serves on the socket and stays a user of the embedded server."""
+    lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, _FIRST_SOCKET + 1)
+    environment = process_environment(settings, embedded_lock=lock)
+    # What systemd's socket activation says to a service, which gunicorn is able to read.
+    environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+    arguments = [
+        "-P",
+        "-m",
+        "gunicorn",
+        "-c",
+        str(source("gunicorn.conf.py")),
+        "cases_service.application:create_app()",
+    ]
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if listener.fileno() == _FIRST_SOCKET:
+        listener.set_inheritable(True)
+    else:
+        os.dup2(listener.fileno(), _FIRST_SOCKET)
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606  this interpreter
+
+
+def release_signals() -> None:
+    """Receive the signals that were held back on the way, now that gunicorn knows what to do with them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def leave_embedded_server(settings: Settings) -> None:
+    """End the use of an embedded server that this program was started with, and wait until it is down if it stops."""
+    lock = inherited_lock()
+    if lock is not None:
+        server = EmbeddedServer(Path(settings.data_dir), settings.require_database_url(), lock)
+        server.leave()
+        server.wait_stopped(_SERVER_STOP_SECONDS)

@@ -1,0 +1,64 @@
+"""gunicorn's configuration, made from the service's settings. `gunicorn app:app` finds it where it is started."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cases_service import server_process
+from cases_service.logs import logging_config
+from cases_service.settings import SettingsError, read_settings, unknown_names
+
+try:
+    _settings = read_settings()
+    _settings.require_database_url()
+except SettingsError as error:
+    sys.exit(f"cases-service: {error}")
+
+bind = _settings.bind
+workers = _settings.workers
+threads = _settings.threads
+keepalive = _settings.keepalive
+graceful_timeout = _settings.graceful_timeout
+
+worker_class = "cases_service.gunicorn_worker.CasesWorker"
+logger_class = "cases_service.gunicorn_worker.CasesLogger"
+logconfig_dict = logging_config(_settings)
+loglevel = _settings.log_level
+
+# A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
+# application's to refuse, which says why.
+limit_request_line = 8190
+limit_request_field_size = 16384
+
+# Who stands in front is known from CASES_TRUSTED_HOPS, to the application. By default gunicorn believes loopback.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+
+# Its socket would be made in the home directory, for commands that nobody needs.
+control_socket_disable = True
+
+# The heartbeat of a worker is a file's time stamp: in memory, no slow disk delays it.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn makes its own file there
+
+
+def on_starting(server: Any) -> None:
+    """Warn once of what is most likely a mistake."""
+    for name in unknown_names():
+        server.log.warning("%s is not a setting of this service", name)
+    if not _settings.secret_keys:
+        server.log.warning("CASES_SECRET_KEY is not set: no JWT that is signed with an HMAC key can be verified")
+
+
+def when_ready(_server: Any) -> None:
+    """Receive the signals that `serve` held back until gunicorn could handle them."""
+    server_process.release_signals()
+
+
+def pre_request(_worker: Any, _request: Any) -> None:
+    """Do nothing: by default gunicorn writes the path into its log, at the level debug."""
+
+
+def on_exit(_server: Any) -> None:
+    """Wait until the embedded server is down, where `serve` started one and nobody else uses it."""
+    server_process.leave_embedded_server(_settings)

@@ -1,0 +1,65 @@
+"""Data directories of embedded servers, made once and copied."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from cases_service.embedded import EmbeddedServer, join
+from cases_service.embedded_supervisor import SERVER_LOCK
+from cases_service.migrations import init_db
+from cases_service.secret_box import SecretBox
+from tests.factories import SECRET_KEY, Organization
+
+# Speed over safety: nothing in these servers is worth keeping.
+FAST: Mapping[str, str] = {"fsync": "off", "shared_buffers": "16MB"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A data directory with the schema and a visitor of three cases, and what a client of it needs."""
+
+    data_dir: Path
+    organization_id: str
+    user_id: str
+    external_id: str
+    path: str
+    header: str
+
+    def copy(self, place: Path) -> Path:
+        return shutil.copytree(self.data_dir, place / "data")
+
+
+def make_template(data_dir: Path) -> Template:
+    server = join(data_dir, settings=FAST)
+    with psycopg.connect(server.conninfo, autocommit=True) as connection:
+        init_db(connection)
+        organization = Organization(connection, SecretBox([SECRET_KEY]))
+        visitor = organization.visitor()
+        visitor.cases(3)
+    stop(server)
+    return Template(
+        data_dir,
+        str(organization.id),
+        str(organization.user_id),
+        visitor.external_id,
+        visitor.path,
+        f"Authorization: Token {organization.token}",
+    )
+
+
+def stop(server: EmbeddedServer) -> None:
+    server.leave()
+    assert server.wait_stopped(20)
+
+
+def url_of(data_dir: Path) -> str:
+    """Return what reaches the server of a directory once it runs."""
+    return f"host={data_dir}/socket port=5432 user=postgres dbname=cases"
+
+
+def is_down(data_dir: Path) -> bool:
+    """Tell whether no process of a server is left."""
+    return EmbeddedServer(data_dir, "", -1).wait_stopped(0) if (data_dir / SERVER_LOCK).exists() else True

@@ -1,0 +1,181 @@
+"""The demo, as a newcomer runs it: its lines work as they are pasted, and nothing of it stays."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.process.embedded_data import is_down
+from tests.process.running import COMMAND, LOOPBACK, PATIENCE, Service, environment, is_alive, wait_for
+
+LINES = 4
+
+
+@pytest.fixture
+def demo(start: Callable[..., Service]) -> Callable[..., Service]:
+    def demo(*, address: str = f"{LOOPBACK}:0", **variables: str) -> Service:
+        return start(COMMAND, "demo", "--bind", address, **variables)
+
+    return demo
+
+
+def lines_of(demo: Service) -> list[str]:
+    """Wait for the end of what the demo prints, and return the lines to paste."""
+    wait_for(lambda: "Ctrl-C" in demo.out, lambda: demo.process.poll() is not None, demo)
+    return [line for line in demo.out.splitlines() if line.startswith("curl ")]
+
+
+def paste(line: str, shell: str = "sh") -> dict[str, object]:
+    pasted = subprocess.run([shell, "-c", line], env=environment(), check=True, capture_output=True, text=True)
+    document: dict[str, object] = json.loads(pasted.stdout)
+    return document
+
+
+def status_of(line: str) -> int:
+    """Return the status that a line gets, without what it does with the body."""
+    curl = line.partition(" | ")[0].replace("curl -s ", "curl -s -o /dev/null -w '%{http_code}' ")
+    return int(paste(curl))  # type: ignore[call-overload,no-any-return]
+
+
+def processes_of(demo: Service) -> list[int]:
+    return [demo.process.pid, *demo.workers()]
+
+
+def assert_gone(demo: Service, data_dir: Path) -> None:
+    assert is_down(data_dir)
+    assert not [number for number in processes_of(demo) if is_alive(number)]
+    assert "Traceback" not in demo.log
+
+
+def last_line(demo: Service) -> str:
+    assert demo.process.wait(PATIENCE) == 1
+    (line,) = demo.log.splitlines()
+    assert demo.out == ""
+    return line
+
+
+def test_its_lines_show_two_pages_a_case_and_an_error(demo: Callable[..., Service], place: Path) -> None:
+    running = demo()
+    lines = lines_of(running)
+    assert [status_of(line) for line in lines] == [200, 200, 200, 400]
+    first, second, case, problem = (paste(line) for line in lines)
+    pages = [page["results"] for page in (first, second)]
+    assert [len(page) for page in pages] == [5, 5]  # type: ignore[arg-type]
+    assert case in pages[0]  # type: ignore[operator]
+    assert (problem["code"], problem["status"]) == ("invalid_parameter", 400)
+    assert str(place / ".cases-data") in running.out
+    assert running.out.rstrip().endswith("Ctrl-C ends the service and its database.")
+    running.interrupt()
+    assert running.process.wait(PATIENCE) == 0
+    assert_gone(running, place / ".cases-data")
+
+
+def test_sigterm_ends_it_and_a_second_time_works_on_the_data_of_the_first(
+    demo: Callable[..., Service], place: Path
+) -> None:
+    first = demo()
+    old = lines_of(first)
+    assert first.end(signal.SIGTERM) == 0
+    assert_gone(first, place / ".cases-data")
+    second = demo(address=f"{LOOPBACK}:{first.port}")
+    new = lines_of(second)
+    assert status_of(new[0]) == 200
+    assert status_of(old[0]) == 401
+    assert _kid(old[0]) == _kid(new[0])
+    second.end()
+
+
+def _kid(line: str) -> str:
+    """Return the part of the first line's URL that names the key: the JWT's header."""
+    return line.partition("/external-visitors/")[2].partition(".")[0]
+
+
+def test_after_a_kill_it_starts_again_on_the_same_port(demo: Callable[..., Service], place: Path) -> None:
+    first = demo()
+    lines_of(first)
+    first.end(signal.SIGKILL)
+    second = demo(address=f"{LOOPBACK}:{first.port}")
+    assert status_of(lines_of(second)[0]) == 200
+    assert not [number for number in processes_of(first) if is_alive(number)]
+    second.end()
+    assert_gone(second, place / ".cases-data")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_it_ends_with_a_make_that_is_killed(start: Callable[..., Service], place: Path) -> None:
+    (place / "Makefile").write_text(f"demo:\n\t{COMMAND} demo --bind {LOOPBACK}:0\n")
+    make = start("make", "demo")
+    lines_of(make)
+    workers = make.workers()
+    make.end(signal.SIGKILL)
+    wait_for(lambda: is_down(place / ".cases-data") and not any(is_alive(worker) for worker in workers))
+
+
+def test_a_kill_during_the_preparation_does_not_spoil_the_directory(demo: Callable[..., Service], place: Path) -> None:
+    first = demo()
+    wait_for((place / ".cases-data" / "users.lock").exists)
+    first.end(signal.SIGKILL)
+    assert status_of(lines_of(demo())[0]) == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_preparation_ends_it(
+    demo: Callable[..., Service], place: Path, number: signal.Signals
+) -> None:
+    running = demo()
+    wait_for((place / ".cases-data" / "postgres").exists, story=running)
+    running.process.send_signal(number)
+    assert running.process.wait(PATIENCE) in (0, 128 + number)
+    assert_gone(running, place / ".cases-data")
+
+
+def test_two_run_side_by_side(demo: Callable[..., Service], place: Path) -> None:
+    data_dirs = [place / "one", place / "two"]
+    both = [demo(CASES_DATA_DIR=str(data_dir)) for data_dir in data_dirs]
+    assert [status_of(lines_of(running)[1]) for running in both] == [200, 200]
+    for running, data_dir in zip(both, data_dirs, strict=True):
+        running.end()
+        assert_gone(running, data_dir)
+
+
+def test_it_refuses_a_database_url(demo: Callable[..., Service], place: Path) -> None:
+    line = last_line(demo(DATABASE_URL="host=/nowhere"))
+    assert line.startswith("cases-service: demo brings its own PostgreSQL: unset DATABASE_URL")
+    assert not (place / ".cases-data").exists()
+
+
+def test_it_refuses_a_directory_that_no_demo_made(demo: Callable[..., Service], data_dir: Path, place: Path) -> None:
+    foreign = place / "foreign"
+    foreign.mkdir()
+    (foreign / "file").touch()
+    for directory in (data_dir, foreign):
+        before = sorted(directory.iterdir())
+        line = last_line(demo(CASES_DATA_DIR=str(directory)))
+        assert line.startswith(f"cases-service: {directory} was not made by a demo: set CASES_DATA_DIR")
+        assert sorted(directory.iterdir()) == before
+
+
+def test_a_busy_port_is_one_line_and_leaves_nothing(demo: Callable[..., Service], place: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as other:
+        line = last_line(demo(address=f"{LOOPBACK}:{other.getsockname()[1]}"))
+    assert "Address already in use" in line
+    assert not (place / ".cases-data").exists()
+
+
+def test_its_lines_work_whatever_the_environment_says(demo: Callable[..., Service]) -> None:
+    settings = {
+        "CASES_JWT_AUDIENCE": "cases",
+        "CASES_JWT_ISSUER": "https://issuer.example",
+        "CASES_JWT_MAX_TTL": "600",
+        "CASES_ALLOWED_HOSTS": "cases.example",
+        "CASES_PUBLIC_URL": "https://cases.example",
+        "http_proxy": "http://192.0.2.1:9",
+    }
+    running = demo(address="0.0.0.0:0", **settings)
+    assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 400]
+    running.end()
