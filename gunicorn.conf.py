@@ -28,7 +28,7 @@ loglevel = _settings.log_level
 # A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
 # application's to refuse, which says why.
 limit_request_line = 8190
-limit_request_field_size = 16384
+limit_request_field_size = 65536
 
 # Who stands in front is known from CASES_TRUSTED_HOPS, to the application. By default gunicorn believes loopback.
 forwarded_allow_ips = ""

@@ -30,7 +30,7 @@ IDENTITY_HEADER: Final = "X-External-Identity"
 IN_HEADER: Final = "-"
 MAXIMUM_IN_PATH: Final = 4000
 MAXIMUM_IN_HEADER: Final = 8000
-_CREDENTIALS: Final = re.compile(r"(?:token|bearer)(?: +(.*))?", re.IGNORECASE)
+_CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
 
 log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ def authenticate(request: Request, organization_id: UUID, database: Database) ->
     credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
     if credentials is None:
         raise AuthenticationRequiredError
-    token = ApiToken.parse(credentials[1] or "")
+    token = ApiToken.parse(credentials[1])
     if token is None:
         raise ApiTokenInvalidError
     access = database.read(partial(store.get_access, organization_id=token.organization_id, token_hash=token.hash))

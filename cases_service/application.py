@@ -38,7 +38,7 @@ class Application(Flask):
     def close(self) -> None:
         """End the connections to the database, when the worker ends."""
         service: Service = self.extensions["cases_service"]
-        service.database.close()
+        service.close()
 
 
 def create_app(settings: Settings | None = None) -> Application:
@@ -55,7 +55,8 @@ def create_app(settings: Settings | None = None) -> Application:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.extensions["cases_service"] = Service(settings, database, SecretBox(settings.secret_keys))
+    service = Service(settings, database, SecretBox(settings.secret_keys))
+    app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
     app.register_blueprint(health.blueprint)
     app.before_request(_begin)
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Application:
     if settings.trusted_hops:
         hops = settings.trusted_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
-    database.open()
+    service.open()
     return app
 
 
@@ -73,7 +74,7 @@ def _begin() -> None:
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
     query_count.value = 0
-    if request.blueprint != health.blueprint.name:
+    if request.path.rstrip("/") not in health.PATHS:
         g.base_url = current_service().base_url(request)
 
 

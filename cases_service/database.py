@@ -12,19 +12,22 @@ from typing import Any, Final, TypeVar
 import psycopg
 import structlog
 from psycopg import conninfo
-from psycopg.abc import Buffer
+from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from cases_service import instants
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
+from cases_service.sql import statements
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
+_SQL: Final = statements("session")
 # Every statement of a request is a few index look-ups in the order of the index. Held to that, a plan that is made
 # once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
 # turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
@@ -32,7 +35,6 @@ _SESSION: Final = {
     "timezone": "UTC",
     "datestyle": "ISO",
     "default_transaction_read_only": "on",
-    "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -47,6 +49,11 @@ _LIVENESS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
+
+
+_POLL_SECONDS: Final = 0.1
+_GRACE_SECONDS: Final = 1.0
+_AWAY_SECONDS: Final = 0.05
 
 
 class InstantLoader(Loader):
@@ -67,7 +74,14 @@ query_count: Final = QueryCount()
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that counts its statements."""
+    """A connection that counts its statements, and does not wait for ever for a server that has stopped."""
+
+    patience: float | None = None
+    """How long an answer may take, in seconds. The server's own time-out comes first, where there is a server."""
+
+    def wait(self, gen: PQGen[T], interval: float = _POLL_SECONDS, timeout: float | None = None) -> T:
+        """Do what psycopg's does, and end in an OperationalError where the server stops to answer."""
+        return super().wait(gen, interval, self.patience if timeout is None else timeout)
 
     def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         """Do what psycopg's does, and count."""
@@ -80,12 +94,16 @@ class Database:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._wait = settings.pool_timeout
+        self._patience = settings.statement_timeout + _GRACE_SECONDS
+        self._away = False
+        self._session = session_settings(settings)
+        self._prepare_threshold = 0 if settings.prepared_statements else None
         self._turns = threading.BoundedSemaphore(settings.connections)
         self._pool = ConnectionPool(
             connection_parameters(url, settings),
             connection_class=Connection,
-            kwargs={"autocommit": True, "prepare_threshold": 0},
-            configure=_configure,
+            kwargs={"autocommit": True},
+            configure=self._configure,
             min_size=settings.connections,
             timeout=self._wait,
             # The default backs off for minutes; so short a limit makes the next waiting request try anew.
@@ -118,8 +136,26 @@ class Database:
             self._pool.drain()
         try:
             return self._attempt(work)
+        except _StatementOutdatedError:
+            # On a fresh connection: a pooler in between keeps what it has prepared.
+            log.error("prepared_statements_given_up", advice="RECONNECT in PgBouncer's console, then restart")
+            self._prepare_threshold = None
+            self._pool.drain()
+            raise UnavailableError from None
         except _ConnectionLostError:
             raise UnavailableError from None
+
+    def _configure(self, connection: Connection) -> None:
+        """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""
+        connection.patience = self._patience
+        connection.prepare_threshold = self._prepare_threshold
+        connection.adapters.register_loader("uuid", TextLoader)
+        connection.adapters.register_loader("timestamptz", InstantLoader)
+        rows = connection.execute(_SQL["get_session"], {"names": list(self._session)}, prepare=False).fetchall()
+        dropped = sorted(name for name, value in rows if value.partition(",")[0] != self._session[name])
+        if dropped:
+            log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
+            raise psycopg.OperationalError("the session is not what the statements rely on")
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
         if not self._turns.acquire(timeout=self._wait):
@@ -134,12 +170,15 @@ class Database:
             self._turns.release()
 
     def _checkout(self) -> Connection:
-        deadline = monotonic() + self._wait
+        # While the database is away, one request after the other would wait for it in vain, and hold a thread.
+        deadline = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
         while True:
             try:
                 connection = self._pool.getconn(timeout=max(deadline - monotonic(), 0.001))
             except PoolTimeout:
+                self._away = True
                 raise UnavailableError from None
+            self._away = False
             if not _hung_up(connection):
                 return connection
             connection.close()
@@ -147,22 +186,31 @@ class Database:
 
 
 class _ConnectionLostError(Exception):
-    """The connection died, or its prepared statements are older than the schema."""
+    """The connection died."""
+
+
+class _StatementOutdatedError(_ConnectionLostError):
+    """The connection was given up, as its prepared statements are older than the schema."""
+
+
+def session_settings(settings: Settings) -> dict[str, str]:
+    """Return the PostgreSQL settings that the statements rely on, with their values as pg_settings shows them."""
+    plans = "force_generic_plan" if settings.generic_plans else "force_custom_plan"
+    return {**_SESSION, "plan_cache_mode": plans, "statement_timeout": f"{settings.statement_timeout * 1000:.0f}"}
 
 
 def connection_parameters(url: str, settings: Settings) -> str:
     """Return the connection string of the service: what the URL says, and the session that the statements rely on."""
     given = conninfo.conninfo_to_dict(url)
-    session = {**_SESSION, "statement_timeout": f"{settings.statement_timeout * 1000:.0f}"}
-    options = " ".join(f"-c {name}={value}" for name, value in session.items())
-    defaults = {"application_name": "cases-service", "connect_timeout": str(settings.connect_timeout), **_LIVENESS}
+    options = " ".join(f"-c {name}={value}" for name, value in session_settings(settings).items())
+    defaults = {
+        "application_name": "cases-service",
+        "client_encoding": "UTF8",
+        "connect_timeout": str(settings.connect_timeout),
+        **_LIVENESS,
+    }
     parameters: dict[str, Any] = {**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
     return conninfo.make_conninfo("", **parameters)
-
-
-def _configure(connection: psycopg.Connection[Any]) -> None:
-    connection.adapters.register_loader("uuid", TextLoader)
-    connection.adapters.register_loader("timestamptz", InstantLoader)
 
 
 def _hung_up(connection: Connection) -> bool:
@@ -182,22 +230,30 @@ def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
         return work(connection)
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise TimeoutProblemError from None
-    except psycopg.errors.FeatureNotSupported:
+    except psycopg.errors.FeatureNotSupported as error:
+        if error.diag.source_function != _REVALIDATION:
+            raise
         # "cached plan must not change result type": a migration replaced what a prepared statement reads.
         connection.close()
-        raise _ConnectionLostError from None
-    except _NO_SCHEMA as error:
-        log.error("schema_missing", sqlstate=error.sqlstate, advice="run cases-service init-db")
+        raise _StatementOutdatedError from None
+    except _NOT_SET_UP as error:
+        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db; grant select")
         raise UnavailableError from None
     except psycopg.OperationalError as error:
+        if connection.info.transaction_status == TransactionStatus.ACTIVE:
+            log.error("database_does_not_answer")
+            connection.close()
+            raise UnavailableError from None
         log.warning("database_error", error=type(error).__name__, sqlstate=error.sqlstate)
         if connection.closed:
             raise _ConnectionLostError from None
         raise UnavailableError from None
 
 
-_NO_SCHEMA: Final = (
+_REVALIDATION: Final = "RevalidateCachedQuery"
+_NOT_SET_UP: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
     psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
 )

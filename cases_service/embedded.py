@@ -65,9 +65,7 @@ class EmbeddedServer:
         return True
 
 
-def join(
-    data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS
-) -> EmbeddedServer:
+def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS) -> EmbeddedServer:
     """Become a user of the data directory's server, which accepts connections when this returns.
 
     Where none runs, one is started with these settings of PostgreSQL, by the programs in `bin_dir` or else
@@ -114,9 +112,7 @@ def _share_server(lock: int, data_dir: Path, bin_dir: Path | None, settings: Map
             except (OSError, psycopg.OperationalError) as error:
                 if time.monotonic() > deadline:
                     reason = " ".join(str(error).split())
-                    raise EmbeddedServerError(
-                        f"no connection to the server in {data_dir}: {reason}"
-                    ) from error
+                    raise EmbeddedServerError(f"no connection to the server in {data_dir}: {reason}") from error
             time.sleep(supervisor.POLL_SECONDS)
 
 

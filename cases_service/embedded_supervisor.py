@@ -325,9 +325,7 @@ def require_way(data_dir: Path, bin_dir: Path) -> None:
     """Refuse directories that the identity without root's rights does not reach."""
     for place in (data_dir.parent, bin_dir):
         if not os.access(place, os.X_OK, effective_ids=True):
-            raise StartError(
-                f"PostgreSQL does not run with the rights of root, and without them cannot enter {place}"
-            )
+            raise StartError(f"PostgreSQL does not run with the rights of root, and without them cannot enter {place}")
 
 
 if __name__ == "__main__":

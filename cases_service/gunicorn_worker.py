@@ -127,7 +127,10 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         if enabled or self.alive:
             return
         for listener in self.sockets:
-            while select.select([listener], [], [], 0)[0]:
+            # No more than can be waiting: after SIGHUP other workers go on listening, and more will come.
+            for _ in range(self.cfg.backlog):
+                if not select.select([listener], [], [], 0)[0]:
+                    break
                 self.accept(listener)
             listener.close()
 

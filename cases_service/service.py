@@ -12,6 +12,7 @@ from cases_service import store
 from cases_service.database import Database
 from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableError
 from cases_service.migrations import SCHEMA_VERSION
+from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
 
@@ -49,15 +50,30 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Service:
-    """One for each application, so one for each worker."""
+    """One for each application, so one for each worker.
+
+    `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
+    """
 
     settings: Settings
     database: Database
     secret_box: SecretBox
+    cases: Replicas = field(init=False)
     readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cases", Replicas(self.database, self.settings))
         object.__setattr__(self, "readiness", Readiness(self.database))
+
+    def open(self) -> None:
+        """Begin to connect, in the background."""
+        self.database.open()
+        self.cases.open()
+
+    def close(self) -> None:
+        """End the connections."""
+        self.cases.close()
+        self.database.close()
 
     def base_url(self, request: Request) -> str:
         """Return what links begin with.
@@ -72,7 +88,8 @@ class Service:
         name = _HOST.fullmatch(host.lower())
         if name is None or name[1] not in self.settings.allowed_host_names:
             raise HostNotAllowedError
-        return f"{request.scheme}://{host}"
+        scheme = "https" if request.scheme == "https" else "http"
+        return f"{scheme}://{host}"
 
 
 def current_service() -> Service:

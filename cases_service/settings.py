@@ -16,6 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
+# What libpq reads from the environment, past everything that a connection asks for.
+_SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
 
@@ -31,6 +33,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="PostgreSQL to use, as a libpq URI or key-value string. Without it an embedded server."),
     ] = field(name="DATABASE_URL", default=None)
+    read_database_url: Annotated[
+        str | None,
+        Meta(
+            description="Streaming replicas of `DATABASE_URL` to read cases from, as a libpq URI or key-value string"
+            " that may name several hosts."
+        ),
+    ] = field(name="CASES_READ_DATABASE_URL", default=None)
+    read_max_lag: Annotated[
+        Seconds,
+        Meta(description="How far a replica may be behind, in seconds; the primary takes the place of a later one."),
+    ] = field(name="CASES_READ_MAX_LAG", default=5.0)
     data_dir: Annotated[
         str, Meta(description="Directory of the embedded server: its data, its socket and its secret key.")
     ] = field(name="CASES_DATA_DIR", default=".cases-data")
@@ -81,15 +94,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         name="CASES_WORKERS", default=2
     )
     threads: Annotated[int, Meta(ge=1, le=256, description="Requests that one worker handles at a time.")] = field(
-        name="CASES_THREADS", default=4
+        name="CASES_THREADS", default=8
     )
     pool_size: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
-        Meta(description="Database connections of one worker at the most. Default: `CASES_THREADS`."),
+        Meta(description="Database connections of one worker at the most. Default: half of `CASES_THREADS`."),
     ] = field(name="CASES_POOL_SIZE", default=None)
     pool_timeout: Annotated[
         Seconds, Meta(description="How long a request waits for a database connection, in seconds.")
     ] = field(name="CASES_POOL_TIMEOUT", default=1.0)
+    prepared_statements: Annotated[
+        bool, Meta(description="Whether statements are prepared; `false` behind a PgBouncer older than 1.21.")
+    ] = field(name="CASES_PREPARED_STATEMENTS", default=True)
+    generic_plans: Annotated[
+        bool,
+        Meta(
+            description="Whether a statement has one plan for all its values; `false` on Citus, which routes by them."
+        ),
+    ] = field(name="CASES_GENERIC_PLANS", default=True)
     connect_timeout: Annotated[
         int, Meta(ge=2, le=60, description="How long one attempt to reach the database may take, in seconds.")
     ] = field(name="CASES_CONNECT_TIMEOUT", default=2)
@@ -112,11 +134,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.secret_key and self.secret_key_file:
             raise SettingsError("CASES_SECRET_KEY and CASES_SECRET_KEY_FILE are both set; set one of them")
-        if self.database_url is not None:
-            _check_database_url(self.database_url)
+        _check_database_url(self.database_url, "DATABASE_URL")
+        _check_database_url(self.read_database_url, "CASES_READ_DATABASE_URL")
+        if self.read_database_url is not None and self.database_url is None:
+            raise SettingsError("CASES_READ_DATABASE_URL: expected together with DATABASE_URL, whose replicas it names")
         if self.public_url is not None:
             _check_public_url(self.public_url)
         check_bind(self.bind)
+        if not all(re.fullmatch(r"\[[0-9a-f:.]+\]|[0-9a-z_.-]+", name) for name in self.allowed_host_names):
+            raise SettingsError("CASES_ALLOWED_HOSTS: expected names without a port, an IPv6 address in brackets")
         _ = self.secret_keys
 
     def require_database_url(self) -> str:
@@ -144,7 +170,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def connections(self) -> int:
         """Database connections of one worker at the most."""
-        return self.pool_size or self.threads
+        return self.pool_size or max(1, self.threads // 2)
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -154,6 +180,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: A variable has a wrong value. The message is one line and names it.
 
     """
+    for name in _SESSION_VARIABLES:
+        if environment.get(name):
+            raise SettingsError(f"{name}: unset it; the statements rely on UTC and ISO dates")
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
     values = {name: value for name, value in environment.items() if name in known and value != ""}
     try:
@@ -179,9 +208,16 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def process_environment(settings: Settings, *, embedded_lock: int | None = None) -> dict[str, str]:
-    """Return this process's environment with these settings and an embedded server's lock, for another program."""
+    """Return this process's environment with these settings alone, and an embedded server's lock, for a program."""
+    known = {f.encode_name for f in msgspec.structs.fields(Settings)}
+    others = {name: value for name, value in os.environ.items() if name not in known}
     lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
-    return {**os.environ, **environment_of(settings), **lock}
+    return {**others, **environment_of(settings), **lock}
+
+
+def is_under_make() -> bool:
+    """Tell whether make started this program, or one that started it."""
+    return "MAKELEVEL" in os.environ
 
 
 def inherited_lock() -> int | None:
@@ -223,17 +259,20 @@ def _check_public_url(url: str) -> None:
         raise SettingsError("CASES_PUBLIC_URL: expected http(s)://host, with a port and a path at the most")
 
 
-def _check_database_url(url: str) -> None:
+def _check_database_url(url: str | None, variable: str) -> None:
+    if url is None:
+        return
     try:
         given = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        raise SettingsError("DATABASE_URL: expected a libpq URI or key-value string") from None
+        raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
     hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
     names = (host for host in hosts if not host.startswith(("/", "@")))
-    if any("@" in name for name in names) or not all(port == "" or _is_port(port) for port in ports):
+    are_ports = len(ports) in (1, len(hosts)) and all(port == "" or _is_port(port) for port in ports)
+    if any("@" in name for name in names) or not are_ports:
         raise SettingsError(
-            "DATABASE_URL: expected host and port; in a URI, a password's special characters are percent-encoded"
+            f"{variable}: expected host and port; in a URI, a password's special characters are percent-encoded"
         )
 
 

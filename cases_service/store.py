@@ -22,6 +22,7 @@ _BY_STATUS: Final = statements("cases_by_status")
 _BY_FACET: Final = statements("cases_by_facet")
 _SUMMARY: Final = statements("summary")
 _SCHEMA: Final = statements("schema")
+_REPLICATION: Final = statements("replication")
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
 
@@ -156,6 +157,21 @@ def get_schema_version(connection: Connection) -> int:
     """Return the version of the database's schema."""
     row = connection.execute(_SCHEMA["get_schema_version"]).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def get_flushed_wal(connection: Connection) -> int | None:
+    """Return how far a primary's write-ahead log has come, None where the server is no primary."""
+    return _position_in_wal(connection, "get_flushed_wal")
+
+
+def get_replayed_wal(connection: Connection) -> int | None:
+    """Return how far a replica has come in the primary's log, None where the server is no replica."""
+    return _position_in_wal(connection, "get_replayed_wal")
+
+
+def _position_in_wal(connection: Connection, name: str) -> int | None:
+    row = connection.execute(_REPLICATION[name]).fetchone()
+    return None if row is None else row[0]
 
 
 def _wanted(fields: Fields) -> dict[str, bool]:

@@ -1,7 +1,11 @@
 """The connections of a worker: what happens to a read when they die, are busy, or there are none."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -107,6 +111,39 @@ def test_without_a_database_the_service_is_unavailable(settings: Settings) -> No
     with pytest.raises(UnavailableError) as caught:
         database.read(backend)
     assert type(caught.value) is UnavailableError
+    database.close()
+
+
+def test_a_server_that_stops_to_answer_makes_the_service_unavailable(
+    small: Database, connection: psycopg.Connection
+) -> None:
+    def work(given: Connection) -> None:
+        pid = backend(given)
+        row = connection.execute("select pid from pg_stat_activity where pid = %s", [pid]).fetchone()
+        assert row
+        if not Path(f"/proc/{pid}").exists():
+            pytest.skip("the server's processes are not on this machine")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            given.execute("select 1")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    with pytest.raises(UnavailableError):
+        small.read(work)
+    assert small.read(backend)
+
+
+def test_without_a_database_only_the_first_waits(settings: Settings) -> None:
+    database = Database("host=127.0.0.1 port=1 dbname=none", msgspec.structs.replace(settings, pool_timeout=2))
+    database.open()
+    waited = []
+    for _ in range(5):
+        started = time.monotonic()
+        with pytest.raises(UnavailableError):
+            database.read(backend)
+        waited.append(time.monotonic() - started)
+    assert sum(waited[1:]) < waited[0]
     database.close()
 
 

@@ -18,7 +18,7 @@ KEY = base64.urlsafe_b64encode(b"x" * 32).decode()
 def test_without_an_environment_everything_has_a_default() -> None:
     settings = read_settings({})
     assert (settings.database_url, settings.jwt_leeway, settings.jwt_max_ttl) == (None, 30, 86400)
-    assert settings.connections == settings.threads
+    assert settings.connections * 2 == settings.threads
 
 
 def test_an_empty_variable_is_not_set() -> None:
@@ -50,6 +50,10 @@ def test_an_empty_variable_is_not_set() -> None:
         ("CASES_SECRET_KEY", f"{KEY},tiny"),
         ("CASES_SECRET_KEY", KEY[:-4]),
         ("CASES_SECRET_KEY_FILE", "/nowhere/at/all"),
+        ("CASES_ALLOWED_HOSTS", "help.example:443"),
+        ("CASES_ALLOWED_HOSTS", "localhost,::1"),
+        ("PGTZ", "Asia/Tokyo"),
+        ("PGDATESTYLE", "German"),
         ("DATABASE_URL", "postgresql://user:hunter2@[broken"),
         ("DATABASE_URL", "host=x hunter2"),
     ],

@@ -44,7 +44,7 @@ def list_cases(organization_id: UUID, token: str) -> Response:
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
     external_id = identify(request, token, access, service.secret_box, service.settings)
-    page = service.database.read(
+    page = service.cases.read(
         partial(
             store.list_cases,
             organization_id=organization_id,
@@ -77,7 +77,7 @@ def summarize_cases(organization_id: UUID, token: str) -> Response:
     access = authenticate(request, organization_id, service.database)
     filters = filters_of(read_parameters(_FILTERS, request.query_string))
     external_id = identify(request, token, access, service.secret_box, service.settings)
-    summary = service.database.read(
+    summary = service.cases.read(
         partial(store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters)
     )
     if summary is None:
@@ -92,7 +92,7 @@ def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
     access = authenticate(request, organization_id, service.database)
     parameters = read_parameters(_DETAIL, request.query_string)
     external_id = identify(request, token, access, service.secret_box, service.settings)
-    found = service.database.read(
+    found = service.cases.read(
         partial(
             store.get_case,
             organization_id=organization_id,

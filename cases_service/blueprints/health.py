@@ -9,6 +9,9 @@ from cases_service.service import current_service
 
 blueprint = Blueprint("health", __name__)
 
+PATHS: Final = ("/healthz", "/readyz")
+"""Where any host is answered."""
+
 _OK: Final = msgspec.json.encode({"status": "ok"})
 
 

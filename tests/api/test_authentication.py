@@ -21,7 +21,7 @@ def test_both_schemes_open(client: FlaskClient, organization: Organization, sche
     assert client.get(organization.visitor().path, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("header", [None, "", "Basic dTpw", "Digest x", "cst_abc", "Tokencst_abc"])
+@pytest.mark.parametrize("header", [None, "", "Token", "Bearer ", "Basic dTpw", "Digest x", "cst_abc", "Tokencst_abc"])
 def test_without_a_token_authentication_is_required(
     client: FlaskClient, organization: Organization, header: str | None
 ) -> None:

@@ -33,6 +33,8 @@ def test_health_needs_nothing(client: FlaskClient) -> None:
 def test_health_answers_to_any_host(client: FlaskClient) -> None:
     for path in ("/healthz", "/readyz"):
         assert client.get(path, headers={"Host": "10.0.0.7:8000"}).status_code == 200
+        response = client.post(path, headers={"Host": "10.0.0.7:8000"})
+        assert_problem(response, 405, "method_not_allowed")
 
 
 def test_health_answers_while_there_is_no_database() -> None:

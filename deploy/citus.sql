@@ -1,0 +1,29 @@
+-- Turns the schema into Citus tables, distributed by organization: every statement of a request then goes to one shard.
+--
+-- Once, on the coordinator, after init-db and before the first load:
+--     psql --set ON_ERROR_STOP=1 --single-transaction --file deploy/citus.sql "$DATABASE_URL"
+-- Run again it fails at the first table and changes nothing. What has to be known besides is in docs/scaling.md.
+
+create extension if not exists citus;
+
+-- Tables with foreign keys between them, in one transaction: their shards are made over one connection to each node.
+set local citus.multi_shard_modify_mode = 'sequential';
+
+-- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
+select create_reference_table('schema_version');
+
+-- What all others refer to comes first: a foreign key of a distributed table has to lead to one that is distributed
+-- already, and in the same way. The number of shards is the largest number of nodes that this can grow to, and a
+-- hundred and more organizations share a shard; it cannot be changed cheaply later.
+select create_distributed_table('organizations', 'organization_id', shard_count => 128);
+
+-- An organization's rows of every table lie on one node: joins and foreign keys never leave it. Parents come first.
+select create_distributed_table('users', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('api_tokens', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('signing_keys', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('visitors', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('contacts', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('case_funnel_stages', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('cases', 'organization_id', colocate_with => 'organizations');
+
+-- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

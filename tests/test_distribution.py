@@ -1,0 +1,205 @@
+"""By organization, everything can lie on one of many machines: shown without them, statement by statement."""
+
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from pglast import ast
+
+from cases_service.database import Database
+from cases_service.settings import Settings
+from cases_service.sql import statements
+from tests.statements import ORGANIZATION, Statement, calls
+
+SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
+REQUESTS = ("access", "cases", "cases_by_status", "cases_by_facet", "summary")
+# What the version of the schema and the server's state are read with concerns nobody's rows.
+NOBODYS = ("schema", "session", "replication")
+# rotate-secrets encrypts the secrets of all organizations anew, as one change: an operator's, in the middle of nothing.
+ACROSS_ORGANIZATIONS = {"list_secrets"}
+
+
+@pytest.fixture(scope="session")
+def keys(session_connection: psycopg.Connection) -> dict[str, str]:
+    """The column of each table and view that is the organization's id; of a view, the one its table has for it."""
+    rows = session_connection.execute("""
+        select c.relname, a.attname
+        from pg_class c
+        join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = 'public'::regnamespace
+            and c.relkind in ('r', 'v')
+            and a.attname ~ '(^|[.])organization_id$'
+    """).fetchall()
+    return dict(rows)
+
+
+def staged(keys: dict[str, str]) -> dict[str, str]:
+    """The tables that `load` brings its lines into, on one machine: each line names its organization."""
+    tables = {f"staged_{name}": "organization_id" for name in keys}
+    return tables | {"staged_organizations": "id"}
+
+
+def named(*subjects: str) -> list[tuple[str, str]]:
+    return [(subject, name) for subject in subjects for name in statements(subject)]
+
+
+@pytest.mark.parametrize(("subject", "name"), named(*REQUESTS))
+def test_a_statement_of_a_request_reads_the_rows_of_one_organization(
+    subject: str, name: str, keys: dict[str, str]
+) -> None:
+    statement = Statement(statements(subject)[name], keys)
+    assert statement.kind is ast.SelectStmt
+    assert set(statement.relations) <= set(keys)
+    assert statement.unpinned == []
+    assert statement.pins == {ORGANIZATION}
+
+
+@pytest.mark.parametrize(("subject", "name"), named("administration"))
+def test_a_statement_of_a_command_touches_one_organization(subject: str, name: str, keys: dict[str, str]) -> None:
+    statement = Statement(statements(subject)[name], keys)
+    assert set(statement.relations) <= set(keys)
+    assert bool(statement.unpinned) is (name in ACROSS_ORGANIZATIONS)
+
+
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [(s, n) for s, n in named("loading") if n.startswith(("write_", "remove_", "find_", "list_", "lock_"))],
+)
+def test_a_statement_of_a_load_brings_no_line_to_another_organization(
+    subject: str, name: str, keys: dict[str, str]
+) -> None:
+    statement = Statement(statements(subject)[name], keys, staged(keys))
+    assert set(statement.relations) <= set(keys) | set(staged(keys))
+    assert statement.unpinned == []
+
+
+@pytest.mark.parametrize(("subject", "name"), named(*NOBODYS))
+def test_what_is_read_of_the_server_is_nobodys(subject: str, name: str, keys: dict[str, str]) -> None:
+    statement = Statement(statements(subject)[name], {"schema_version": "version"})
+    assert set(statement.relations) <= {"schema_version", "pg_settings"}
+
+
+def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
+    subjects = {file.stem for file in (Path(__file__).parents[1] / "queries").glob("*.sql")}
+    assert subjects == {*REQUESTS, *NOBODYS, "administration", "loading"}
+    # The rest of a load touches staged lines, statistics and locks alone.
+    rest = {n.split("_")[0] for _, n in named("loading") if not n.startswith(("write_", "remove_", "find_", "list_"))}
+    assert rest == {"begin", "create", "copy", "keep", "lock", "check", "analyze"}
+
+
+@pytest.mark.parametrize(
+    ("text", "unpinned"),
+    [
+        ("select 1 from cases c", ["c"]),
+        ("select 1 from cases where organization_id = :own", []),
+        ("select 1 from cases c where c.organization_id = %(id)s", ["c"]),
+        ("select 1 from cases c where c.id = :own", ["c"]),
+        ("select 1 from cases c where c.organization_id <> :own", ["c"]),
+        ("select 1 from cases c where c.organization_id = :own or c.is_closed", ["c"]),
+        ("select 1 from cases c where not (c.organization_id = :own)", ["c"]),
+        ("select 1 from cases c join contacts x on x.id = c.contact_id where c.organization_id = :own", ["x"]),
+        ("select 1 from cases c join contacts x using (id) where c.organization_id = :own", ["x"]),
+        ("select 1 from cases c join users u on u.organization_id = c.organization_id", ["c", "u"]),
+        (
+            """select 1 from cases c join users u on u.organization_id = c.organization_id
+            where c.organization_id = :own""",
+            [],
+        ),
+        ("select (select 1 from users u where u.id = c.owner_id) from cases c where c.organization_id = :own", ["u"]),
+        ("with w as (select 1 from visitors) select 1 from w", ["visitors"]),
+        ("select 1 from lateral (select 1 from contacts x limit 1) y", ["x"]),
+        ("select 1 from users where organization_id = :own union all select 1 from contacts", ["contacts"]),
+        ("""select 1 from case_owners o where o."owner.id" = :own""", ["o"]),
+        ("""select 1 from case_owners o where o."owner.organization_id" = :own""", []),
+        ("update users set alias = 'a' where id = %(id)s", ["users"]),
+        ("delete from users u using contacts x where u.organization_id = :own", ["x"]),
+        ("insert into users (organization_id, id) values (:own, %(id)s)", []),
+        ("insert into users (organization_id, id) values (%(id)s, :own)", ["users"]),
+        ("insert into users (id) values (%(id)s)", ["users"]),
+        ("insert into users (organization_id) values (:own) on conflict (id) do update set alias = 'a'", ["users"]),
+    ],
+)
+def test_a_statement_that_leaves_the_organization_open_is_found(
+    text: str, unpinned: list[str], keys: dict[str, str]
+) -> None:
+    assert sorted(Statement(text.replace(":own", "%(organization_id)s"), keys).unpinned) == sorted(unpinned)
+
+
+def test_on_citus_a_statement_is_planned_with_its_values(settings: Settings) -> None:
+    """Citus finds the shard by the organization, and has no plan for a join while that is not known."""
+    database = Database(settings.require_database_url(), msgspec.structs.replace(settings, generic_plans=False))
+    database.open()
+    mode = database.read(lambda connection: connection.execute("show plan_cache_mode").fetchone())
+    database.close()
+    assert mode == ("force_custom_plan",)
+
+
+def test_every_key_and_reference_contains_the_organization(session_connection: psycopg.Connection) -> None:
+    rows = session_connection.execute("""
+        select c.conname,
+            exists (
+                select
+                from pg_attribute a
+                where a.attrelid = c.conrelid and a.attnum = any(c.conkey) and a.attname = 'organization_id'
+            ),
+            c.contype <> 'f' or exists (
+                select
+                from unnest(c.conkey, c.confkey) as pair (own, foreign_)
+                join pg_attribute o on o.attrelid = c.conrelid and o.attnum = pair.own
+                join pg_attribute f on f.attrelid = c.confrelid and f.attnum = pair.foreign_
+                where o.attname = 'organization_id' and f.attname = 'organization_id'
+            )
+        from pg_constraint c
+        where c.connamespace = 'public'::regnamespace
+            and c.contype in ('p', 'u', 'f', 'x')
+            and c.conrelid <> 'schema_version'::regclass
+    """).fetchall()
+    assert len(rows) > 10
+    assert [name for name, own, foreign in rows if not (own and foreign)] == []
+
+
+def test_every_index_begins_with_the_organization(session_connection: psycopg.Connection) -> None:
+    rows = session_connection.execute("""
+        select i.indexrelid::regclass::text, a.attname
+        from pg_index i
+        join pg_class c on c.oid = i.indrelid
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where c.relnamespace = 'public'::regnamespace and c.relname <> 'schema_version'
+    """).fetchall()
+    assert len(rows) > 10
+    assert [name for name, first in rows if first != "organization_id"] == []
+
+
+def test_the_schema_has_nothing_that_needs_the_machine_to_be_one(session_connection: psycopg.Connection) -> None:
+    """No sequence, no trigger of ours, no rule, and no generated column that decides where a row lies."""
+    (counts,) = session_connection.execute("""
+        select
+            (select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'S'),
+            (select count(*) from pg_trigger where not tgisinternal),
+            (select count(*) from pg_attribute where attname = 'organization_id' and attgenerated <> '')
+    """).fetchall()
+    assert counts == (0, 0, 0)
+
+
+def test_the_script_distributes_every_table_by_organization_and_parents_first(
+    session_connection: psycopg.Connection, keys: dict[str, str]
+) -> None:
+    distributed = [[part.sval for part in call[:2]] for call in calls(SCRIPT, "create_distributed_table")]
+    reference = [call[0].sval for call in calls(SCRIPT, "create_reference_table")]
+    tables = session_connection.execute(
+        "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
+    ).fetchall()
+    order = [table for table, _ in distributed]
+    assert sorted(order + reference) == sorted(name for (name,) in tables)
+    assert {column for _, column in distributed} == {"organization_id"}
+    references = session_connection.execute("""
+        select conrelid::regclass::text, confrelid::regclass::text
+        from pg_constraint where contype = 'f' and connamespace = 'public'::regnamespace
+    """).fetchall()
+    assert [(child, parent) for child, parent in references if order.index(parent) > order.index(child)] == []
+
+
+def test_all_tables_lie_together(keys: dict[str, str]) -> None:
+    first, *others = calls(SCRIPT, "create_distributed_table")
+    assert {call[2].sval for call in others} == {first[0].sval}

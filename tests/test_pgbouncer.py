@@ -1,0 +1,291 @@
+"""The service behind a real PgBouncer in transaction mode, with the configuration that deploy/ has."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import mkdtemp
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from cases_service.application import Application, create_app
+from cases_service.database import Connection, Database, session_settings
+from cases_service.errors import TimeoutProblemError, UnavailableError
+from cases_service.settings import Settings
+from tests.factories import Organization, get
+from tests.process.running import wait_for
+
+CONFIGURATION = (Path(__file__).parents[1] / "deploy/pgbouncer.ini").read_text()
+PROGRAM = os.environ.get("CASES_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+# It refuses to run as root. In a namespace of its own it is somebody else who has root's files.
+AS_SOMEBODY = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+BOUND_SECONDS = 5.0
+RETURN_SECONDS = 2.0
+
+
+def version() -> tuple[int, ...]:
+    """Return the version of PgBouncer, or nothing where it cannot run."""
+    if PROGRAM is None:
+        return ()
+    answer = subprocess.run([*AS_SOMEBODY, PROGRAM, "--version"], check=False, capture_output=True, text=True)
+    return tuple(int(part) for part in re.findall(r"\d+", answer.stdout.partition("\n")[0]))
+
+
+VERSION = version()
+PREPARES = VERSION >= (1, 21)
+needs_pgbouncer = pytest.mark.skipif(not VERSION, reason="there is no pgbouncer that can be run")
+
+
+class PgBouncer:
+    """A PgBouncer that can be stopped and started again, in front of a database."""
+
+    def __init__(self, directory: Path, configuration: str) -> None:
+        self.url = f"host={directory} port=6432 user=postgres dbname=cases"
+        self._socket = f"{directory}/.s.PGSQL.6432"
+        self._log = directory / "log"
+        self._file = directory / "pgbouncer.ini"
+        self._file.write_text(configuration)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        assert PROGRAM
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*AS_SOMEBODY, PROGRAM, str(self._file)], stdout=log, stderr=log)
+        wait_for(self._accepts, lambda: self._process is None or self._process.poll() is not None, self)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _accepts(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(self._socket) == 0
+
+    def __str__(self) -> str:
+        return self._log.read_text()
+
+
+def configuration(database_url: str, directory: Path) -> str:
+    """Return the configuration of deploy/ for a test: another database, a socket for a port, half a second."""
+    server = conninfo_to_dict(database_url)
+    place = " ".join(
+        f"{name}={server[name]}" for name in ("host", "port", "user", "password", "dbname") if name in server
+    )
+    text, replaced = re.subn("host=db.internal port=5432 dbname=cases", place, CONFIGURATION)
+    assert replaced == 1
+    text = text.replace("statement_timeout to 5000", "statement_timeout to 500")
+    text = text if PREPARES else text.replace("max_prepared_statements", ";")
+    # Fewer connections than the service has, so that they change hands.
+    changes = {"listen_addr": "", "unix_socket_dir": directory, "auth_type": "any", "default_pool_size": 2}
+    return text + "".join(f"{name} = {value}\n" for name, value in changes.items())
+
+
+@pytest.fixture
+def make_pgbouncer(database_url: str) -> Iterator[Callable[..., PgBouncer]]:
+    """Return a function that starts a PgBouncer with a change to its configuration."""
+    directory = Path(mkdtemp(prefix="cases-", dir="/tmp"))
+    started: list[PgBouncer] = []
+
+    def make(old: str = "", new: str = "") -> PgBouncer:
+        started.append(PgBouncer(directory, configuration(database_url, directory).replace(old, new)))
+        started[-1].start()
+        return started[-1]
+
+    yield make
+    for pgbouncer in started:
+        pgbouncer.stop()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def pgbouncer(make_pgbouncer: Callable[..., PgBouncer]) -> PgBouncer:
+    return make_pgbouncer()
+
+
+@pytest.fixture
+def pooled(settings: Settings, pgbouncer: PgBouncer) -> Settings:
+    return behind(pgbouncer, settings)
+
+
+@pytest.fixture
+def database(pooled: Settings) -> Iterator[Database]:
+    database = Database(pooled.require_database_url(), pooled)
+    database.open()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def pooled_app(pooled: Settings) -> Iterator[Application]:
+    app = create_app(pooled)
+    yield app
+    app.close()
+
+
+def behind(pgbouncer: PgBouncer, settings: Settings) -> Settings:
+    return msgspec.structs.replace(
+        settings, database_url=pgbouncer.url, statement_timeout=0.5, prepared_statements=PREPARES
+    )
+
+
+def backend(connection: Connection) -> int:
+    row = connection.execute("select pg_backend_pid()").fetchone()
+    assert row
+    return int(row[0])
+
+
+def test_the_configuration_repeats_the_session_of_the_service(settings: Settings) -> None:
+    line = next(line for line in CONFIGURATION.splitlines() if line.startswith("cases = "))
+    said = dict(re.findall(r"set (\w+) to (\w+)", line)) | dict(re.findall(r"\b(timezone|datestyle)=(\w+)", line))
+    assert said == session_settings(settings)
+
+
+@needs_pgbouncer
+def test_a_walk_through_a_pool_of_two_visits_each_case_once(
+    pooled_app: Application, organization: Organization
+) -> None:
+    visitor = organization.visitor(contacts=2)
+    expected = [str(case) for case in visitor.cases(9)]
+    client = pooled_app.test_client()
+
+    def walk() -> list[str]:
+        walked: list[str] = []
+        path: str | None = f"{visitor.path}?page_size=2"
+        while path:
+            answer = get(client, organization, path)
+            assert answer.status_code == 200, answer.text
+            assert answer.json is not None
+            walked += [case["id"] for case in answer.json["results"]]
+            path = answer.json["next"]
+        return walked
+
+    assert walk() == expected
+    assert walk() == expected
+
+
+@needs_pgbouncer
+def test_requests_share_connections_that_change_hands(pooled_app: Application, organization: Organization) -> None:
+    visitor = organization.visitor(contacts=2)
+    visitor.cases(3)
+    paths = [
+        visitor.path,
+        f"{visitor.path}?ordering=-updated_at",
+        f"{visitor.path}?status=Open",
+        f"{visitor.path}/summary",
+    ]
+
+    def ask(number: int) -> int:
+        return get(pooled_app.test_client(), organization, paths[number % len(paths)]).status_code
+
+    with ThreadPoolExecutor(4) as clients:
+        assert set(clients.map(ask, range(200))) == {200}
+
+
+@needs_pgbouncer
+def test_every_connection_has_the_session_of_the_service(database: Database, pooled: Settings) -> None:
+    names = session_settings(pooled)
+
+    def session(connection: Connection) -> tuple[int, dict[str, str]]:
+        statement = """
+            with held as materialized (select pg_sleep(0.05))
+            select pg_backend_pid(), lower(name), setting from held, pg_settings where lower(name) = any(%s)
+        """
+        rows = connection.execute(statement, [list(names)]).fetchall()
+        return rows[0][0], {name: value.partition(",")[0] for _, name, value in rows}
+
+    with ThreadPoolExecutor(4) as readers:
+        found = list(readers.map(lambda _: database.read(session), range(8)))
+    assert len({pid for pid, _ in found}) == 2
+    assert all(values == names for _, values in found)
+
+
+@needs_pgbouncer
+def test_a_connection_without_the_session_is_refused(
+    settings: Settings, make_pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    pooled = behind(make_pgbouncer("set enable_sort to off;", ""), settings)
+    database = Database(pooled.require_database_url(), pooled)
+    database.open()
+    with pytest.raises(UnavailableError):
+        database.read(backend)
+    database.close()
+
+
+@needs_pgbouncer
+def test_a_slow_statement_is_a_timeout(database: Database) -> None:
+    with pytest.raises(TimeoutProblemError):
+        database.read(lambda given: given.execute("select pg_sleep(5)"))
+    assert database.read(backend)
+
+
+@needs_pgbouncer
+def test_the_service_cannot_write(database: Database) -> None:
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        database.read(lambda given: given.execute("create table never (id int)"))
+
+
+@needs_pgbouncer
+def test_a_restart_of_pgbouncer_needs_none_of_the_service(
+    pooled_app: Application, pgbouncer: PgBouncer, organization: Organization
+) -> None:
+    visitor = organization.visitor()
+    client = pooled_app.test_client()
+
+    def status() -> int:
+        began = time.monotonic()
+        answer = get(client, organization, visitor.path)
+        assert time.monotonic() - began < BOUND_SECONDS
+        return answer.status_code
+
+    assert status() == 200
+    pgbouncer.stop()
+    assert status() == 503
+    pgbouncer.start()
+    wait_for(lambda: status() == 200, seconds=RETURN_SECONDS)
+
+
+@needs_pgbouncer
+def test_a_cut_connection_behind_pgbouncer_is_replaced(database: Database, connection: psycopg.Connection) -> None:
+    cut = database.read(backend)
+    connection.execute("select pg_terminate_backend(%s, 5000)", [cut])
+    assert database.read(backend) != cut
+
+
+@needs_pgbouncer
+def test_statements_that_pgbouncer_keeps_over_a_migration_cost_no_more_than_one_answer(
+    database: Database, connection: psycopg.Connection, organization: Organization
+) -> None:
+    name = f"probe_{organization.id.hex}"
+    statement = f"select * from {name}".encode()
+    connection.execute(f"create view {name} as select 1 as a")
+    assert database.read(lambda given: given.execute(statement).fetchone()) == (1,)
+    connection.execute(f"create or replace view {name} as select 1 as a, 2 as b")
+    if PREPARES:
+        with pytest.raises(UnavailableError):
+            database.read(lambda given: given.execute(statement).fetchone())
+    for _ in range(8):
+        assert database.read(lambda given: given.execute(statement).fetchone()) == (1, 2)
+
+
+@needs_pgbouncer
+def test_without_a_database_behind_it_the_service_is_unavailable_in_a_bounded_time(
+    settings: Settings, make_pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    pooled = behind(make_pgbouncer("host=", "host=/nowhere"), settings)
+    database = Database(pooled.require_database_url(), pooled)
+    database.open()
+    began = time.monotonic()
+    with pytest.raises(UnavailableError):
+        database.read(backend)
+    assert time.monotonic() - began < BOUND_SECONDS
+    database.close()

@@ -1,0 +1,299 @@
+"""Cases come from a replica that is not too late, and from the primary while there is none."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+
+import msgspec
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from psycopg.conninfo import conninfo_to_dict
+
+from cases_service import administration
+from cases_service.application import Application, create_app
+from cases_service.database import Connection, query_count
+from cases_service.embedded import EmbeddedServer
+from cases_service.migrations import init_db
+from cases_service.replicas import Replicas, single_hosts
+from cases_service.secret_box import SecretBox
+from cases_service.settings import Settings, SettingsError, read_settings
+from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, get
+from tests.process.running import wait_for
+from tests.replication import ReplicaServer, primary_server, replica_server
+
+LATER = LONG_AGO + timedelta(days=1)
+RETURN_SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[EmbeddedServer]:
+    with primary_server() as server, psycopg.connect(server.conninfo, autocommit=True) as connection:
+        init_db(connection)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def replica(primary: EmbeddedServer) -> Iterator[ReplicaServer]:
+    with replica_server(primary) as server:
+        yield server
+
+
+@pytest.fixture
+def operator(primary: EmbeddedServer) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(primary.conninfo, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def visitor(operator: psycopg.Connection) -> Visitor:
+    visitor = Organization(operator, SecretBox([SECRET_KEY])).visitor()
+    visitor.cases(3)
+    return visitor
+
+
+@pytest.fixture
+def make_app(primary: EmbeddedServer, replica: ReplicaServer) -> Iterator[Callable[..., Application]]:
+    """Return a function that makes an application with this replica."""
+    apps: list[Application] = []
+
+    def make(*, max_lag: float, url: str = replica.url) -> Application:
+        given = Settings(database_url=primary.conninfo, secret_key=SECRET_KEY, read_database_url=url)
+        apps.append(create_app(msgspec.structs.replace(given, read_max_lag=max_lag, pool_timeout=0.5)))
+        return apps[-1]
+
+    yield make
+    for app in apps:
+        app.close()
+
+
+@pytest.fixture
+def patient(make_app: Callable[..., Application]) -> Application:
+    """An application that reads from the replica, however late that is."""
+    app = make_app(max_lag=600)
+    wait_for(lambda: reads_from_replica(app))
+    return app
+
+
+@pytest.fixture
+def strict(make_app: Callable[..., Application]) -> Application:
+    """An application that reads from the replica while that is not a second late."""
+    app = make_app(max_lag=1)
+    wait_for(lambda: reads_from_replica(app))
+    return app
+
+
+def cases_of(app: Application) -> Replicas:
+    cases: Replicas = app.extensions["cases_service"].cases
+    return cases
+
+
+def is_replica(connection: Connection) -> bool:
+    row = connection.execute("select pg_is_in_recovery()").fetchone()
+    return row == (True,)
+
+
+def reads_from_replica(app: Application) -> bool:
+    return cases_of(app).read(is_replica)
+
+
+def reads_from_primary(app: Application) -> bool:
+    return not reads_from_replica(app)
+
+
+def seen(client: FlaskClient, visitor: Visitor, **parameters: str) -> list[str]:
+    answer = client.get(visitor.path, headers=visitor.organization.headers(), query_string=parameters)
+    assert answer.status_code == 200, answer.text
+    return [case["id"] for case in answer.json["results"]]  # type: ignore[index]
+
+
+def new_case(visitor: Visitor) -> str:
+    return str(visitor.organization.case(visitor.contact_ids[0], LATER))
+
+
+@contextmanager
+def stopped(replica: ReplicaServer) -> Iterator[None]:
+    replica.stop()
+    try:
+        yield
+    finally:
+        replica.start()
+
+
+def wait_until_replayed(replica: ReplicaServer, operator: psycopg.Connection) -> None:
+    """Wait until the replica has what the primary has."""
+    row = operator.execute("select pg_current_wal_insert_lsn()").fetchone()
+    assert row
+    with psycopg.connect(replica.url, autocommit=True) as connection:
+        wait_for(lambda: connection.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", row).fetchone() == (True,))
+
+
+def test_page_case_and_summary_come_from_the_replica(
+    patient: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    wait_until_replayed(replica, operator)
+    with replica.paused():
+        late = new_case(visitor)
+        client = patient.test_client()
+        assert late not in seen(client, visitor)
+        assert get(client, visitor.organization, f"{visitor.path}/{late}").status_code == 404
+        summary = get(client, visitor.organization, f"{visitor.path}/summary")
+        assert summary.json is not None
+        assert summary.json["total"] == 3
+    wait_until_replayed(replica, operator)
+    assert late in seen(client, visitor)
+
+
+def test_a_walk_over_the_replica_visits_each_case_once(
+    patient: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    expected = [str(case) for case in visitor.cases(7, step=timedelta(hours=1))]
+    wait_until_replayed(replica, operator)
+    client, walked, path = patient.test_client(), [], f"{visitor.path}?page_size=2"
+    while path:
+        answer = get(client, visitor.organization, path)
+        assert answer.json is not None
+        walked += [case["id"] for case in answer.json["results"]]
+        path = answer.json["next"]
+    assert len(walked) == len(set(walked)) == 10
+    assert set(expected) <= set(walked)
+
+
+def test_a_request_still_takes_two_statements(
+    patient: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    wait_until_replayed(replica, operator)
+    seen(patient.test_client(), visitor)
+    assert query_count.value == 2
+
+
+def test_a_revoked_token_and_a_retired_key_hold_at_once_although_the_replica_is_late(
+    patient: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    wait_until_replayed(replica, operator)
+    organization, client = visitor.organization, patient.test_client()
+    with replica.paused():
+        administration.retire_key(operator, organization_id=organization.id, key_id=organization.kid)
+        answer = get(client, organization, visitor.path)
+        assert (answer.status_code, answer.json and answer.json["code"]) == (400, "token_algorithm_not_allowed")
+        administration.revoke_token(operator, organization_id=organization.id, token_id=organization.token_id)
+        answer = get(client, organization, visitor.path)
+        assert (answer.status_code, answer.json and answer.json["code"]) == (401, "api_token_invalid")
+
+
+def test_the_primary_takes_over_from_a_late_replica_until_it_has_caught_up(
+    strict: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    with replica.paused():
+        late = new_case(visitor)
+        wait_for(lambda: reads_from_primary(strict))
+        assert late in seen(strict.test_client(), visitor)
+    wait_for(lambda: reads_from_replica(strict), seconds=RETURN_SECONDS)
+
+
+def test_a_replica_of_an_idle_primary_is_not_late(strict: Application, replica: ReplicaServer) -> None:
+    ended = threading.Event()
+    threading.Timer(2.5, ended.set).start()
+    while not ended.wait(0.05):
+        assert reads_from_replica(strict)
+
+
+def test_a_replica_that_is_cut_off_from_its_primary_is_late(
+    strict: Application, replica: ReplicaServer, operator: psycopg.Connection
+) -> None:
+    with replica.cut_off():
+        wait_for(lambda: operator.execute("select count(*) from pg_stat_replication").fetchone() == (0,))
+        operator.execute("create table if not exists something_new ()")
+        wait_for(lambda: reads_from_primary(strict))
+    wait_for(lambda: reads_from_replica(strict))
+
+
+def test_the_primary_takes_over_from_a_stopped_replica_until_it_is_back(
+    strict: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    client = strict.test_client()
+    with stopped(replica):
+        for _ in range(5):
+            assert len(seen(client, visitor)) == 3
+        assert reads_from_primary(strict)
+    wait_for(lambda: reads_from_replica(strict), seconds=2 * RETURN_SECONDS)
+
+
+def test_readiness_is_the_primarys(make_app: Callable[..., Application]) -> None:
+    app = make_app(max_lag=5, url="host=127.0.0.1 port=1 dbname=none")
+    assert wait_for(lambda: app.test_client().get("/readyz").status_code == 200)
+
+
+def test_a_replica_that_was_never_there_costs_nothing(make_app: Callable[..., Application], visitor: Visitor) -> None:
+    app = make_app(max_lag=5, url="host=127.0.0.1 port=1 dbname=none")
+    assert len(seen(app.test_client(), visitor)) == 3
+
+
+def test_a_server_that_is_no_replica_is_left_alone(
+    make_app: Callable[..., Application], primary: EmbeddedServer, visitor: Visitor
+) -> None:
+    app = make_app(max_lag=5, url=primary.conninfo)
+    (server,) = cases_of(app)._replicas
+    wait_for(lambda: server._answers)
+    assert not server.is_ready
+    assert len(seen(app.test_client(), visitor)) == 3
+
+
+def test_reads_go_round_the_replicas_that_answer(
+    make_app: Callable[..., Application], replica: ReplicaServer, primary: EmbeddedServer
+) -> None:
+    """The second of the three is down and the third is no replica."""
+    hosts = [conninfo_to_dict(url)["host"] for url in (replica.url, "host=/nowhere", primary.conninfo)]
+    url = f"host={','.join(map(str, hosts))} port=5432 user=postgres dbname=cases"
+    app = make_app(max_lag=5, url=url)
+    wait_for(lambda: reads_from_replica(app))
+    assert all(reads_from_replica(app) for _ in range(6))
+
+
+def test_what_recovery_stands_in_the_way_of_is_read_from_the_primary(
+    patient: Application, replica: ReplicaServer, operator: psycopg.Connection
+) -> None:
+    operator.execute("create table if not exists probe (id int)")
+    operator.execute("insert into probe values (1)")
+    wait_until_replayed(replica, operator)
+    tries: list[bool] = []
+
+    def work(connection: Connection) -> bool:
+        tries.append(is_replica(connection))
+        if tries[-1]:
+            connection.execute("select pg_sleep(4) from probe")
+        return tries[-1]
+
+    with ThreadPoolExecutor() as other, psycopg.connect(replica.url, autocommit=True) as observer:
+        result = other.submit(cases_of(patient).read, work)
+        wait_for(lambda: observer.execute("select from pg_stat_activity where wait_event = 'PgSleep'").rowcount)
+        operator.execute("truncate probe")
+        assert result.result() is False
+    assert tries == [True, False]
+    wait_for(lambda: reads_from_replica(patient), seconds=RETURN_SECONDS)
+
+
+def test_a_uri_with_several_hosts_is_taken_apart() -> None:
+    assert [conninfo_to_dict(url) for url in single_hosts("postgresql://a:1,b:2/cases?user=me")] == [
+        {"host": "a", "port": "1", "dbname": "cases", "user": "me"},
+        {"host": "b", "port": "2", "dbname": "cases", "user": "me"},
+    ]
+    assert [conninfo_to_dict(url).get("port") for url in single_hosts("host=a,b port=7")] == ["7", "7"]
+    assert [conninfo_to_dict(url) for url in single_hosts("dbname=cases")] == [{"dbname": "cases"}]
+    assert single_hosts(None) == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"CASES_READ_DATABASE_URL": "host=replica"},
+        {"DATABASE_URL": "host=primary", "CASES_READ_DATABASE_URL": "host=a,b,c port=1,2"},
+        {"DATABASE_URL": "host=primary", "CASES_READ_DATABASE_URL": "host=a port=secret"},
+    ],
+)
+def test_replicas_that_cannot_be_meant_end_the_start(environment: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"^CASES_READ_DATABASE_URL: ") as caught:
+        read_settings(environment)
+    assert "secret" not in str(caught.value)
