@@ -20,7 +20,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 COMMAND = str(SCRIPTS / "cases-service")
 GUNICORN = str(SCRIPTS / "gunicorn")
 LOOPBACK = "127.0.0.1"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Answer(NamedTuple):
@@ -74,6 +74,10 @@ class Running:
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         return wait_for(lambda: re.search(pattern, self.log), lambda: self.process.poll() is not None, self)
 
+    def processes(self) -> list[int]:
+        """Return the numbers of gunicorn's master and of its workers."""
+        return [int(self.wait_for_log(r"Listening at: .*\((\d+)\)")[1]), *self.workers()]
+
     def workers(self) -> list[int]:
         return [int(number) for number in re.findall(r"Booting worker with pid: (\d+)", self.log)]
 
@@ -94,7 +98,7 @@ class Service(Running):
 
     def curl(self, path: str, *options: str) -> Answer:
         """Request a path with curl."""
-        command = ["curl", "--silent", "--show-error", "--include", "--max-time", "20", *options, self.url(path)]
+        command = ["curl", "--silent", "--show-error", "--include", "--max-time", "60", *options, self.url(path)]
         ran = subprocess.run(command, check=False, capture_output=True)
         assert ran.returncode == 0, f"{ran.stderr.decode()}\n{self}"
         head, _, body = ran.stdout.partition(b"\r\n\r\n")

@@ -1,6 +1,9 @@
 """The demo, as a newcomer runs it: its lines work as they are pasted, and nothing of it stays."""
 
 import json
+import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,10 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.process.embedded_data import is_down
-from tests.process.running import COMMAND, LOOPBACK, PATIENCE, Service, environment, is_alive, wait_for
+from tests.process.running import COMMAND, LOOPBACK, PATIENCE, PROJECT, Service, environment, is_alive, wait_for
 
 LINES = 4
 
@@ -42,13 +46,9 @@ def status_of(line: str) -> int:
     return int(paste(curl))  # type: ignore[call-overload,no-any-return]
 
 
-def processes_of(demo: Service) -> list[int]:
-    return [demo.process.pid, *demo.workers()]
-
-
 def assert_gone(demo: Service, data_dir: Path) -> None:
     assert is_down(data_dir)
-    assert not [number for number in processes_of(demo) if is_alive(number)]
+    assert not [number for number in (demo.process.pid, *demo.workers()) if is_alive(number)]
     assert "Traceback" not in demo.log
 
 
@@ -101,7 +101,7 @@ def test_after_a_kill_it_starts_again_on_the_same_port(demo: Callable[..., Servi
     first.end(signal.SIGKILL)
     second = demo(address=f"{LOOPBACK}:{first.port}")
     assert status_of(lines_of(second)[0]) == 200
-    assert not [number for number in processes_of(first) if is_alive(number)]
+    assert not [number for number in first.processes() if is_alive(number)]
     second.end()
     assert_gone(second, place / ".cases-data")
 
@@ -111,9 +111,9 @@ def test_it_ends_with_a_make_that_is_killed(start: Callable[..., Service], place
     (place / "Makefile").write_text(f"demo:\n\t{COMMAND} demo --bind {LOOPBACK}:0\n")
     make = start("make", "demo")
     lines_of(make)
-    workers = make.workers()
+    processes = make.processes()
     make.end(signal.SIGKILL)
-    wait_for(lambda: is_down(place / ".cases-data") and not any(is_alive(worker) for worker in workers))
+    wait_for(lambda: is_down(place / ".cases-data") and not any(map(is_alive, processes)))
 
 
 def test_a_kill_during_the_preparation_does_not_spoil_the_directory(demo: Callable[..., Service], place: Path) -> None:
@@ -179,3 +179,28 @@ def test_its_lines_work_whatever_the_environment_says(demo: Callable[..., Servic
     running = demo(address="0.0.0.0:0", **settings)
     assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 400]
     running.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user")
+def test_an_ordinary_user_can_run_it(start: Callable[..., Service], place: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    home = place / "home"
+    home.mkdir()
+    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    place.chmod(0o755)
+    become = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
+    imports = os.pathsep.join(str(path) for path in (PROJECT, Path(psycopg.__file__).parents[1]))
+    given = {"PYTHONPATH": imports, "PYTHONDONTWRITEBYTECODE": "1"}
+    for python in (sys.executable, "/usr/bin/python3"):
+        script = "import gunicorn, psycopg, subprocess, sys; subprocess.check_call([sys.executable, '--version'])"
+        tried = [*become, python, "-c", script]
+        if subprocess.run(tried, env=environment(**given), cwd="/", capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        pytest.skip("there is no Python that an ordinary user may run")
+    demo = start(*become, python, "-m", "cases_service", "demo", "--bind", f"{LOOPBACK}:0", cwd=home, **given)
+    assert [status_of(line) for line in lines_of(demo)] == [200, 200, 200, 400]
+    assert {path.stat().st_uid for path in (home / ".cases-data").iterdir()} == {nobody.pw_uid}
+    demo.interrupt()
+    assert demo.process.wait(PATIENCE) == 0
+    assert_gone(demo, home / ".cases-data")

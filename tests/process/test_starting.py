@@ -69,7 +69,9 @@ def test_variables_that_are_no_settings_are_named_once(request: pytest.FixtureRe
 def test_a_secret_key_that_is_missing_is_warned_of(serve: Callable[..., Service]) -> None:
     service = serve(CASES_SECRET_KEY="")
     service.wait_until_ready()
-    assert [event["level"] for event in service.events if "CASES_SECRET_KEY is not set" in event["event"]] == ["warning"]
+    assert [event["level"] for event in service.events if "CASES_SECRET_KEY is not set" in event["event"]] == [
+        "warning"
+    ]
 
 
 def test_gunicorn_serves_too(gunicorn: Callable[..., Service]) -> None:
