@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check bench image lock .venv
+.PHONY: demo test lint format check bench bench-pages bench-quick bench-memory image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -22,9 +22,26 @@ format: .venv
 
 check: lint test
 
-# The page of a heavy visitor against that of an ordinary one, over HTTP.
-bench: .venv
+# The page of a heavy visitor against that of an ordinary one, over HTTP: half a minute.
+bench-pages: .venv
 	$(BIN)/python -m benchmarks.page_latency
+
+# The service beside its floor and its peers, over HTTP: some fifteen minutes, and three more to make the data.
+bench: .venv/benchmarks
+	$(BIN)/python -m benchmarks
+
+# The same in about three minutes, with little data: for a try, its figures are not kept.
+bench-quick: .venv/benchmarks
+	$(BIN)/python -m benchmarks --quick
+
+# Whether a worker grows within so many requests.
+REQUESTS ?= 1000000
+bench-memory: .venv/benchmarks
+	$(BIN)/python -m benchmarks.memory --requests $(REQUESTS)
+
+.venv/benchmarks: .venv/complete requirements/benchmarks.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/benchmarks.lock
+	touch $@
 
 .venv: .venv/complete
 
@@ -47,3 +64,6 @@ lock:
 		--group build -o requirements/build.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		pyproject.toml --extra embedded --group dev -o requirements/development.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		-c requirements/development.lock pyproject.toml --extra embedded --group benchmarks \
+		-o requirements/benchmarks.lock

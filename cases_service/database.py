@@ -53,7 +53,7 @@ _LIVENESS: Final = {
 
 _POLL_SECONDS: Final = 0.1
 _GRACE_SECONDS: Final = 1.0
-_AWAY_SECONDS: Final = 0.05
+_AWAY_SECONDS: Final = 0.25
 
 
 class InstantLoader(Loader):

@@ -41,7 +41,7 @@ REFUSED = {
     "an unknown transfer coding": (501, f"{GOOD}Transfer-Encoding: {CANARY}\r\n\r\n"),
     "an unknown expectation": (417, f"{GOOD}Expect: {CANARY}\r\n\r\n"),
     "a long request line": (414, f"GET {PATH}?{'x' * 8190} HTTP/1.1\r\n\r\n"),
-    "a long header": (431, f"{GOOD}X-External-Identity: {TOKEN * 500}\r\n\r\n"),
+    "a long header": (431, f"{GOOD}X-External-Identity: {TOKEN * 2000}\r\n\r\n"),
     "many headers": (431, GOOD + f"X-A: {CANARY}\r\n" * 101 + "\r\n"),
     "PROXY protocol": (400, f"PROXY TCP4 {CANARY} 127.0.0.1 1 2\r\n{GOOD}\r\n"),
     "TLS": (400, f"\x16\x03\x01\x02\x00\x01\x00{CANARY}\r\n\r\n"),

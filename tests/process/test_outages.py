@@ -28,18 +28,22 @@ def assert_unavailable(answer: Answer) -> None:
 
 
 def assert_back_in_time(service: Service, template: Template) -> None:
+    """Check that requests succeed again, and from two seconds on each of them, whichever worker it meets."""
     began = time.monotonic()
     wait_for(lambda: ask(service, template).status == 200, story=service.log)
-    assert time.monotonic() - began < RETURN_SECONDS
+    first = time.monotonic()
+    assert first - began < RETURN_SECONDS
+    time.sleep(max(began + RETURN_SECONDS - first, 0))
+    assert [ask(service, template).status for _ in range(12)] == [200] * 12
 
 
 def test_without_a_database_it_starts_and_recovers_by_itself(
     start: Callable[..., Service], template: Template, data_dir: Path
 ) -> None:
     service = start(*serve_arguments(), DATABASE_URL=url_of(data_dir), CASES_SECRET_KEY=SECRET_KEY)
-    assert_unavailable(ask(service, template))
-    assert_unavailable(service.curl("/readyz"))
     assert service.curl("/healthz").status == 200
+    assert_unavailable(service.curl("/readyz"))
+    assert_unavailable(ask(service, template))
     server = join(data_dir, settings=FAST)
     assert_back_in_time(service, template)
     assert len(ask(service, template).json["results"]) == 3

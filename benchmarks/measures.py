@@ -1,0 +1,371 @@
+"""What is measured: throughput, the tail of latency under a fixed rate, flatness, and the curves of the plots.
+
+The contestants are started once and stay up; an idle one takes no CPU time. Every measure goes round by round, in each
+round contestant by contestant, in an order that moves on with the round, so that what else the machine does meets all
+of them alike. Ratios are those of neighbours within a round.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+from uuid import UUID
+
+from benchmarks import pgbench
+from benchmarks.contestant import Place, Running
+from benchmarks.credentials import Credentials
+from benchmarks.dataset import CONTACTS, ORDINARY_CASES, ORGANIZATION, Connection, Size, heavy_visitor, places
+from benchmarks.load import Client, Loaded, NoAnswerError, closed_loop, open_loop
+from cases_service.cursors import Collection, Cursor, Position, visitor_tag
+from cases_service.filters import Filters
+from cases_service.store import ORDERINGS
+
+GATED: Final = ("service", "floor")
+PAGES: Final = ("page of 10", "page of 25", "detail")
+NOT_MODIFIED: Final = "304 of a page of 25"
+SERVICE_KINDS: Final = (*PAGES, NOT_MODIFIED)
+TAIL_SHARE: Final = 0.7
+_VISITORS: Final = 200
+_CURVE_TIMEOUT: Final = 10.0
+_NEVER: Final = float("inf")
+
+Curve = dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long everything takes. A peer joins every `peers_every`-th round."""
+
+    workers: int = 2
+    threads: int = 4
+    connections: int = 16
+    rounds: int = 12
+    seconds: float = 2.5
+    warm_up_seconds: float = 4.0
+    peers_every: int = 3
+    tail_rounds: int = 8
+    tail_seconds: float = 6.0
+    flat_rounds: int = 30
+    curve_rounds: int = 30
+    curve_budget: float = 6.0
+
+
+@dataclass
+class Bench:
+    """What all measures need."""
+
+    plan: Plan
+    size: Size
+    running: dict[str, Running]
+    credentials: Credentials
+    connection: Connection
+
+    def turns(self, rounds: int) -> Iterator[tuple[int, list[Running]]]:
+        """Give for each round the contestants in their order."""
+        for number in range(rounds):
+            names = [name for name in self.running if name in GATED or number % self.plan.peers_every == 0]
+            shift = number % len(names)
+            yield number, [self.running[name] for name in names[shift:] + names[:shift]]
+
+    def visitor_id(self, external_id: str) -> UUID:
+        """Return the id of a visitor."""
+        row = self.connection.execute(
+            "select id::text from visitors where organization_id = %s and external_id = %s", [ORGANIZATION, external_id]
+        ).fetchone()
+        return UUID((row or ("",))[0])
+
+
+def throughput(bench: Bench) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return what each contestant does under full load, for each kind of request, round by round."""
+    requests = {kind: _requests(bench, kind) for kind in PAGES}
+    requests[NOT_MODIFIED] = _conditional_requests(bench)
+    _warm_up(bench, [requests[kind] for kind in PAGES])
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in SERVICE_KINDS}
+    for number, order in bench.turns(bench.plan.rounds):
+        _say(f"throughput, round {number + 1} of {bench.plan.rounds}")
+        for kind in SERVICE_KINDS:
+            for running in order:
+                name = running.contestant.name
+                if kind == NOT_MODIFIED and name != "service":
+                    continue
+                status = 304 if kind == NOT_MODIFIED else 200
+                sample = _full_load(bench, running, requests[kind], status)
+                found[kind].setdefault(name, []).append({"round": number, **sample})
+            if number % bench.plan.peers_every == 0:
+                _add_pgbench(bench, found, kind, number)
+    return found
+
+
+def _warm_up(bench: Bench, kinds: Sequence[Sequence[bytes]]) -> None:
+    """Let every process open its connections, prepare its statements and fill its caches."""
+    for running in bench.running.values():
+        _say(f"warming up: {running.contestant.title}")
+        with running.clients(bench.plan.connections, bench.plan.workers, kinds[0][0]) as clients:
+            for requests in kinds:
+                closed_loop(clients, requests, seconds=bench.plan.warm_up_seconds)
+
+
+def _requests(bench: Bench, kind: str) -> list[bytes]:
+    """Return requests of one kind for many ordinary visitors."""
+    names = [f"ordinary-{number}" for number in range(1, _VISITORS + 1)]
+    if kind == "detail":
+        return [bench.credentials.request(name, f"/{_first_case(bench, name)}") for name in names]
+    return [bench.credentials.request(name, f"?page_size={kind.removeprefix('page of ')}") for name in names]
+
+
+def _first_case(bench: Bench, external_id: str) -> UUID:
+    return places(bench.connection, external_id, "created_at", [0])[0][1]
+
+
+def _conditional_requests(bench: Bench) -> list[bytes]:
+    """Return the requests for pages of 25 with the ETags that the service gives them."""
+    requests = []
+    with Client(bench.running["service"].address) as client:
+        for number in range(1, _VISITORS + 1):
+            target = f"{bench.credentials.path(f'ordinary-{number}')}?page_size=25"
+            head = client.ask(bench.credentials.request_for(target)).head.decode("latin-1")
+            fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+            requests.append(bench.credentials.request_for(target, etag=fields["ETag"]))
+    return requests
+
+
+def _full_load(bench: Bench, running: Running, requests: Sequence[bytes], status: int) -> dict[str, Any]:
+    plan = bench.plan
+    with running.clients(plan.connections, plan.workers, requests[0]) as clients:
+        closed_loop(clients, requests, seconds=plan.seconds / 5, status=status)
+        cpu = running.cpu()
+        loaded = closed_loop(clients, requests, seconds=plan.seconds, status=status)
+        return _sample(loaded, running.cpu() - cpu)
+
+
+def _sample(loaded: Loaded, cpu: float) -> dict[str, Any]:
+    answers = len(loaded.latencies)
+    percentiles = {f"p{percent}_ms": _milliseconds(loaded.percentile(percent)) for percent in (50, 90, 99)}
+    return {
+        "rate": round(loaded.rate, 1),
+        **percentiles,
+        "errors": loaded.errors,
+        "cpu_ms": round(cpu / answers * 1000, 3) if answers else None,
+        "generator": round(loaded.generator, 3),
+    }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _add_pgbench(bench: Bench, found: dict[str, dict[str, list[dict[str, Any]]]], kind: str, number: int) -> None:
+    if not kind.startswith("page of "):
+        return
+    rate = pgbench.rate(
+        bench.credentials.database_url,
+        visitors=_VISITORS,
+        page_size=int(kind.removeprefix("page of ")),
+        connections=bench.plan.workers * bench.plan.threads,
+        seconds=max(round(bench.plan.seconds), 1),
+    )
+    if rate is not None:
+        found[kind].setdefault("postgres", []).append({"round": number, "rate": rate, "errors": 0})
+
+
+def tail(bench: Bench, best: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
+    """Return latencies of pages of 25 where each contestant gets a share of its own best throughput."""
+    requests = _requests(bench, "page of 25")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, order in bench.turns(bench.plan.tail_rounds):
+        _say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {bench.plan.tail_rounds}")
+        for running in order:
+            name = running.contestant.name
+            sample = _fixed_rate(bench, running, requests, best[name] * TAIL_SHARE)
+            found.setdefault(name, []).append({"round": number, "asked": round(best[name] * TAIL_SHARE, 1), **sample})
+    return found
+
+
+def _fixed_rate(bench: Bench, running: Running, requests: Sequence[bytes], rate: float) -> dict[str, Any]:
+    plan = bench.plan
+    with running.clients(plan.connections, plan.workers, requests[0]) as clients:
+        open_loop(clients, requests, seconds=plan.tail_seconds / 5, rate=rate)
+        cpu = running.cpu()
+        loaded = open_loop(clients, requests, seconds=plan.tail_seconds, rate=rate)
+        return _sample(loaded, running.cpu() - cpu)
+
+
+def flatness(bench: Bench) -> dict[str, Any]:
+    """Return the latency of the service's pages of heavy visitors, beside that of an ordinary visitor's page of 25."""
+    ordinary = bench.credentials.request("ordinary-1", f"?page_size={ORDINARY_CASES}")
+    pages = {contacts: _heavy_pages(bench, contacts) for contacts in CONTACTS}
+    samples: dict[tuple[int, str], list[float]] = {}
+    base: list[float] = []
+    with Client(bench.running["service"].address) as client:
+        for number in range(bench.plan.flat_rounds + 8):
+            _say(f"flatness, round {number + 1} of {bench.plan.flat_rounds + 8}")
+            for contacts, targets in pages.items():
+                for index, (name, request) in enumerate(targets.items()):
+                    if index % 8 == 0:
+                        base.append(_seconds(client, ordinary, name="ordinary"))
+                    samples.setdefault((contacts, name), []).append(_seconds(client, request, name=name))
+    ordinary_ms = median(base[len(base) // 6 :]) * 1000
+    medians = {key: median(values[8:]) * 1000 for key, values in samples.items()}
+    return {
+        "ordinary_ms": round(ordinary_ms, 3),
+        "visitors": {
+            str(contacts): {
+                name: {
+                    "ms": round(medians[contacts, name], 3),
+                    "ratio": round(medians[contacts, name] / ordinary_ms, 3),
+                }
+                for name in targets
+            }
+            for contacts, targets in pages.items()
+        },
+    }
+
+
+def _seconds(client: Client, request: bytes, *, name: str) -> float:
+    answer = client.ask(request)
+    if answer.status != 200:  # noqa: PLR2004
+        raise RuntimeError(f"{answer.status} for {name}: {answer.body[:200]!r}")
+    return answer.seconds
+
+
+def _heavy_pages(bench: Bench, contacts: int) -> dict[str, bytes]:
+    """Return requests for the pages of a heavy visitor: orderings, depths, directions and filters."""
+    external_id = heavy_visitor(contacts)
+    path, tag = bench.credentials.path(external_id), visitor_tag(bench.visitor_id(external_id))
+    last = bench.size.heavy - 1
+    requests = {}
+    for ordering in ORDERINGS:
+        column = ordering.removeprefix("-")
+        keys = places(
+            bench.connection, external_id, column, [0, ORDINARY_CASES, last // 2, last - ORDINARY_CASES, last]
+        )
+        for wanted, filters in _filters(column, keys[last // 2][0]).items():
+            scope = Collection(ORGANIZATION, ordering, filters.canonical())
+            for depth, position, backward in _depths(keys, last, descending=ordering.startswith("-")):
+                name = ", ".join(part for part in (ordering, depth, wanted) if part)
+                query = f"?page_size={ORDINARY_CASES}&ordering={ordering}{'&' if wanted else ''}{wanted}"
+                if position is not None:
+                    query += f"&cursor={Cursor(Position(*position), backward, tag).encode(scope)}"
+                requests[name] = bench.credentials.request_for(path + query)
+    return requests
+
+
+def _depths(keys: dict[int, Place], last: int, *, descending: bool) -> list[tuple[str, Place | None, bool]]:
+    """Return name, position and direction of the pages: at both ends and in the middle, forward and backward."""
+    before_last_page = keys[ORDINARY_CASES if descending else last - ORDINARY_CASES]
+    return [
+        ("first page", None, False),
+        ("middle", keys[last // 2], False),
+        ("middle backward", keys[last // 2], True),
+        ("last page", before_last_page, False),
+        ("last backward", keys[0 if descending else last], True),
+    ]
+
+
+def _filters(column: str, middle: int) -> dict[str, Filters]:
+    """Return the query strings of the filters that are flat in the orderings of a column, and what they mean."""
+    since, until = f"{column}_since".replace("_at", ""), f"{column}_until".replace("_at", "")
+    far, early = 1_735_689_600_000_000, 1_420_156_800_000_000  # 2025-01-01 and 2015-01-02
+    from_2025: dict[str, Any] = {since: far}
+    to_2015: dict[str, Any] = {until: early}
+    later_half: dict[str, Any] = {since: middle, "statuses": frozenset({"Closed"})}
+    return {
+        "": Filters(),
+        "status=Open": Filters(statuses=frozenset({"Open"})),
+        "status=Pending": Filters(statuses=frozenset({"Pending"})),
+        "is_closed=false": Filters(is_closed=False),
+        "is_closed=true": Filters(is_closed=True),
+        "priority=5": Filters(priorities=frozenset({5})),
+        "priority=3": Filters(priorities=frozenset({3})),
+        "latest_messaging_channel=webchat": Filters(channels=frozenset({"webchat"})),
+        "latest_messaging_channel=email": Filters(channels=frozenset({"email"})),
+        "priority=3&latest_messaging_channel=email": Filters(priorities=frozenset({3}), channels=frozenset({"email"})),
+        f"{since}=2025-01-01T00:00:00Z": Filters(**from_2025),
+        f"{until}=2015-01-02T00:00:00Z": Filters(**to_2015),
+        f"status=Closed&{since}={_text(middle)}": Filters(**later_half),
+    }
+
+
+def _text(microseconds: int) -> str:
+    moment = time.gmtime(microseconds // 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{microseconds % 1_000_000:06}Z"
+
+
+def curves(bench: Bench) -> dict[str, Curve]:
+    """Return median milliseconds, None where there was no right answer in time, for the plots: curve, name, place."""
+    heavy = heavy_visitor(CONTACTS[0])
+    last = bench.size.heavy - 1
+    depths = {f"{share:g} %": int(last * share / 100) for share in (0, 0.1, 1, 10, 50, 99)}
+    keys = places(bench.connection, heavy, "created_at", list(depths.values()))
+    by_depth = {label: (heavy, keys[place] if place else None) for label, place in depths.items()}
+    by_cases = {"25": ("ordinary-1", None)} | {f"{n:,}": (f"cases-{n}", None) for n in bench.size.steps}
+    by_cases |= {f"{bench.size.heavy:,}": (heavy, None)}
+    by_contacts = {str(contacts): (heavy_visitor(contacts), None) for contacts in CONTACTS}
+    return {
+        "depth": _curve(bench, by_depth),
+        "cases": _curve(bench, by_cases),
+        "contacts": _curve(bench, by_contacts),
+    }
+
+
+def _curve(bench: Bench, points: Mapping[str, tuple[str, Place | None]]) -> Curve:
+    """Return the median of each contestant at each point: so many answers, or as many as the time allows."""
+    samples: dict[str, dict[str, list[float]]] = {name: {label: [] for label in points} for name in bench.running}
+    requests = {name: _curve_requests(bench, running, points) for name, running in bench.running.items()}
+    with ExitStack() as stack:
+        clients = {name: stack.enter_context(Client(running.address)) for name, running in bench.running.items()}
+        for number in range(bench.plan.curve_rounds):
+            _say(f"curves, round {number + 1} of {bench.plan.curve_rounds}")
+            for label in points:
+                for name, running in bench.running.items():
+                    seconds = samples[name][label]
+                    if sum(seconds) >= bench.plan.curve_budget:
+                        continue
+                    seconds.append(_answer_seconds(clients[name], requests[name][label]))
+                    if seconds[-1] == _NEVER:
+                        _cancel_queries(bench)
+                        clients[name] = stack.enter_context(Client(running.address))
+    return {name: {label: _middle(values) for label, values in found.items()} for name, found in samples.items()}
+
+
+def _curve_requests(bench: Bench, running: Running, points: Mapping[str, tuple[str, Place | None]]) -> dict[str, bytes]:
+    requests = {}
+    for label, (external_id, place) in points.items():
+        query = f"?page_size={ORDINARY_CASES}"
+        if place is not None:
+            query += f"&cursor={running.contestant.cursor(ORGANIZATION, bench.visitor_id(external_id), place)}"
+        requests[label] = bench.credentials.request(external_id, query)
+    return requests
+
+
+def _answer_seconds(client: Client, request: bytes) -> float:
+    """Return the seconds of an answer, infinity where there is no right one in time."""
+    try:
+        answer = client.ask(request, timeout=_CURVE_TIMEOUT)
+    except NoAnswerError:
+        return _NEVER
+    right = answer.status == 200 and len(json.loads(answer.body)["results"]) == ORDINARY_CASES  # noqa: PLR2004
+    return answer.seconds if right else _NEVER
+
+
+def _cancel_queries(bench: Bench) -> None:
+    """End what a contestant still has the database do for an answer that nobody waits for."""
+    bench.connection.execute(
+        "select pg_cancel_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and state = 'active' and pid <> pg_backend_pid()"
+    )
+
+
+def _middle(values: list[float]) -> float | None:
+    found = median(values)
+    return None if found == _NEVER else round(found * 1000, 3)
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()

@@ -1,0 +1,237 @@
+"""Turns what was measured into gates, a table, JSON and plots."""
+
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import psutil
+import psycopg
+
+from benchmarks import plots
+from benchmarks.answers import RIGHT
+from benchmarks.contestant import CONTESTANTS
+from benchmarks.dataset import CONTACTS
+from benchmarks.measures import NOT_MODIFIED, PAGES, TAIL_SHARE
+
+Rounds = list[dict[str, Any]]
+Results = dict[str, Any]
+
+TITLES: Final = {contestant.name: contestant.title for contestant in CONTESTANTS} | {
+    "postgres": "the page query alone (pgbench)"
+}
+_FLAT: Final = dict(zip(CONTACTS, (1.5, 1.5, 3.0), strict=True))
+_NOTHING: Final = "none"
+_PACKAGES: Final = ("flask", "gunicorn", "psycopg", "msgspec", "fastapi", "sqlalchemy", "pydantic", "uvicorn")
+_PACKAGES_OF_DRF: Final = ("django", "djangorestframework")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One measure that was promised. `reached` is None where it could not be measured."""
+
+    measure: str
+    value: float | None
+    lowest: float | None
+    highest: float | None
+    bound: float
+    at_least: bool
+    gated: bool
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether it keeps its bound."""
+        if self.value is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def ratios(results: Results) -> list[Ratio]:
+    """Return all promised measures."""
+    loads = results["throughput"]
+    found = [_paired(f"requests/s, {kind}, service : floor", loads[kind], "floor", 0.85) for kind in PAGES]
+    for name, bound in (("fastapi", 6.0), ("drf", 8.0)):
+        title = TITLES[name]
+        found += [
+            _paired(f"requests/s, {kind}, service : {title}", loads[kind], name, bound, gated=False)
+            for kind in PAGES[:2]
+        ]
+    both = {"service": loads[NOT_MODIFIED].get("service", []), "200": loads["page of 25"].get("service", [])}
+    found.append(_paired("requests/s, 304 : 200, page of 25", both, "200", 1.2))
+    share = f"{TAIL_SHARE:.0%}".replace("%", " %")
+    name = f"p99 latency at {share} of the own best throughput, service : floor"
+    found.append(_paired(name, results["tail"], "floor", 1.3, figure="p99_ms", at_least=False))
+    for contacts, bound in _FLAT.items():
+        pages = results["flatness"]["visitors"][str(contacts)]
+        values = [page["ratio"] for page in pages.values()]
+        measure = f"page of 25, visitor of {contacts} contacts, worst of {len(values)} : ordinary visitor"
+        found.append(Ratio(measure, max(values), min(values), max(values), bound, at_least=False, gated=True))
+    return found
+
+
+def _paired(
+    measure: str,
+    rounds: dict[str, Rounds],
+    other: str,
+    bound: float,
+    *,
+    figure: str = "rate",
+    at_least: bool = True,
+    gated: bool = True,
+) -> Ratio:
+    """Return the median of the ratios of the service to another contestant within the rounds that both were in."""
+    theirs = {sample["round"]: sample[figure] for sample in rounds.get(other, [])}
+    values = [
+        sample[figure] / theirs[sample["round"]]
+        for sample in rounds.get("service", [])
+        if sample[figure] is not None and theirs.get(sample["round"])
+    ]
+    if not values:
+        return Ratio(measure, None, None, None, bound, at_least, gated)
+    quarter = sorted(values)
+    low, high = quarter[len(quarter) // 4], quarter[-1 - len(quarter) // 4]
+    return Ratio(measure, round(median(values), 3), round(low, 3), round(high, 3), bound, at_least, gated)
+
+
+def missed(results: Results) -> list[str]:
+    """Return what makes the run a failure: a gate that is missed, or a wrong answer of the service or the floor."""
+    found = [ratio.measure for ratio in ratios(results) if ratio.gated and not ratio.reached]
+    for name in ("service", "floor"):
+        wrong = {kind: outcome for kind, outcome in results["answers"][name].items() if outcome != RIGHT}
+        found += [f"{name}, {kind}: {outcome}" for kind, outcome in wrong.items()]
+    return found
+
+
+def machine(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    row = connection.execute("show server_version").fetchone()
+    return {
+        "processor": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "postgresql": str((row or ("",))[0]).split(" ", maxsplit=1)[0],
+        **{name: version(name) for name in (*_PACKAGES, *_PACKAGES_OF_DRF)},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def write(results: Results, folder: Path) -> str:
+    """Write everything into a folder, and return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    promised = ratios(results)
+    document = {**results, "ratios": [{**asdict(ratio), "reached": ratio.reached} for ratio in promised]}
+    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    table = markdown(results, promised)
+    (folder / "results.md").write_text(table, encoding="utf-8")
+    for name, picture in _plots(results).items():
+        (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+    return table
+
+
+def markdown(results: Results, promised: list[Ratio]) -> str:
+    """Return the tables."""
+    parts = [
+        "# Results",
+        "Written by `make bench`. Ratios matter; absolute figures are those of the machine below, and drift.",
+        _table(("", ""), [(name, value) for name, value in {**results["machine"], **results["setup"]}.items()]),
+        "## What was promised",
+        "Medians, with the quarters of the rounds below and above; for flatness the least and the greatest.",
+        _table(("measure", "median", "spread", "bound", ""), [_ratio_row(ratio) for ratio in promised]),
+        "## Throughput",
+        *(part for kind, loads in results["throughput"].items() for part in (f"### {kind}", _loads(loads))),
+        f"## Latency at {TAIL_SHARE:.0%} of the own best throughput, page of 25".replace("%", " %"),
+        _loads(results["tail"], asked=True),
+        "## Flatness",
+        f"An ordinary visitor's page of 25: {results['flatness']['ordinary_ms']:.2f} ms, one request at a time.",
+        _flatness(results["flatness"]),
+        "## Curves",
+        "Milliseconds of a page of 25, one request at a time; none: no right answer within ten seconds.",
+        *(part for name, curve in results["curves"].items() for part in (f"### by {name}", _curve(curve))),
+        "## Right answers",
+        "Compared with the plainest SQL, case by case and field by field.",
+        _answers(results["answers"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    names = [str(cell) for cell in head]
+    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio_row(ratio: Ratio) -> tuple[str, ...]:
+    bound = f"{ratio.bound:g} or {'more' if ratio.at_least else 'less'}"
+    if ratio.value is None:
+        return (ratio.measure, _NOTHING, _NOTHING, bound, "not measured")
+    verdict = {True: "reached", False: "missed" if ratio.gated else "not reached"}[bool(ratio.reached)]
+    spread = f"{ratio.lowest:.2f} to {ratio.highest:.2f}"
+    return (ratio.measure, f"{ratio.value:.2f}", spread, bound, verdict)
+
+
+def _loads(loads: dict[str, Rounds], *, asked: bool = False) -> str:
+    head = ("", "asked/s" if asked else "requests/s", "spread", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "errors")
+    return _table(head, [_load_row(name, rounds, "asked" if asked else "rate") for name, rounds in loads.items()])
+
+
+def _load_row(name: str, rounds: Rounds, figure: str) -> tuple[str, ...]:
+    rates = sorted(sample[figure] for sample in rounds)
+    times = (_median(rounds, key, 2) for key in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms"))
+    errors = sum(sample["errors"] for sample in rounds)
+    return (TITLES[name], f"{median(rates):,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", *times, f"{errors:,}")
+
+
+def _median(rounds: Rounds, key: str, decimals: int) -> str:
+    values = [sample[key] for sample in rounds if sample.get(key) is not None]
+    return f"{median(values):,.{decimals}f}" if values else _NOTHING
+
+
+def _flatness(flatness: dict[str, Any]) -> str:
+    rows = []
+    for contacts, pages in flatness["visitors"].items():
+        ordered = sorted(pages.items(), key=lambda item: item[1]["ratio"])
+        middle, (name, worst) = median(page["ratio"] for page in pages.values()), ordered[-1]
+        rows.append((contacts, len(pages), f"{middle:.2f}", f"{worst['ratio']:.2f}", f"{worst['ms']:.2f}", f"`{name}`"))
+    return _table(("contacts", "pages", "median ratio", "worst ratio", "worst ms", "worst page"), rows)
+
+
+def _curve(curve: dict[str, dict[str, float | None]]) -> str:
+    labels = list(next(iter(curve.values())))
+    rows = [
+        (TITLES[name], *(_NOTHING if points[label] is None else f"{points[label]:,.1f}" for label in labels))
+        for name, points in curve.items()
+    ]
+    return _table(("", *labels), rows)
+
+
+def _answers(answers: dict[str, dict[str, str]]) -> str:
+    kinds = list(next(iter(answers.values())))
+    return _table(("", *kinds), [(TITLES[name], *(found[kind] for kind in kinds)) for name, found in answers.items()])
+
+
+def _plots(results: Results) -> dict[str, str]:
+    rates = {
+        kind: {TITLES[name]: median(s["rate"] for s in rounds) for name, rounds in results["throughput"][kind].items()}
+        for kind in PAGES
+    }
+    pictures = {"throughput": plots.bars("Requests a second, more is better", rates)}
+    axes = {"depth": "depth of the page in 400,000 cases", "cases": "cases of the visitor", "contacts": "contacts"}
+    axes["depth"] = f"depth of the page in {results['setup']['cases of a heavy visitor']} cases"
+    for name, curve in results["curves"].items():
+        named = {TITLES[contestant]: points for contestant, points in curve.items()}
+        pictures[f"latency-{name}"] = plots.lines(f"A page of 25 by {axes[name]}, milliseconds, less is better", named)
+    return pictures
