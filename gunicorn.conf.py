@@ -51,7 +51,13 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(_server: Any) -> None:
-    """Receive the signals that `serve` held back until gunicorn could handle them."""
+    """Receive the signals that `serve` held back until gunicorn could handle them, and do the same for workers."""
+    server_process.release_signals()
+    server_process.hold_signals_in_new_workers()
+
+
+def post_worker_init(_worker: Any) -> None:
+    """Receive them in a worker."""
     server_process.release_signals()
 
 

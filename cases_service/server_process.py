@@ -23,7 +23,7 @@ _BACKLOG: Final = 2048
 _FIRST_SOCKET: Final = 3
 _PREDECESSOR_SECONDS: Final = 2.0
 _SERVER_STOP_SECONDS: Final = 30.0
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class ListenError(RuntimeError):
@@ -73,7 +73,7 @@ def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: Em
         str(source("gunicorn.conf.py")),
         "cases_service.application:create_app()",
     ]
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _hold_signals()
     if listener.fileno() == _FIRST_SOCKET:
         listener.set_inheritable(True)
     else:
@@ -81,9 +81,18 @@ def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: Em
     os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606  this interpreter
 
 
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
 def release_signals() -> None:
-    """Receive the signals that were held back on the way, now that gunicorn knows what to do with them."""
+    """Receive the signals that were held back, now that this process can handle them."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def hold_signals_in_new_workers() -> None:
+    """Let a signal wait until a new worker releases it; before, it would be lost to the handlers of its master."""
+    os.register_at_fork(before=_hold_signals, after_in_parent=release_signals)
 
 
 def leave_embedded_server(settings: Settings) -> None:
