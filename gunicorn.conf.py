@@ -28,7 +28,9 @@ loglevel = _settings.log_level
 # A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
 # application's to refuse, which says why.
 limit_request_line = 8190
-limit_request_field_size = 65536
+limit_request_field_size = 32768
+# The time that gunicorn takes to read a head grows with the square of its size.
+limit_request_fields = 64
 
 # Who stands in front is known from CASES_TRUSTED_HOPS, to the application. By default gunicorn believes loopback.
 forwarded_allow_ips = ""

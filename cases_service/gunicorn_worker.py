@@ -20,6 +20,7 @@ import structlog
 from gunicorn import util
 from gunicorn.glogging import Logger
 from gunicorn.http import errors
+from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 _FIRST_BYTE_SECONDS: Final = 30.0
@@ -54,6 +55,7 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.alive: bool
         self._closing: deque[TConn] = deque()
+        self._quitting = False
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
@@ -61,6 +63,16 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
             super().run()
         finally:
             self.wsgi.close()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Stop at once, and only once.
+
+        Ctrl-C reaches a worker twice, from the terminal and from its master. gunicorn's own handler takes a lock of
+        the thread pool that the handler which it interrupts may hold already, and then waits for itself.
+        """
+        if not self._quitting:
+            self._quitting = True
+            Worker.handle_quit(self, sig, frame)
 
     def is_parent_alive(self) -> bool:
         """Tell whether the master lives; without it this worker stops as it would on SIGTERM."""
