@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hypothesis
 import msgspec
 import psycopg
 import pytest
@@ -25,6 +26,10 @@ from cases_service.settings import Settings
 from tests.factories import SECRET_KEY, Organization
 
 SERVER_URL = "CASES_TEST_DATABASE_URL"
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 _server: list[EmbeddedServer] = []
 
 
