@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> Application:
     """
     settings = settings or read_settings()
     database = Database(settings.require_database_url(), settings)
-    configure()
+    configure(settings)
     app = Application("cases_service", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False

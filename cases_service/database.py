@@ -12,13 +12,11 @@ from typing import Any, Final, TypeVar
 import psycopg
 import structlog
 from psycopg import conninfo
-from psycopg.abc import Buffer, PQGen
-from psycopg.adapt import Loader
+from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from cases_service import instants
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from cases_service.sql import statements
@@ -54,14 +52,6 @@ _LIVENESS: Final = {
 _POLL_SECONDS: Final = 0.1
 _GRACE_SECONDS: Final = 1.0
 _AWAY_SECONDS: Final = 0.25
-
-
-class InstantLoader(Loader):
-    """Reads a timestamptz as the text that the API shows."""
-
-    def load(self, data: Buffer) -> str:
-        """Return a time in the form of `schemas.Instant`."""
-        return instants.from_postgres(bytes(data).decode("ascii"))
 
 
 class QueryCount(threading.local):
@@ -150,7 +140,7 @@ class Database:
         connection.patience = self._patience
         connection.prepare_threshold = self._prepare_threshold
         connection.adapters.register_loader("uuid", TextLoader)
-        connection.adapters.register_loader("timestamptz", InstantLoader)
+        connection.adapters.register_loader("timestamptz", TextLoader)
         rows = connection.execute(_SQL["get_session"], {"names": list(self._session)}, prepare=False).fetchall()
         dropped = sorted(name for name, value in rows if value.partition(",")[0] != self._session[name])
         if dropped:

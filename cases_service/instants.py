@@ -8,6 +8,7 @@ _DATE_TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)"
     r"([Zz]|[+ -][0-9]{2}(?::?[0-9]{2})?)"
 )
+_WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
 _FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _LAST = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
@@ -24,6 +25,8 @@ def from_postgres(text: str) -> str:
     Shape: `2015-08-31 16:32:17.8791+00`, as a session in UTC with DateStyle ISO prints it for the years 1 to 9999;
     no decimals where they are zero.
     """
+    if len(text) > _WITHOUT_MILLISECONDS:
+        return f"{text[:10]}T{text[11:23]}Z"
     return f"{text[:10]}T{text[11:19]}.{text[20:-3]:0<3.3}Z"
 
 

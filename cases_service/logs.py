@@ -5,8 +5,10 @@ leaves out the message of the exception, which may quote what a caller sent.
 """
 
 import logging
+import os
 import sys
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
@@ -19,18 +21,29 @@ from cases_service.settings import Settings
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
-def configure() -> None:
-    """Let structlog write through the standard library's logging, beside every library's own lines."""
+def configure(settings: Settings) -> None:
+    """Let structlog write straight to standard error: a line each request is too dear for the library's logging."""
     structlog.configure(
-        processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*_shared(), _renderer(settings), _as_bytes],
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        logger_factory=structlog.BytesLoggerFactory(_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
 
 
+class _StandardError:
+    """Where the lines go. What cannot be written is lost, and the request that it tells of is not."""
+
+    def write(self, line: bytes) -> None:
+        with suppress(OSError):
+            os.write(2, line)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """Return the configuration of the standard library's logging, as `logging.config.dictConfig` takes it."""
+    """Return what `logging.config.dictConfig` takes, for the lines of gunicorn and of the libraries."""
     level = settings.log_level.upper()
     return {
         "version": 1,
@@ -82,7 +95,7 @@ def method_label(method: str) -> str:
 
 def _shared() -> list[Processor]:
     return [
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _frames_of_exception,
     ]
@@ -93,6 +106,10 @@ def _renderer(settings: Settings) -> Processor:
     if settings.log_format == "console" or on_terminal:
         return structlog.dev.ConsoleRenderer(colors=on_terminal)
     return structlog.processors.JSONRenderer(serializer=_encode)
+
+
+def _as_bytes(_logger: WrappedLogger, _name: str, line: str) -> bytes:
+    return line.encode("utf-8", "backslashreplace")
 
 
 def _encode(event: EventDict, **_options: Any) -> str:

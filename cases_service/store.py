@@ -6,13 +6,14 @@ from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import psycopg
 
 from cases_service import instants
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection
 from cases_service.filters import Filters
-from cases_service.row_dump import PASSED_ON, RowDump, compile_row_dump
+from cases_service.row_dump import Row, RowDump, compile_row_dump
 from cases_service.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
 from cases_service.sql import statements
 
@@ -56,9 +57,21 @@ class Page:
     """Some cases of a visitor in the collection's order, and where the pages beside them begin."""
 
     visitor_id: UUID
-    cases: list[dict[str, Any]]
+    rows: Sequence[Row]
+    dump: RowDump
+    fields: Fields
     next: Cursor | None
     previous: Cursor | None
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        """The cases as `CaseSchema` dumps them."""
+        return self.dump.dump(self.rows)
+
+    @property
+    def represented(self) -> bytes:
+        """What the cases are made from: the same bytes for the same cases, for less than the cases cost."""
+        return msgspec.msgpack.encode(self.rows if self.fields is None else [self.dump.pick(row) for row in self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,7 @@ def list_cases(
     rows = result.fetchall()
     if not rows:
         return None
-    return _page(rows, _dump(result, 3, fields), cursor, ascending=ascending, page_size=page_size)
+    return _page(rows, _dump(result, 3, fields), fields, cursor, ascending=ascending, page_size=page_size)
 
 
 def get_case(
@@ -132,7 +145,7 @@ def get_case(
     if row is None:
         return None
     exists = row[2] is not None
-    return Found(UUID(row[0]), _dump(result, 1, fields)([row])[0] if exists else None)
+    return Found(UUID(row[0]), _dump(result, 1, fields).dump([row])[0] if exists else None)
 
 
 def summarize_cases(
@@ -149,7 +162,7 @@ def summarize_cases(
         "by_status": {"open": opened, "in_progress": in_progress, "pending": pending, "closed": closed},
         "unread_message_count": unread,
         "waiting_count": waiting,
-        "latest_updated_at": latest,
+        "latest_updated_at": None if latest is None else instants.from_postgres(latest),
     }
 
 
@@ -200,7 +213,7 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
 
 
 def _page(
-    rows: list[tuple[Any, ...]], dump: RowDump, cursor: Cursor | None, *, ascending: bool, page_size: int
+    rows: list[Row], dump: RowDump, fields: Fields, cursor: Cursor | None, *, ascending: bool, page_size: int
 ) -> Page:
     """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
     visitor_id, has_before = UUID(rows[0][0]), rows[0][1]
@@ -219,8 +232,8 @@ def _page(
         edge = cursor.position.following() if ascending else cursor.position.preceding()
         behind = Cursor(edge, not backward, tag)
     if backward:
-        return Page(visitor_id, dump(reversed(shown)), next=behind, previous=ahead)
-    return Page(visitor_id, dump(shown), next=ahead, previous=behind)
+        return Page(visitor_id, shown[::-1], dump, fields, next=behind, previous=ahead)
+    return Page(visitor_id, shown, dump, fields, next=ahead, previous=behind)
 
 
 def _position(row: tuple[Any, ...]) -> Position:
@@ -246,5 +259,4 @@ _columns: Final[dict[tuple[int, int], tuple[str, ...]]] = {}
 @lru_cache(maxsize=256)
 def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
     only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
-    # The connections of `database` give times in the API's form already.
-    return compile_row_dump(CaseSchema(only=only), columns, passed_on=(*PASSED_ON, Instant))
+    return compile_row_dump(CaseSchema(only=only), columns, converted={Instant: instants.from_postgres})

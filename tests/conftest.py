@@ -30,6 +30,8 @@ SERVER_URL = "CASES_TEST_DATABASE_URL"
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+LogLines = Callable[[], list[dict[str, Any]]]
+
 _server: list[EmbeddedServer] = []
 
 
@@ -115,6 +117,13 @@ def make_client(settings: Settings) -> Iterator[Callable[..., FlaskClient]]:
     yield make
     for app in apps:
         app.extensions["cases_service"].database.close()
+
+
+@pytest.fixture
+def log_lines(capfd: pytest.CaptureFixture[str]) -> LogLines:
+    """Return a function that gives the lines of the log since it was called last."""
+    capfd.readouterr()
+    return lambda: [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_a_filter_with_an_index_costs_contacts_and_page_too(
             assert buffers <= 4 * contacts + 10 * streams + 40 * nearest + 30 * (PAGE_SIZE + 1)
 
 
-def test_a_request_is_two_statements(app: Any, heavy: Heavy, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_is_two_statements(app: Any, heavy: Heavy) -> None:
     client = app.test_client()
     visitor = heavy.by_contacts[20]
     first = get(client, heavy.organization, visitor.path).get_json()

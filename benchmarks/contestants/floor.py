@@ -12,12 +12,14 @@ from uuid import UUID
 
 import jwt
 import orjson
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
 from benchmarks.contestants.credentials import api_token, signing_secret
 from cases_service import instants
-from cases_service.database import InstantLoader, connection_parameters
+from cases_service.database import connection_parameters
 from cases_service.settings import read_settings
 from cases_service.sql import statements
 
@@ -31,6 +33,14 @@ _EVERYTHING: Final = {
 }
 _LABELS: Final = (None, "None", "Low", "Normal", "High", "Critical")
 _FIRST: Final = ("-infinity", "00000000-0000-0000-0000-000000000000")
+
+
+class InstantLoader(Loader):
+    """Reads a timestamptz as the text that the API shows."""
+
+    def load(self, data: Buffer) -> str:
+        """Return a time in the form of `schemas.Instant`."""
+        return instants.from_postgres(bytes(data).decode("ascii"))
 
 
 def _configure(connection: Any) -> None:

@@ -61,13 +61,12 @@ def list_cases(organization_id: UUID, token: str) -> Response:
     if cursor is not None:
         cursor.check_visitor(page.visitor_id)
     following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
-    results = msgspec.json.encode(page.cases)
 
     def document() -> bytes:
         links = {"next": _link(token, organization_id, following), "previous": _link(token, organization_id, preceding)}
-        return msgspec.json.encode({**links, "results": msgspec.Raw(results)})
+        return msgspec.json.encode({**links, "results": page.cases})
 
-    return answer(request, document, results, f"{following} {preceding}".encode())
+    return answer(request, document, page.represented, f"{following} {preceding} {request.args.get('fields')}".encode())
 
 
 @blueprint.get("/summary")

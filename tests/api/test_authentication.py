@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from cases_service import administration
 from cases_service.api_tokens import new_token
+from tests.conftest import LogLines
 from tests.factories import Organization, assert_problem, cases_path, get
 
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -37,14 +38,11 @@ def mistyped(token: str) -> str:
 
 @pytest.mark.parametrize("change", [mistyped, str.lower, lambda t: t + "x", lambda t: t[:-1], lambda t: f"{t},{t}"])
 def test_a_mistyped_token_is_refused_without_a_query(
-    client: FlaskClient, organization: Organization, change: Callable[[str], str], caplog: pytest.LogCaptureFixture
+    client: FlaskClient, organization: Organization, change: Callable[[str], str], log_lines: LogLines
 ) -> None:
-    with caplog.at_level("INFO"):
-        response = client.get(
-            organization.visitor().path, headers={"Authorization": f"Token {change(organization.token)}"}
-        )
+    response = client.get(organization.visitor().path, headers={"Authorization": f"Token {change(organization.token)}"})
     assert_problem(response, 401, "api_token_invalid")
-    assert caplog.records[-1].msg["queries"] == 0  # type: ignore[index]
+    assert log_lines()[-1]["queries"] == 0
 
 
 def test_an_unknown_token_is_invalid(client: FlaskClient, organization: Organization) -> None:

@@ -12,6 +12,7 @@ from cases_service.application import create_app
 from cases_service.migrations import SCHEMA_VERSION, init_db
 from cases_service.service import Readiness
 from cases_service.settings import Settings
+from tests.conftest import LogLines
 from tests.factories import assert_problem
 
 
@@ -61,10 +62,9 @@ def test_a_database_is_ready_once_it_has_the_schema(empty_database: str) -> None
     database.close()
 
 
-def test_an_answer_is_kept_for_a_second(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        for _ in range(5):
-            assert client.get("/readyz").status_code == 200
-    queries = [record.msg["queries"] for record in caplog.records if isinstance(record.msg, dict)]
+def test_an_answer_is_kept_for_a_second(client: FlaskClient, log_lines: LogLines) -> None:
+    for _ in range(5):
+        assert client.get("/readyz").status_code == 200
+    queries = [line["queries"] for line in log_lines()]
     assert len(queries) == 5
     assert sum(queries) <= 1
