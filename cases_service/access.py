@@ -1,13 +1,14 @@
 """Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
-from flask import Request
+from flask import Request, Response
 
 from cases_service import store, visitor_tokens
 from cases_service.api_tokens import ApiToken
@@ -16,12 +17,15 @@ from cases_service.errors import (
     ApiTokenInvalidError,
     AuthenticationRequiredError,
     OrganizationForbiddenError,
+    ProblemError,
     SubscriptionInactiveError,
     TokenAmbiguousError,
     TokenMalformedError,
     TokenMissingError,
     TokenTooLongError,
 )
+from cases_service.exchange import Query
+from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox, SecretNotOpenedError
 from cases_service.store import Access, StoredKey
 from cases_service.visitor_tokens import Rules, VerificationKey
@@ -30,27 +34,80 @@ IDENTITY_HEADER: Final = "X-External-Identity"
 IN_HEADER: Final = "-"
 MAXIMUM_IN_PATH: Final = 4000
 MAXIMUM_IN_HEADER: Final = 8000
+_REMEMBERED: Final = 1024
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
 
 log = structlog.get_logger()
 
 
-def authenticate(request: Request, organization_id: UUID, database: Database) -> Access:
-    """Return what the request's API token opens, which has to be this organization with an active subscription."""
+class Asked(NamedTuple):
+    """What a view asks the database, and what makes the response of the answer."""
+
+    query: Query[Any]
+    respond: Callable[[Any], Response]
+
+
+class Gate:
+    """Lets a request read once its API token has opened the organization, and asks the database as rarely as it can.
+
+    What a token opened the last time is remembered, as a guess and no more: a request whose every other check passes
+    by it asks for what it is about together with what the token opens now, in one round trip, and has its answer only
+    where that is still the same. A revoked token, a retired key or a lapsed subscription hold from the next request on.
+    """
+
+    def __init__(self, database: Database, cases: Replicas) -> None:
+        self._database = database
+        self._cases = cases
+        self._remembered: dict[bytes, Access] = {}
+
+    def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
+        """Return what a view answers, given what the request's API token opens.
+
+        Raises:
+            ProblemError: The API token does not open the organization; or what the view raises.
+
+        """
+        token = api_token(request)
+        asked = None
+        guess = None if self._cases else self._remembered.get(token.hash)
+        if guess is not None and guess.organization_id == organization_id:
+            with suppress(ProblemError, SecretNotOpenedError):
+                asked = view(guess)
+        if asked is not None:
+            access, answer = self._database.ask_both(organization_id, _what_opens(token), asked.query)
+            if access == guess:
+                return asked.respond(answer)
+        asked = view(self._open(token, organization_id))
+        return asked.respond(self._cases.ask(organization_id, asked.query))
+
+    def _open(self, token: ApiToken, organization_id: UUID) -> Access:
+        self._remembered.pop(token.hash, None)
+        access = self._database.ask(token.organization_id, _what_opens(token))
+        if access is None:
+            raise ApiTokenInvalidError
+        if access.organization_id != organization_id:
+            raise OrganizationForbiddenError
+        if not access.subscription_active:
+            raise SubscriptionInactiveError
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        self._remembered[token.hash] = access
+        return access
+
+
+def api_token(request: Request) -> ApiToken:
+    """Return the API token of a request, of which no more is known than that it is not mistyped."""
     credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
     if credentials is None:
         raise AuthenticationRequiredError
     token = ApiToken.parse(credentials[1])
     if token is None:
         raise ApiTokenInvalidError
-    access = database.read(partial(store.get_access, organization_id=token.organization_id, token_hash=token.hash))
-    if access is None:
-        raise ApiTokenInvalidError
-    if access.organization_id != organization_id:
-        raise OrganizationForbiddenError
-    if not access.subscription_active:
-        raise SubscriptionInactiveError
-    return access
+    return token
+
+
+def _what_opens(token: ApiToken) -> Query[Access | None]:
+    return store.get_access(organization_id=token.organization_id, token_hash=token.hash)
 
 
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> str:

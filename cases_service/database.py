@@ -5,9 +5,11 @@ Whatever keeps a read from its answer becomes one of the errors of the interface
 
 import select
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -18,10 +20,12 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
+from cases_service.exchange import Exchange, Query
 from cases_service.settings import Settings
 from cases_service.sql import statements
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 log = structlog.get_logger()
 
@@ -66,6 +70,7 @@ query_count: Final = QueryCount()
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that counts its statements, and does not wait for ever for a server that has stopped."""
 
+    exchange: Exchange
     patience: float | None = None
     """How long an answer may take, in seconds. The server's own time-out comes first, where there is a server."""
 
@@ -78,8 +83,31 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         query_count.value += 1
         return super().execute(*args, **kwargs)
 
+    def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Return the answers to queries about an organization, in one round trip and one transaction."""
+        query_count.value += len(queries)
+        return self.exchange.ask(organization_id, queries)
 
-class Database:
+
+class Reader(ABC):
+    """What reads are made of: a database, or several that hold the same."""
+
+    @abstractmethod
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` reads from a connection."""
+
+    def ask(self, organization_id: UUID, query: Query[T]) -> T:
+        """Return the answer to a query about an organization."""
+        answer: T = self.read(lambda connection: connection.ask(organization_id, query)[0])
+        return answer
+
+    def ask_both(self, organization_id: UUID, first: Query[T], second: Query[U]) -> tuple[T, U]:
+        """Return the answers to two queries about an organization, which see the same state of the database."""
+        answers: list[Any] = self.read(lambda connection: connection.ask(organization_id, first, second))
+        return answers[0], answers[1]
+
+
+class Database(Reader):
     """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection."""
 
     def __init__(self, url: str, settings: Settings) -> None:
@@ -139,6 +167,8 @@ class Database:
         """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""
         connection.patience = self._patience
         connection.prepare_threshold = self._prepare_threshold
+        prepares = self._prepare_threshold is not None
+        connection.exchange = Exchange(connection, patience=self._patience, prepares=prepares)
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
         rows = connection.execute(_SQL["get_session"], {"names": list(self._session)}, prepare=False).fetchall()
@@ -220,10 +250,11 @@ def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
         return work(connection)
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise TimeoutProblemError from None
-    except psycopg.errors.FeatureNotSupported as error:
-        if error.diag.source_function != _REVALIDATION:
-            raise
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName) as error:
         # "cached plan must not change result type": a migration replaced what a prepared statement reads.
+        # "prepared statement … does not exist": a pooler in between has given the connection another server.
+        if isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function != _REVALIDATION:
+            raise
         connection.close()
         raise _StatementOutdatedError from None
     except _NOT_SET_UP as error:

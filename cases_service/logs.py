@@ -108,8 +108,8 @@ def _renderer(settings: Settings) -> Processor:
     return structlog.processors.JSONRenderer(serializer=_encode)
 
 
-def _as_bytes(_logger: WrappedLogger, _name: str, line: str) -> bytes:
-    return line.encode("utf-8", "backslashreplace")
+def _as_bytes(_logger: WrappedLogger, _name: str, line: Any) -> bytes:
+    return str(line).encode("utf-8", "backslashreplace")
 
 
 def _encode(event: EventDict, **_options: Any) -> str:

@@ -18,7 +18,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cases_service import store
-from cases_service.database import Connection, Database
+from cases_service.database import Connection, Database, Reader
 from cases_service.errors import ProblemError, UnavailableError
 from cases_service.settings import Settings
 
@@ -31,13 +31,16 @@ _PLACE: Final = ("host", "hostaddr", "port")
 log = structlog.get_logger()
 
 
-class Replicas:
+class Replicas(Reader):
     """Reads from the replicas that are not too late, in turn, and from the primary while there is none."""
 
     def __init__(self, primary: Database, settings: Settings) -> None:
         self._primary = primary
         self._replicas = [Replica(url, primary, settings) for url in single_hosts(settings.read_database_url)]
         self._turns = count()
+
+    def __len__(self) -> int:
+        return len(self._replicas)
 
     def open(self) -> None:
         """Begin to connect and to watch, in the background."""

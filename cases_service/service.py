@@ -9,6 +9,7 @@ from typing import Final
 from flask import Request, current_app
 
 from cases_service import store
+from cases_service.access import Gate
 from cases_service.database import Database
 from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableError
 from cases_service.migrations import SCHEMA_VERSION
@@ -59,10 +60,12 @@ class Service:
     database: Database
     secret_box: SecretBox
     cases: Replicas = field(init=False)
+    gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
+        object.__setattr__(self, "gate", Gate(self.database, self.cases))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:

@@ -1,4 +1,7 @@
-"""Reads what requests ask for: one statement each, the organization in every one of them."""
+"""Knows what requests ask for: one statement each, the organization in every one of them.
+
+A function returns what to ask the database and how to read its answer; `exchange` does the asking.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +10,21 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-import psycopg
 
 from cases_service import instants
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection
+from cases_service.exchange import Query, Result
 from cases_service.filters import Filters
 from cases_service.row_dump import Row, RowDump, compile_row_dump
 from cases_service.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
-from cases_service.sql import statements
+from cases_service.sql import numbered, statements
 
-_ACCESS: Final = statements("access")
-_CASES: Final = statements("cases")
-_BY_STATUS: Final = statements("cases_by_status")
-_BY_FACET: Final = statements("cases_by_facet")
-_SUMMARY: Final = statements("summary")
+_ACCESS: Final = numbered("access")
+_CASES: Final = numbered("cases")
+_BY_STATUS: Final = numbered("cases_by_status")
+_BY_FACET: Final = numbered("cases_by_facet")
+_SUMMARY: Final = numbered("summary")
 _SCHEMA: Final = statements("schema")
 _REPLICATION: Final = statements("replication")
 _FIRST: Final = ("-infinity", UUID(int=0))
@@ -82,18 +85,20 @@ class Found:
     case: dict[str, Any] | None
 
 
-def get_access(connection: Connection, *, organization_id: UUID, token_hash: bytes) -> Access | None:
-    """Return what a token of an organization opens, or None where it is unknown, revoked or expired."""
-    parameters = {"organization_id": organization_id, "token_hash": token_hash}
-    rows = connection.execute(_ACCESS["get_access"], parameters).fetchall()
-    if not rows:
-        return None
-    keys = [StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None]
-    return Access(organization_id, rows[0][0], keys)
+def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | None]:
+    """Ask what a token of an organization opens: None where it is unknown, revoked or expired."""
+
+    def read(result: Result) -> Access | None:
+        rows = result.rows
+        if not rows:
+            return None
+        keys = [StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None]
+        return Access(organization_id, rows[0][0], keys)
+
+    return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
 
 
 def list_cases(
-    connection: Connection,
     *,
     organization_id: UUID,
     external_id: str,
@@ -102,8 +107,8 @@ def list_cases(
     fields: Fields,
     cursor: Cursor | None,
     page_size: int,
-) -> Page | None:
-    """Return a page of a visitor's cases, or None where the visitor does not exist."""
+) -> Query[Page | None]:
+    """Ask for a page of a visitor's cases: None where the visitor does not exist."""
     backward = cursor is not None and cursor.backward
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
     order = f"{column}_{'ascending' if ascending else 'descending'}"
@@ -117,46 +122,51 @@ def list_cases(
         **_wanted(fields),
     }
     if not filters:
-        result = connection.execute(_CASES[f"list_by_{order}"], parameters)
+        statement = _CASES[f"list_by_{order}"]
     else:
         parameters |= filters.parameters() | {"look_behind": cursor is not None}
         if filters.limits_facet and not filters.limits_status:
-            result = connection.execute(_BY_FACET[f"list_by_facet_and_{order}"], parameters)
+            statement = _BY_FACET[f"list_by_facet_and_{order}"]
         else:
-            result = connection.execute(_BY_STATUS[f"list_by_status_and_{order}"], parameters)
-    rows = result.fetchall()
-    if not rows:
-        return None
-    return _page(rows, _dump(result, 3, fields), fields, cursor, ascending=ascending, page_size=page_size)
+            statement = _BY_STATUS[f"list_by_status_and_{order}"]
+
+    def read(result: Result) -> Page | None:
+        if not result.rows:
+            return None
+        return _page(result.rows, _dump(result, 3, fields), fields, cursor, ascending=ascending, page_size=page_size)
+
+    return Query(statement, parameters, read)
 
 
-def get_case(
-    connection: Connection, *, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields
-) -> Found | None:
-    """Return a visitor with one case of theirs, or None where the visitor does not exist."""
+def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields) -> Query[Found | None]:
+    """Ask for a visitor with one case of theirs: None where the visitor does not exist."""
     parameters = {
         "organization_id": organization_id,
         "external_id": external_id,
         "case_id": case_id,
         **_wanted(fields),
     }
-    result = connection.execute(_CASES["get_case"], parameters)
-    row = result.fetchone()
-    if row is None:
-        return None
-    exists = row[2] is not None
-    return Found(UUID(row[0]), _dump(result, 1, fields).dump([row])[0] if exists else None)
+
+    def read(result: Result) -> Found | None:
+        if not result.rows:
+            return None
+        row = result.rows[0]
+        exists = row[2] is not None
+        return Found(UUID(row[0]), _dump(result, 1, fields).dump([row])[0] if exists else None)
+
+    return Query(_CASES["get_case"], parameters, read)
 
 
-def summarize_cases(
-    connection: Connection, *, organization_id: UUID, external_id: str, filters: Filters
-) -> dict[str, Any] | None:
-    """Return a visitor's cases in the numbers of `SummarySchema`, or None where the visitor does not exist."""
+def summarize_cases(*, organization_id: UUID, external_id: str, filters: Filters) -> Query[dict[str, Any] | None]:
+    """Ask for a visitor's cases in the numbers of `SummarySchema`: None where the visitor does not exist."""
     parameters = {"organization_id": organization_id, "external_id": external_id, **filters.parameters()}
-    row = connection.execute(_SUMMARY["summarize_cases"], parameters).fetchone()
-    if row is None:
+    return Query(_SUMMARY["summarize_cases"], parameters, _summary)
+
+
+def _summary(result: Result) -> dict[str, Any] | None:
+    if not result.rows:
         return None
-    total, opened, in_progress, pending, closed, unread, waiting, latest = row
+    total, opened, in_progress, pending, closed, unread, waiting, latest = result.rows[0]
     return {
         "total": total,
         "by_status": {"open": opened, "in_progress": in_progress, "pending": pending, "closed": closed},
@@ -213,7 +223,7 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
 
 
 def _page(
-    rows: list[Row], dump: RowDump, fields: Fields, cursor: Cursor | None, *, ascending: bool, page_size: int
+    rows: Sequence[Row], dump: RowDump, fields: Fields, cursor: Cursor | None, *, ascending: bool, page_size: int
 ) -> Page:
     """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
     visitor_id, has_before = UUID(rows[0][0]), rows[0][1]
@@ -236,15 +246,13 @@ def _page(
     return Page(visitor_id, shown, dump, fields, next=ahead, previous=behind)
 
 
-def _position(row: tuple[Any, ...]) -> Position:
+def _position(row: Row) -> Position:
     return Position(row[2], UUID(row[4]))
 
 
-def _dump(result: psycopg.Cursor[Any], offset: int, fields: Fields) -> RowDump:
+def _dump(result: Result, offset: int, fields: Fields) -> RowDump:
     """Return what turns rows of a statement, whose case begins at a column, into the API's form."""
     described = result.pgresult
-    if described is None:
-        raise LookupError("a statement without a result has no columns")
     # The statements of one offset have the same columns; a migration only ever adds some.
     shape = offset, described.nfields
     if shape not in _columns:

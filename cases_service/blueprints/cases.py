@@ -1,6 +1,7 @@
 """The routes of a visitor's cases. The order of the calls in a view is the order of the checks."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
@@ -9,7 +10,7 @@ import msgspec
 from flask import Blueprint, Response, g, request
 
 from cases_service import store
-from cases_service.access import IDENTITY_HEADER, IN_HEADER, authenticate, identify
+from cases_service.access import IDENTITY_HEADER, IN_HEADER, Asked, identify
 from cases_service.conditional import answer
 from cases_service.cursors import Collection, Cursor
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
@@ -22,6 +23,7 @@ from cases_service.parameters import (
 )
 from cases_service.schemas import SummarySchema
 from cases_service.service import current_service
+from cases_service.store import Access, Found, Page
 
 blueprint = Blueprint(
     "cases", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
@@ -33,29 +35,68 @@ _FILTERS: Final = FilterParameters()
 _SUMMARY: Final = SummarySchema()
 
 
+def _opened(view: Callable[..., Asked]) -> Callable[..., Response]:
+    """Call a view with what the request's API token opens; it asks, and is asked again where that has changed."""
+
+    @wraps(view)
+    def route(organization_id: UUID, **given: str) -> Response:
+        return current_service().gate.answer(request, organization_id, partial(view, **given))
+
+    return route
+
+
 @blueprint.get("")
-def list_cases(organization_id: UUID, token: str) -> Response:
+@_opened
+def list_cases(access: Access, token: str) -> Asked:
     """Answer a page of the cases of all contacts of the visitor."""
-    service = current_service()
-    access = authenticate(request, organization_id, service.database)
     parameters = read_parameters(_COLLECTION, request.query_string)
     filters = filters_of(parameters)
-    collection = Collection(organization_id, parameters["ordering"], filters.canonical())
+    collection = Collection(access.organization_id, parameters["ordering"], filters.canonical())
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
-    external_id = identify(request, token, access, service.secret_box, service.settings)
-    page = service.cases.read(
-        partial(
-            store.list_cases,
-            organization_id=organization_id,
-            external_id=external_id,
-            ordering=collection.ordering,
-            filters=filters,
-            fields=parameters["attributes"],
-            cursor=cursor,
-            page_size=parameters["page_size"],
-        )
+    query = store.list_cases(
+        organization_id=access.organization_id,
+        external_id=_external_id(access, token),
+        ordering=collection.ordering,
+        filters=filters,
+        fields=parameters["attributes"],
+        cursor=cursor,
+        page_size=parameters["page_size"],
     )
+    return Asked(query, partial(_respond_with_page, token, collection, cursor))
+
+
+@blueprint.get("/summary")
+@_opened
+def summarize_cases(access: Access, token: str) -> Asked:
+    """Answer the cases of the visitor in a few numbers."""
+    filters = filters_of(read_parameters(_FILTERS, request.query_string))
+    query = store.summarize_cases(
+        organization_id=access.organization_id, external_id=_external_id(access, token), filters=filters
+    )
+    return Asked(query, _respond_with_summary)
+
+
+@blueprint.get("/<case_id>")
+@_opened
+def get_case(access: Access, token: str, case_id: str) -> Asked:
+    """Answer one case of a contact of the visitor."""
+    parameters = read_parameters(_DETAIL, request.query_string)
+    query = store.get_case(
+        organization_id=access.organization_id,
+        external_id=_external_id(access, token),
+        case_id=_uuid_or_none(case_id),
+        fields=parameters["attributes"],
+    )
+    return Asked(query, _respond_with_case)
+
+
+def _external_id(access: Access, token: str) -> str:
+    service = current_service()
+    return identify(request, token, access, service.secret_box, service.settings)
+
+
+def _respond_with_page(token: str, collection: Collection, cursor: Cursor | None, page: Page | None) -> Response:
     if page is None:
         raise VisitorNotFoundError
     if cursor is not None:
@@ -63,43 +104,19 @@ def list_cases(organization_id: UUID, token: str) -> Response:
     following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
 
     def document() -> bytes:
-        links = {"next": _link(token, organization_id, following), "previous": _link(token, organization_id, preceding)}
-        return msgspec.json.encode({**links, "results": page.cases})
+        link = partial(_link, token, collection.organization_id)
+        return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
     return answer(request, document, page.represented, f"{following} {preceding} {request.args.get('fields')}".encode())
 
 
-@blueprint.get("/summary")
-def summarize_cases(organization_id: UUID, token: str) -> Response:
-    """Answer the cases of the visitor in a few numbers."""
-    service = current_service()
-    access = authenticate(request, organization_id, service.database)
-    filters = filters_of(read_parameters(_FILTERS, request.query_string))
-    external_id = identify(request, token, access, service.secret_box, service.settings)
-    summary = service.cases.read(
-        partial(store.summarize_cases, organization_id=organization_id, external_id=external_id, filters=filters)
-    )
+def _respond_with_summary(summary: dict[str, Any] | None) -> Response:
     if summary is None:
         raise VisitorNotFoundError
     return _whole(_SUMMARY.dump(summary))
 
 
-@blueprint.get("/<case_id>")
-def get_case(organization_id: UUID, token: str, case_id: str) -> Response:
-    """Answer one case of a contact of the visitor."""
-    service = current_service()
-    access = authenticate(request, organization_id, service.database)
-    parameters = read_parameters(_DETAIL, request.query_string)
-    external_id = identify(request, token, access, service.secret_box, service.settings)
-    found = service.cases.read(
-        partial(
-            store.get_case,
-            organization_id=organization_id,
-            external_id=external_id,
-            case_id=_uuid_or_none(case_id),
-            fields=parameters["attributes"],
-        )
-    )
+def _respond_with_case(found: Found | None) -> Response:
     if found is None:
         raise VisitorNotFoundError
     if found.case is None:
