@@ -1,9 +1,9 @@
 """Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -113,7 +113,13 @@ def _what_opens(token: ApiToken) -> Query[Access | None]:
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> str:
     """Return the external identity that the request's JWT proves to this organization."""
     token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
-    return visitor_tokens.verify(token, verification_keys(access.organization_id, access.keys, box), rules)
+    return visitor_tokens.subject(_signed_claims(token, access.organization_id, access.keys, box), rules)
+
+
+@lru_cache(maxsize=1024)
+def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Mapping[str, Any]:
+    # A signature of these keys holds for ever; whether they are live is decided anew for each request, as is the time.
+    return visitor_tokens.signed_claims(token, verification_keys(organization_id, keys, box))
 
 
 def verification_keys(organization_id: UUID, keys: Sequence[StoredKey], box: SecretBox) -> list[VerificationKey]:

@@ -7,8 +7,10 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g
+from flask.globals import request_ctx
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import MapAdapter
 
 from cases_service import problems
 from cases_service.blueprints import cases, health
@@ -19,17 +21,23 @@ from cases_service.service import Service, current_service
 from cases_service.settings import Settings, read_settings
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HEADERS: Final = {
-    "Vary": "Authorization, X-External-Identity",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS: Final = (
+    ("Vary", "Authorization, X-External-Identity"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 
 log = structlog.get_logger("cases_service.request")
 
 
 class Application(Flask):
-    """Flask, apart from its log of errors, which would name the path."""
+    """Flask, apart from its log of errors, which would name the path, and from its look at the host."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Match by path and method alone, and at less cost: which hosts may ask is for `Service.base_url` to say."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return MapAdapter(self.url_map, "", "/", "", request.scheme, request.path, request.method)
 
     def log_exception(self, exc_info: object) -> None:
         """Log what escaped the error handlers, without the path."""
@@ -71,23 +79,24 @@ def create_app(settings: Settings | None = None) -> Application:
 
 def _begin() -> None:
     g.started = perf_counter()
-    given = request.headers.get("X-Request-ID", "")
+    asked = request_ctx.request
+    given = asked.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
     query_count.value = 0
-    if request.path.rstrip("/") not in health.PATHS:
-        g.base_url = current_service().base_url(request)
+    if asked.path.rstrip("/") not in health.PATHS:
+        g.base_url = current_service().base_url(asked)
 
 
 def _finish(response: Response) -> Response:
-    response.headers.update(_HEADERS)
+    asked = request_ctx.request
+    response.headers.extend((*_HEADERS, ("X-Request-ID", g.request_id)))
     response.headers.setdefault("Cache-Control", "private, no-store")
-    response.headers["X-Request-ID"] = g.request_id
-    organization = (request.view_args or {}).get("organization_id")
+    organization = (asked.view_args or {}).get("organization_id")
     log.info(
         "request",
         request_id=g.request_id,
-        method=method_label(request.method),
-        route=None if request.url_rule is None else request.url_rule.rule,
+        method=method_label(asked.method),
+        route=None if asked.url_rule is None else asked.url_rule.rule,
         status=response.status_code,
         code=g.get("code"),
         organization=str(organization) if isinstance(organization, UUID) else None,

@@ -52,7 +52,7 @@ class Access:
 
     organization_id: UUID
     subscription_active: bool
-    keys: Sequence[StoredKey]
+    keys: tuple[StoredKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
         rows = result.rows
         if not rows:
             return None
-        keys = [StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None]
+        keys = tuple(StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None)
         return Access(organization_id, rows[0][0], keys)
 
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)

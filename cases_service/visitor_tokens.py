@@ -9,9 +9,10 @@ import binascii
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, NoReturn, Protocol
 from uuid import UUID
 
@@ -70,14 +71,12 @@ class ParsedToken:
     signature: bytes
 
 
-def verify(token: str, keys: Sequence[VerificationKey], rules: Rules, *, now: float | None = None) -> str:
-    """Return the external identity that a token proves, for an organization with these live keys.
+def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Mapping[str, Any]:
+    """Return the claims of a token that one of an organization's live keys has signed.
 
     Args:
         token: The JWT in compact form, of a length that was checked before.
         keys: All live signing keys of the organization.
-        rules: What the claims have to fulfil.
-        now: Seconds since 1970, by default the clock's.
 
     Raises:
         VisitorTokenError: The token is refused; the class says why.
@@ -85,9 +84,24 @@ def verify(token: str, keys: Sequence[VerificationKey], rules: Rules, *, now: fl
     """
     parsed = parse(token)
     find_key(parsed, keys)
-    check_claims(parsed.claims, rules, time.time() if now is None else now)
-    subject: str = parsed.claims["sub"]
-    return subject
+    return MappingProxyType(parsed.claims)
+
+
+def subject(claims: Mapping[str, Any], rules: Rules, *, now: float | None = None) -> str:
+    """Return the external identity that signed claims prove.
+
+    Args:
+        claims: What `signed_claims` returned.
+        rules: What they have to fulfil.
+        now: Seconds since 1970, by default the clock's.
+
+    Raises:
+        VisitorTokenError: They do not; the class says why.
+
+    """
+    check_claims(claims, rules, time.time() if now is None else now)
+    identity: str = claims["sub"]
+    return identity
 
 
 def parse(token: str) -> ParsedToken:
@@ -125,7 +139,7 @@ def candidates(header: dict[str, Any], keys: Sequence[VerificationKey]) -> list[
     return [named]
 
 
-def check_claims(claims: dict[str, Any], rules: Rules, now: float) -> None:
+def check_claims(claims: Mapping[str, Any], rules: Rules, now: float) -> None:
     """Raise what speaks against the claims of a token whose signature holds, at a time in seconds since 1970."""
     for name in ("sub", "exp") if rules.jwt_require_exp else ("sub",):
         if name not in claims:
@@ -139,7 +153,7 @@ def check_claims(claims: dict[str, Any], rules: Rules, now: float) -> None:
     _check_validity(claims, rules, now)
 
 
-def _check_validity(claims: dict[str, Any], rules: Rules, now: float) -> None:
+def _check_validity(claims: Mapping[str, Any], rules: Rules, now: float) -> None:
     leeway = rules.jwt_leeway
     expires_at = claims.get("exp", math.inf)
     if expires_at <= now - leeway:
@@ -157,13 +171,13 @@ def _check_subject(subject: object) -> None:
         raise TokenClaimInvalidError("The claim sub holds half of a surrogate pair.")
 
 
-def _check_time(claims: dict[str, Any], name: str) -> None:
+def _check_time(claims: Mapping[str, Any], name: str) -> None:
     value = claims.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _YEAR_10000:
         raise TokenClaimInvalidError(f"The claim {name} is a number of seconds since 1970, before the year 10000.")
 
 
-def _check_audience(claims: dict[str, Any], audience: str | None) -> None:
+def _check_audience(claims: Mapping[str, Any], audience: str | None) -> None:
     if "aud" not in claims and audience is None:
         return
     named = claims.get("aud")

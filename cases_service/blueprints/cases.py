@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 from flask import Blueprint, Response, g, request
+from flask.globals import request_ctx
 
 from cases_service import store
 from cases_service.access import IDENTITY_HEADER, IN_HEADER, Asked, identify
@@ -40,7 +41,7 @@ def _opened(view: Callable[..., Asked]) -> Callable[..., Response]:
 
     @wraps(view)
     def route(organization_id: UUID, **given: str) -> Response:
-        return current_service().gate.answer(request, organization_id, partial(view, **given))
+        return current_service().gate.answer(request_ctx.request, organization_id, partial(view, **given))
 
     return route
 
