@@ -69,7 +69,7 @@ class Gate:
         """
         token = api_token(request)
         asked = None
-        guess = None if self._cases else self._remembered.get(token.hash)
+        guess = None if self._cases.are_configured else self._remembered.get(token.hash)
         if guess is not None and guess.organization_id == organization_id:
             with suppress(ProblemError, SecretNotOpenedError):
                 asked = view(guess)

@@ -39,8 +39,10 @@ class Replicas(Reader):
         self._replicas = [Replica(url, primary, settings) for url in single_hosts(settings.read_database_url)]
         self._turns = count()
 
-    def __len__(self) -> int:
-        return len(self._replicas)
+    @property
+    def are_configured(self) -> bool:
+        """Whether there are any, ready or not."""
+        return bool(self._replicas)
 
     def open(self) -> None:
         """Begin to connect and to watch, in the background."""
