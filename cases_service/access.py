@@ -116,7 +116,7 @@ def identify(request: Request, token_in_path: str, access: Access, box: SecretBo
     return visitor_tokens.subject(_signed_claims(token, access.organization_id, access.keys, box), rules)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Mapping[str, Any]:
     # A signature of these keys holds for ever; whether they are live is decided anew for each request, as is the time.
     return visitor_tokens.signed_claims(token, verification_keys(organization_id, keys, box))

@@ -142,7 +142,7 @@ class Exchange:
             raise psycopg.OperationalError("the server does not answer")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def preamble(organization_id: UUID) -> tuple[bytes, ...]:
     """Return what begins a transaction that is about one organization."""
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))

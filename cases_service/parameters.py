@@ -125,7 +125,7 @@ def filters_of(parameters: Mapping[str, Any]) -> Filters:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
     """Return the parameters of a query string that a schema describes. The same words are read once.
 
