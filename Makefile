@@ -63,7 +63,7 @@ lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group build -o requirements/build.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra embedded --group dev -o requirements/development.lock
+		pyproject.toml --extra embedded --extra tracing --group dev -o requirements/development.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		-c requirements/development.lock pyproject.toml --extra embedded --group benchmarks \
 		-o requirements/benchmarks.lock

@@ -1,10 +1,11 @@
 """gunicorn's configuration, made from the service's settings. `gunicorn app:app` finds it where it is started."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from cases_service import server_process
+from cases_service import metrics_files, server_process
 from cases_service.logs import logging_config
 from cases_service.settings import SettingsError, read_settings, unknown_names
 
@@ -14,7 +15,7 @@ try:
 except SettingsError as error:
     sys.exit(f"cases-service: {error}")
 
-bind = _settings.bind
+bind = _settings.addresses
 workers = _settings.workers
 threads = _settings.threads
 keepalive = _settings.keepalive
@@ -54,6 +55,7 @@ def on_starting(server: Any) -> None:
 
 def when_ready(_server: Any) -> None:
     """Receive the signals that `serve` held back until gunicorn could handle them, and do the same for workers."""
+    metrics_files.make()
     server_process.release_signals()
     server_process.hold_signals_in_new_workers()
 
@@ -67,6 +69,18 @@ def pre_request(_worker: Any, _request: Any) -> None:
     """Do nothing: by default gunicorn writes the path into its log, at the level debug."""
 
 
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Remove what a killed master leaves behind."""
+    if os.getppid() != worker.ppid:
+        metrics_files.remove()
+
+
+def child_exit(_server: Any, _worker: Any) -> None:
+    """Let the metrics show living workers only."""
+    metrics_files.clear_dead()
+
+
 def on_exit(_server: Any) -> None:
     """Wait until the embedded server is down, where `serve` started one and nobody else uses it."""
+    metrics_files.remove()
     server_process.leave_embedded_server(_settings)

@@ -12,7 +12,7 @@ from flask.globals import request_ctx
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
-from cases_service import problems
+from cases_service import metrics, problems
 from cases_service.blueprints import cases, health
 from cases_service.database import Database, query_count
 from cases_service.logs import configure, method_label
@@ -82,9 +82,11 @@ def _begin() -> None:
     asked = request_ctx.request
     given = asked.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-    query_count.value = 0
+    query_count.value, query_count.seconds = 0, 0.0
+    service = current_service()
+    service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
-        g.base_url = current_service().base_url(asked)
+        g.base_url = service.base_url(asked)
 
 
 def _finish(response: Response) -> Response:
@@ -92,15 +94,18 @@ def _finish(response: Response) -> Response:
     response.headers.extend((*_HEADERS, ("X-Request-ID", g.request_id)))
     response.headers.setdefault("Cache-Control", "private, no-store")
     organization = (asked.view_args or {}).get("organization_id")
+    method, route = method_label(asked.method), None if asked.url_rule is None else asked.url_rule.rule
+    status, code, seconds = response.status_code, g.get("code"), perf_counter() - g.started
+    metrics.count_request(route, method, status=status, code=code, seconds=seconds, database=query_count)
     log.info(
         "request",
         request_id=g.request_id,
-        method=method_label(asked.method),
-        route=None if asked.url_rule is None else asked.url_rule.rule,
-        status=response.status_code,
-        code=g.get("code"),
+        method=method,
+        route=route,
+        status=status,
+        code=code,
         organization=str(organization) if isinstance(organization, UUID) else None,
-        duration_ms=round((perf_counter() - g.started) * 1000, 2),
+        duration_ms=round(seconds * 1000, 2),
         queries=query_count.value,
     )
     return response

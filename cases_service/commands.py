@@ -38,7 +38,7 @@ from cases_service.errors import InternalError
 from cases_service.loading import LoadError, LoadFile, LoadSummary, load
 from cases_service.migrations import SchemaError
 from cases_service.secret_box import NoSecretKeyError, SecretBox
-from cases_service.server_process import ListenError, become_gunicorn, listen
+from cases_service.server_process import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
 from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
 from cases_service.store import StoredKey
@@ -176,13 +176,12 @@ def serve(bind: str | None) -> None:
       DATABASE_URL=postgresql://cases@db/cases cases-service serve --bind 0.0.0.0:8000
     """
     settings = read_settings()
-    listener = listen(bind or settings.bind)
-    settings = msgspec.structs.replace(settings, bind=bind or settings.bind)
+    settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
     with database_at_hand(settings, may_make=True) as database:
         if database.embedded is not None:
             with database.connect(with_schema=False) as connection:
                 migrations.init_db(connection)
-        become_gunicorn(database.settings, listener, embedded=database.embedded)
+        become_gunicorn(database.settings, listeners, embedded=database.embedded)
 
 
 @cli.command()

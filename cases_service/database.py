@@ -7,7 +7,7 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from cases_service import metrics
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.exchange import Exchange, Query
 from cases_service.settings import Settings
@@ -59,9 +60,10 @@ _AWAY_SECONDS: Final = 0.25
 
 
 class QueryCount(threading.local):
-    """How many statements this thread has sent since `value` was last set to 0."""
+    """How many statements this thread has sent since `value` was last set to 0, and how long it waited for them."""
 
     value = 0
+    seconds = 0.0
 
 
 query_count: Final = QueryCount()
@@ -80,8 +82,12 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         """Do what psycopg's does, and count."""
-        query_count.value += 1
-        return super().execute(*args, **kwargs)
+        started = perf_counter()
+        try:
+            return super().execute(*args, **kwargs)
+        finally:
+            query_count.value += 1
+            query_count.seconds += perf_counter() - started
 
     def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
         """Return the answers to queries about an organization, in one round trip and one transaction."""
@@ -110,7 +116,8 @@ class Reader(ABC):
 class Database(Reader):
     """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
+    def __init__(self, url: str, settings: Settings, *, name: str = "primary") -> None:
+        self._name = name
         self._wait = settings.pool_timeout
         self._patience = settings.statement_timeout + _GRACE_SECONDS
         self._away = False
@@ -127,7 +134,7 @@ class Database(Reader):
             # The default backs off for minutes; so short a limit makes the next waiting request try anew.
             reconnect_timeout=1.0,
             open=False,
-            name="cases",
+            name=name,
         )
 
     def open(self) -> None:
@@ -137,6 +144,10 @@ class Database(Reader):
     def close(self) -> None:
         """End the connections."""
         self._pool.close()
+
+    def count(self) -> None:
+        """Bring the metrics of the pool up to date."""
+        metrics.count_pool(self._name, self._pool.pop_stats())
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` reads. It may be run twice: where a connection turns out dead, on a fresh one.
@@ -178,8 +189,8 @@ class Database(Reader):
             raise psycopg.OperationalError("the session is not what the statements rely on")
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
-        if not self._turns.acquire(timeout=self._wait):
-            raise OverloadedError
+        if not self._turns.acquire(blocking=False):
+            self._wait_for_turn()
         try:
             connection = self._checkout()
             try:
@@ -188,6 +199,13 @@ class Database(Reader):
                 self._pool.putconn(connection)
         finally:
             self._turns.release()
+
+    def _wait_for_turn(self) -> None:
+        started = monotonic()
+        has_turn = self._turns.acquire(timeout=self._wait)
+        metrics.turn_wait.observe(monotonic() - started)
+        if not has_turn:
+            raise OverloadedError
 
     def _checkout(self) -> Connection:
         # While the database is away, one request after the other would wait for it in vain, and hold a thread.

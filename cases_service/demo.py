@@ -82,7 +82,7 @@ def run_demo(settings: Settings) -> NoReturn:
         if os.fork() == 0:
             listener.close()
             _print_lines(visit, database.settings)
-        become_gunicorn(database.settings, listener, embedded=database.embedded)
+        become_gunicorn(database.settings, [listener], embedded=database.embedded)
 
 
 def _end_with_parent() -> None:
@@ -99,6 +99,7 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
     return msgspec.structs.replace(
         settings,
         bind=f"{host}:{port}",
+        admin_bind=None,
         allowed_hosts=f"{settings.allowed_hosts},{_WILDCARDS.get(host, host)}",
         public_url=None,
         log_format="console" if settings.log_format == "auto" and not sys.stderr.isatty() else settings.log_format,

@@ -9,7 +9,7 @@ import select
 import selectors
 import socket
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -23,6 +23,9 @@ from gunicorn.http import errors
 from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from cases_service.settings import read_settings
+
+_OPERATORS_THREADS: Final = 2
 _FIRST_BYTE_SECONDS: Final = 30.0
 _LAST_BYTE_SECONDS: Final = 2.0
 _LAST_BYTES: Final = 65536
@@ -56,6 +59,9 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         self.alive: bool
         self._closing: deque[TConn] = deque()
         self._quitting = False
+        # Metrics and readiness are of most use while every other thread has too much to do.
+        self._operators_port = read_settings().admin_port
+        self._operators_threads = ThreadPoolExecutor(_OPERATORS_THREADS)
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
@@ -83,12 +89,17 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: TConn) -> None:
         """Give a connection to a thread; a new one not before it has sent something."""
         if conn.initialized or conn.data_ready:
-            super().enqueue_req(conn)
+            self._hand_over(conn)
             return
         conn.sock.settimeout(0)
         conn.timeout = monotonic() + _FIRST_BYTE_SECONDS
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def _hand_over(self, conn: TConn) -> None:
+        is_operators = conn.server[1] == self._operators_port
+        future = (self._operators_threads if is_operators else self.tpool).submit(self.handle, conn)
+        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
 
     def finish_request(self, conn: TConn, future: Future[Any]) -> None:
         """Keep the connection for its next request, or close it without waiting for the client to do so."""

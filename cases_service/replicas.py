@@ -54,6 +54,11 @@ class Replicas(Reader):
         for replica in self._replicas:
             replica.close()
 
+    def count(self) -> None:
+        """Bring the metrics of the pools up to date."""
+        for replica in self._replicas:
+            replica.count()
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` reads, which may be `CASES_READ_MAX_LAG` old; raises what `Database.read` does.
 
@@ -80,8 +85,8 @@ class Replica:
 
     def __init__(self, url: str, primary: Database, settings: Settings) -> None:
         self._primary = primary
-        self._database = Database(url, settings)
         self._name = ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
+        self._database = Database(url, settings, name=self._name)
         self._maximum_lag = settings.read_max_lag
         self._marks: deque[_Mark] = deque()
         self._as_of = -inf
@@ -106,6 +111,10 @@ class Replica:
         self._closing = True
         self._ask_now.set()
         self._database.close()
+
+    def count(self) -> None:
+        """Bring the metrics of its pool up to date."""
+        self._database.count()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Do what `Database.read` does. After a failure it is not ready until it has been asked again, at once."""

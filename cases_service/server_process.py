@@ -1,7 +1,7 @@
-"""Turns a command's process into gunicorn: listens first, hands the socket over, and cleans up when gunicorn ends.
+"""Turns a command's process into gunicorn: listens first, hands the sockets over, and cleans up when gunicorn ends.
 
 There is no second process that could outlive the first or hide its end. What has to be known on the other side of
-`exec` passes by inheritance: the socket and its number as from systemd, the lock of the embedded server, the blocked
+`exec` passes by inheritance: the sockets and their number as from systemd, the lock of the embedded server, the blocked
 signals, and the settings in the environment. Nothing of it is on the command line, which all users can read.
 """
 
@@ -12,8 +12,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
+
+import msgspec
 
 from cases_service.embedded import EmbeddedServer
 from cases_service.settings import Settings, inherited_lock, process_environment
@@ -59,12 +62,31 @@ def listen(address: str) -> socket.socket:
             return listener
 
 
-def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: EmbeddedServer | None) -> NoReturn:
-    """Replace this program by gunicorn, which serves on the socket and stays a user of the embedded server."""
-    lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, _FIRST_SOCKET + 1)
+def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
+    """Return sockets for the addresses of the settings, and settings that name their ports.
+
+    Raises:
+        ListenError: One of them cannot be listened on.
+
+    """
+    listeners = [listen(address) for address in settings.addresses]
+    names = [
+        f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        for address, listener in zip(settings.addresses, listeners, strict=True)
+    ]
+    changes = dict(zip(("bind", "admin_bind"), names, strict=False))
+    return msgspec.structs.replace(settings, **changes), listeners
+
+
+def become_gunicorn(
+    settings: Settings, listeners: Sequence[socket.socket], *, embedded: EmbeddedServer | None
+) -> NoReturn:
+    """Replace this program by gunicorn, which serves on the sockets and stays a user of the embedded server."""
+    above = _FIRST_SOCKET + len(listeners)
+    lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, above)
     environment = process_environment(settings, embedded_lock=lock)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
-    environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+    environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(listeners))}
     arguments = [
         "-P",
         "-m",
@@ -74,10 +96,10 @@ def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: Em
         "cases_service.application:create_app()",
     ]
     _hold_signals()
-    if listener.fileno() == _FIRST_SOCKET:
-        listener.set_inheritable(True)
-    else:
-        os.dup2(listener.fileno(), _FIRST_SOCKET)
+    # Out of each other's way first.
+    copies = [fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, above) for listener in listeners]
+    for number, copy in enumerate(copies, start=_FIRST_SOCKET):
+        os.dup2(copy, number)
     os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606  this interpreter
 
 

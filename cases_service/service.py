@@ -8,16 +8,21 @@ from typing import Final
 
 from flask import Request, current_app
 
-from cases_service import store
+from cases_service import metrics, store
 from cases_service.access import Gate
 from cases_service.database import Database
-from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableError
+from cases_service.errors import HostNotAllowedError, NotFoundError, ProblemError, UnavailableError
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
 
+OPERATION: Final = ("/readyz", "/metrics")
+"""What may have an address of its own."""
+
+_AT_BOTH: Final = "/healthz"
 _READINESS_SECONDS: Final = 1.0
+_COUNT_SECONDS: Final = 1.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
 
 
@@ -62,6 +67,7 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
+    _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
@@ -72,11 +78,33 @@ class Service:
         """Begin to connect, in the background."""
         self.database.open()
         self.cases.open()
+        metrics.start()
+        threading.Thread(target=self._count, name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """End the connections."""
+        self._closing.set()
         self.cases.close()
         self.database.close()
+
+    def _count(self) -> None:
+        # Whichever worker is asked for the metrics, it can tell of the pools of the others only what they wrote down.
+        while True:
+            self.database.count()
+            self.cases.count()
+            if self._closing.wait(_COUNT_SECONDS):
+                return
+
+    def check_address(self, request: Request) -> None:
+        """Raise NotFoundError where the operators have an address of their own, and the path is the other one's."""
+        if self.settings.admin_port is None:
+            return
+        # What gunicorn's listener says, past what a proxy may have put in its place.
+        environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
+        at_operators = environ["SERVER_PORT"] == str(self.settings.admin_port)
+        path = request.path.rstrip("/")
+        if path != _AT_BOTH and at_operators != (path in OPERATION):
+            raise NotFoundError
 
     def base_url(self, request: Request) -> str:
         """Return what links begin with.

@@ -64,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bind: Annotated[str, Meta(description="Address that `serve` listens on, as HOST:PORT.")] = field(
         name="CASES_BIND", default="127.0.0.1:8000"
     )
+    admin_bind: Annotated[
+        str | None,
+        Meta(description="Address for `/metrics` and `/readyz` alone, as HOST:PORT. Without it, that of the API."),
+    ] = field(name="CASES_ADMIN_BIND", default=None)
     public_url: Annotated[
         str | None,
         Meta(description="What links begin with, such as `https://cases.example.com`. Without it, the request's host."),
@@ -141,6 +145,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.public_url is not None:
             _check_public_url(self.public_url)
         check_bind(self.bind)
+        if self.admin_bind is not None:
+            check_bind(self.admin_bind, "CASES_ADMIN_BIND")
+            if self.admin_port != 0 and self.admin_port == _port(self.bind):
+                raise SettingsError("CASES_ADMIN_BIND: expected another port than that of CASES_BIND")
         if not all(re.fullmatch(r"\[[0-9a-f:.]+\]|[0-9a-z_.-]+", name) for name in self.allowed_host_names):
             raise SettingsError("CASES_ALLOWED_HOSTS: expected names without a port, an IPv6 address in brackets")
         _ = self.secret_keys
@@ -161,6 +169,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.secret_key_file is not None:
             return _split_keys(_read_key_file(self.secret_key_file), "CASES_SECRET_KEY_FILE")
         return _split_keys(self.secret_key or "", "CASES_SECRET_KEY")
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where to listen, as HOST:PORT: for everybody first, then for whoever operates the service."""
+        return [self.bind] if self.admin_bind is None else [self.bind, self.admin_bind]
+
+    @property
+    def admin_port(self) -> int | None:
+        """The port of the operators' address, where they have one."""
+        return None if self.admin_bind is None else _port(self.admin_bind)
 
     @property
     def allowed_host_names(self) -> frozenset[str]:
@@ -226,6 +244,11 @@ def inherited_lock() -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def share_metrics_in(directory: Path) -> None:
+    """Let prometheus_client count in files here, in the processes that this one forks."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+
+
 def _sentence(error: msgspec.ValidationError) -> str:
     reason, _, name = str(error).partition(" - at `$.")
     return f"{name.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if name else reason
@@ -280,8 +303,12 @@ def _is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= 65535  # noqa: PLR2004
 
 
-def check_bind(address: str) -> None:
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def check_bind(address: str, variable: str = "CASES_BIND") -> None:
     """Raise SettingsError unless this is an address to listen on, as HOST:PORT."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", address)
     if not match or not _is_port(match[2]):
-        raise SettingsError("CASES_BIND: expected HOST:PORT, such as 127.0.0.1:8000")
+        raise SettingsError(f"{variable}: expected HOST:PORT, such as 127.0.0.1:8000")

@@ -46,6 +46,8 @@ def test_an_empty_variable_is_not_set() -> None:
         ("CASES_PUBLIC_URL", "https://help.example?x"),
         ("CASES_BIND", "8000"),
         ("CASES_BIND", "localhost:99999"),
+        ("CASES_ADMIN_BIND", "9000"),
+        ("CASES_ADMIN_BIND", "0.0.0.0:8000"),
         ("CASES_SECRET_KEY", "tiny"),
         ("CASES_SECRET_KEY", f"{KEY},tiny"),
         ("CASES_SECRET_KEY", KEY[:-4]),

@@ -1,15 +1,16 @@
-"""The routes that a supervisor asks: whether the process lives, and whether it can answer."""
+"""The routes for whoever operates the service: whether it lives, whether it can answer, and what it has counted."""
 
 from typing import Final
 
 import msgspec
 from flask import Blueprint, Response
 
-from cases_service.service import current_service
+from cases_service import metrics
+from cases_service.service import OPERATION, current_service
 
 blueprint = Blueprint("health", __name__)
 
-PATHS: Final = ("/healthz", "/readyz")
+PATHS: Final = ("/healthz", *OPERATION)
 """Where any host is answered."""
 
 _OK: Final = msgspec.json.encode({"status": "ok"})
@@ -26,3 +27,9 @@ def readyz() -> Response:
     """Answer 200 where the database answers and its schema is not older than this release, else 503."""
     current_service().readiness.check()
     return Response(_OK, content_type="application/json")
+
+
+@blueprint.get("/metrics")
+def show_metrics() -> Response:
+    """Answer the metrics of all workers as Prometheus reads them."""
+    return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)

@@ -69,7 +69,12 @@ class Running:
     @property
     def port(self) -> int:
         """Return the port, once gunicorn has said it."""
-        return int(self.wait_for_log(r"Listening at: http://[^ ]*:(\d+) ")[1])
+        return int(self.wait_for_log(r"Listening at: http://[^ ,]*:(\d+)[ ,]")[1])
+
+    @property
+    def admin_port(self) -> int:
+        """Return the port of the address for operators, where there is one, once gunicorn has said it."""
+        return int(self.wait_for_log(r"Listening at: http://[^ ,]*,http://[^ ,]*:(\d+) ")[1])
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         return wait_for(lambda: re.search(pattern, self.log), lambda: self.process.poll() is not None, self)
@@ -96,9 +101,10 @@ class Running:
 class Service(Running):
     """gunicorn with the application, and a client of it."""
 
-    def curl(self, path: str, *options: str) -> Answer:
+    def curl(self, path: str, *options: str, port: int | None = None) -> Answer:
         """Request a path with curl."""
-        command = ["curl", "--silent", "--show-error", "--include", "--max-time", "60", *options, self.url(path)]
+        url = self.url(path) if port is None else f"http://{LOOPBACK}:{port}{path}"
+        command = ["curl", "--silent", "--show-error", "--include", "--max-time", "60", *options, url]
         ran = subprocess.run(command, check=False, capture_output=True)
         assert ran.returncode == 0, f"{ran.stderr.decode()}\n{self}"
         head, _, body = ran.stdout.partition(b"\r\n\r\n")
