@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases_service import metrics_files, server_process
+from cases_service import metrics_files, server_process, tracing
 from cases_service.logs import logging_config
 from cases_service.settings import SettingsError, read_settings, unknown_names
 
 try:
     _settings = read_settings()
     _settings.require_database_url()
+    tracing.check()
 except SettingsError as error:
     sys.exit(f"cases-service: {error}")
 

@@ -12,7 +12,7 @@ from flask.globals import request_ctx
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
-from cases_service import metrics, problems
+from cases_service import metrics, problems, tracing
 from cases_service.blueprints import cases, health
 from cases_service.database import Database, query_count
 from cases_service.logs import configure, method_label
@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None) -> Application:
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
     app.register_blueprint(health.blueprint)
+    tracing.trace(app)
     app.before_request(_begin)
     app.after_request(_finish)
     problems.register(app)

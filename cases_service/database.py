@@ -65,6 +65,11 @@ class QueryCount(threading.local):
     value = 0
     seconds = 0.0
 
+    def add(self, statements: int, started: float) -> None:
+        """Count statements that were sent at a `perf_counter()` and have been answered, or given up, now."""
+        self.value += statements
+        self.seconds += perf_counter() - started
+
 
 query_count: Final = QueryCount()
 
@@ -86,13 +91,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         try:
             return super().execute(*args, **kwargs)
         finally:
-            query_count.value += 1
-            query_count.seconds += perf_counter() - started
+            query_count.add(1, started)
 
     def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
         """Return the answers to queries about an organization, in one round trip and one transaction."""
-        query_count.value += len(queries)
-        return self.exchange.ask(organization_id, queries)
+        started = perf_counter()
+        try:
+            return self.exchange.ask(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
 
 
 class Reader(ABC):

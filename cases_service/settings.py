@@ -244,6 +244,27 @@ def inherited_lock() -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def wants_traces(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether OpenTelemetry's own variables ask for traces.
+
+    Raises:
+        SettingsError: They ask for what the service cannot do.
+
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    if exporter not in ("", "otlp", "none"):
+        raise SettingsError("OTEL_TRACES_EXPORTER: expected otlp or none")
+    asked = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if exporter == "none" or not (exporter or any(environment.get(name) for name in asked)):
+        return False
+    for name in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
+        if environment.get(name, "") not in ("", "http/protobuf"):
+            raise SettingsError(f"{name}: expected http/protobuf")
+    return True
+
+
 def share_metrics_in(directory: Path) -> None:
     """Let prometheus_client count in files here, in the processes that this one forks."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)

@@ -39,6 +39,11 @@ def test_one_module_owns_the_pool() -> None:
     assert importers("psycopg_pool") == {"database.py"}
 
 
+def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
+    assert importers("opentelemetry") == {"spans.py"}
+    assert importers("cases_service.spans") == set()
+
+
 def test_one_module_encrypts() -> None:
     assert importers("cryptography.fernet") == {"secret_box.py"}
 
@@ -46,7 +51,7 @@ def test_one_module_encrypts() -> None:
 def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
     allowed = {
-        "access.py", "application.py", "conditional.py", "problems.py", "service.py",
+        "access.py", "application.py", "conditional.py", "problems.py", "service.py", "spans.py", "tracing.py",
         "blueprints/cases.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed
