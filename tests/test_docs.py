@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
-from cases_service import errors
+from cases_service import errors, metrics
 from cases_service.commands import cli
 from cases_service.errors import ProblemError
 from cases_service.load_records import RECORDS
@@ -76,6 +77,27 @@ def test_the_api_document_lists_every_parameter_and_attribute() -> None:
     listed = {name for (cell, *_) in rows(API, r"`\w+`(, `\w+`)?") for name in re.findall(r"`(\w+)`", cell)}
     assert parameters <= listed
     assert set(CASE_ATTRIBUTES) <= listed
+
+
+def test_the_document_on_observability_lists_every_metric() -> None:
+    described = {
+        f"`{collector._name}{'_total' * (collector._type == 'counter')}`": [
+            collector._type,
+            ", ".join(collector._labelnames),
+            collector._documentation,
+        ]
+        for collector in metrics.registry._collector_to_names
+        if isinstance(collector, MetricWrapperBase)
+    }
+    text = (ROOT / "docs/observability.md").read_text()
+    assert {name: cells for name, *cells in rows(text, r"`cases_\w+`")} == described
+    assert described
+
+
+def test_the_document_on_observability_lists_every_alert() -> None:
+    alerts = re.findall(r"alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text())
+    text = (ROOT / "docs/observability.md").read_text()
+    assert alerts == [name.strip("`") for name, *_ in rows(text, r"`Cases\w+`")]
 
 
 def test_the_load_document_lists_every_field() -> None:
