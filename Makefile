@@ -59,11 +59,11 @@ image:
 # Names, versions and hashes; no addresses. Needs uv.
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml -o requirements/production.lock
+		pyproject.toml --extra redis -o requirements/production.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group build -o requirements/build.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra embedded --group dev -o requirements/development.lock
+		pyproject.toml --extra embedded --extra redis --group dev -o requirements/development.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		-c requirements/development.lock pyproject.toml --extra embedded --group benchmarks \
+		-c requirements/development.lock pyproject.toml --extra embedded --extra redis --group benchmarks \
 		-o requirements/benchmarks.lock

@@ -4,7 +4,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flask import Request, current_app
 
@@ -16,6 +16,9 @@ from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
+
+if TYPE_CHECKING:
+    from cases_service.rate_limits import RateLimits
 
 _READINESS_SECONDS: Final = 1.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
@@ -54,6 +57,7 @@ class Service:
     """One for each application, so one for each worker.
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
+    `rate_limits` is None where none is set.
     """
 
     settings: Settings
@@ -62,10 +66,12 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
+    rate_limits: "RateLimits | None" = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
-        object.__setattr__(self, "gate", Gate(self.database, self.cases))
+        object.__setattr__(self, "rate_limits", _rate_limits(self.settings))
+        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:
@@ -93,6 +99,14 @@ class Service:
             raise HostNotAllowedError
         scheme = "https" if request.scheme == "https" else "http"
         return f"{scheme}://{host}"
+
+
+def _rate_limits(settings: Settings) -> "RateLimits | None":
+    if not settings.limits_rates:
+        return None
+    from cases_service.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
+
+    return RateLimits(settings)
 
 
 def current_service() -> Service:

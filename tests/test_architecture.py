@@ -39,6 +39,11 @@ def test_one_module_owns_the_pool() -> None:
     assert importers("psycopg_pool") == {"database.py"}
 
 
+def test_one_module_counts_requests() -> None:
+    """It takes a tenth of a second to import, for those who set a limit."""
+    assert importers("limits") == {"rate_limits.py", "settings.py"}
+
+
 def test_one_module_encrypts() -> None:
     assert importers("cryptography.fernet") == {"secret_box.py"}
 
@@ -46,7 +51,7 @@ def test_one_module_encrypts() -> None:
 def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
     allowed = {
-        "access.py", "application.py", "conditional.py", "problems.py", "service.py",
+        "access.py", "application.py", "conditional.py", "problems.py", "rate_limits.py", "service.py",
         "blueprints/cases.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed
