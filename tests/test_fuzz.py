@@ -186,7 +186,11 @@ def test_any_query_is_answered_through_the_database(
     identity = {"X-External-Identity": visitor.organization.jwt(visitor.external_id)}
     target = f"{path}?{quote(query, safe='=&%+;')}"
     answer = get(shared_client, visitor.organization, target, **identity)
-    codes = {200: {None}, 400: {"invalid_parameter", "invalid_cursor"}, 404: {"case_not_found"}}
+    codes: dict[int, set[str | None]] = {
+        200: {None},
+        400: {"invalid_parameter", "invalid_cursor"},
+        404: {"case_not_found"},
+    }
     assert answer.get_json().get("code") in codes[answer.status_code]
 
 
