@@ -57,6 +57,10 @@ class RateLimits:
         secret = settings.secret_keys[0] if settings.secret_keys else ""
         self._hash_key = hashlib.sha256(f"rate limits {secret}".encode()).digest()
 
+    def close(self) -> None:
+        """End the connections to the storage."""
+        self._storage.close()
+
     @contextmanager
     def failed_authentications(self) -> Iterator[None]:
         """Refuse the request's address where it has failed too often, and count what fails inside.
@@ -130,10 +134,15 @@ class _Storage:
     """Where the counters are. While it is away, one request in some seconds asks for it, and no other waits."""
 
     def __init__(self, url: str) -> None:
-        self._limiter = SlidingWindowCounterRateLimiter(_open(url))
+        self._storage = _open(url)
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
         self._lock = threading.Lock()
         self._asked_again_at = 0.0
         self.is_away = False
+
+    def close(self) -> None:
+        if isinstance(self._storage, RedisStorage):
+            self._storage.storage.close()
 
     def hit(self, item: RateLimitItem, subject: str) -> bool | None:
         """Count, and return whether it was within the limit; None where the storage is away."""

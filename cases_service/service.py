@@ -83,6 +83,8 @@ class Service:
         """End the connections."""
         self.cases.close()
         self.database.close()
+        if self.rate_limits is not None:
+            self.rate_limits.close()
 
     def base_url(self, request: Request) -> str:
         """Return what links begin with.

@@ -118,7 +118,7 @@ def make_client(settings: Settings) -> Iterator[Callable[..., FlaskClient]]:
 
     yield make
     for app in apps:
-        app.extensions["cases_service"].database.close()
+        app.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ class RedisServer:
             self.port: int = free.getsockname()[1]
         self.password = "redis-canary-6f1e"
         self.url = f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
+        self.client = redis.Redis.from_url(self.url, decode_responses=True)
         self._directory = directory
         self.start()
 
@@ -49,14 +50,9 @@ class RedisServer:
         self.process.kill()
         self.process.wait(PATIENCE)
 
-    @property
-    def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url)
-
     def commands(self) -> int:
-        """Return how many commands were sent to it, this one and those of making a connection included."""
-        with contextlib.closing(self.client) as client:
-            return int(client.info("stats")["total_commands_processed"])
+        """Return how many commands were sent to it, this one included."""
+        return int(self.client.info("stats")["total_commands_processed"])
 
 
 @contextlib.contextmanager
@@ -66,5 +62,6 @@ def redis_server() -> Iterator[RedisServer]:
     try:
         yield server
     finally:
+        server.client.close()
         server.stop()
         shutil.rmtree(directory)

@@ -8,7 +8,7 @@ import string
 import time
 from typing import Any, Final
 from urllib.parse import quote, urlencode
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -30,7 +30,7 @@ from cases_service.parameters import (
 )
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
-from cases_service.visitor_tokens import VerificationKey, verify
+from cases_service.visitor_tokens import VerificationKey, signed_claims, subject
 from tests.factories import Organization, Visitor, b64, cases_path, get, hs256
 
 pytestmark = pytest.mark.fuzz
@@ -72,15 +72,19 @@ def cut_and_pasted(text: st.SearchStrategy[str], alphabet: str) -> st.SearchStra
     return st.builds(paste, text, st.integers(0, 9999), st.integers(0, 5), st.text(alphabet, max_size=5))
 
 
+def verify(token: str) -> str:
+    return subject(signed_claims(token, KEYS), Settings())
+
+
 def assert_verified_or_refused(token: str) -> None:
     try:
-        subject = verify(token, KEYS, Settings())
+        external_id = verify(token)
     except VisitorTokenError as error:
         assert error.status == 400
         assert error.code.startswith("token_")
     else:
-        assert 1 <= len(subject) <= 256
-        assert subject.encode()
+        assert 1 <= len(external_id) <= 256
+        assert external_id.encode()
 
 
 @given(headers, claims, st.sampled_from(["sha256", "sha384"]))
@@ -94,7 +98,7 @@ def test_signed_claims_of_any_kind_are_verified_or_refused(
 @given(st.text() | st.builds(lambda parts: ".".join(map(b64, parts)), st.lists(st.binary(), min_size=2, max_size=4)))
 def test_any_text_is_no_token_of_a_visitor(token: str) -> None:
     with pytest.raises(VisitorTokenError):
-        verify(token, KEYS, Settings())
+        verify(token)
 
 
 valid_tokens = st.builds(
@@ -177,7 +181,7 @@ def shared_client(app: Application) -> FlaskClient:
     return app.test_client()
 
 
-@given(queries, st.sampled_from(["", "/summary", f"/{uuid4()}"]))
+@given(queries, st.sampled_from(["", "/summary", f"/{UUID(int=1)}"]))
 @example(b"created_since=0001-01-01T00:00:00%2B23:59&updated_until=9999-12-31T23:59:59.999999-23:59", "")
 def test_any_query_is_answered_through_the_database(
     shared_client: FlaskClient, visitor: Visitor, query: bytes, place: str
