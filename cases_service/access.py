@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -30,6 +30,9 @@ from cases_service.secret_box import SecretBox, SecretNotOpenedError
 from cases_service.store import Access, StoredKey
 from cases_service.visitor_tokens import Rules, VerificationKey
 
+if TYPE_CHECKING:
+    from cases_service.rate_limits import RateLimits
+
 IDENTITY_HEADER: Final = "X-External-Identity"
 IN_HEADER: Final = "-"
 MAXIMUM_IN_PATH: Final = 4000
@@ -53,11 +56,13 @@ class Gate:
     What a token opened the last time is remembered, as a guess and no more: a request whose every other check passes
     by it asks for what it is about together with what the token opens now, in one round trip, and has its answer only
     where that is still the same. A revoked token, a retired key or a lapsed subscription hold from the next request on.
+    Where rates are limited nothing is guessed, as only what is proven counts.
     """
 
-    def __init__(self, database: Database, cases: Replicas) -> None:
+    def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None") -> None:
         self._database = database
         self._cases = cases
+        self._limits = limits
         self._remembered: dict[bytes, Access] = {}
 
     def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
@@ -67,9 +72,16 @@ class Gate:
             ProblemError: The API token does not open the organization; or what the view raises.
 
         """
+        if self._limits is None:
+            return self._answer(request, organization_id, view)
+        with self._limits.failed_authentications():
+            return self._answer(request, organization_id, view)
+
+    def _answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
         token = api_token(request)
         asked = None
-        guess = None if self._cases.are_configured else self._remembered.get(token.hash)
+        is_guessed = not self._cases.are_configured and self._limits is None
+        guess = self._remembered.get(token.hash) if is_guessed else None
         if guess is not None and guess.organization_id == organization_id:
             with suppress(ProblemError, SecretNotOpenedError):
                 asked = view(guess)
@@ -85,6 +97,8 @@ class Gate:
         access = self._database.ask(token.organization_id, _what_opens(token))
         if access is None:
             raise ApiTokenInvalidError
+        if self._limits is not None:
+            self._limits.count_token(token.hash)
         if access.organization_id != organization_id:
             raise OrganizationForbiddenError
         if not access.subscription_active:

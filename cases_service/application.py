@@ -2,8 +2,10 @@
 
 import re
 import secrets
+from collections.abc import Iterable
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import structlog
@@ -15,10 +17,14 @@ from werkzeug.routing import MapAdapter
 from cases_service import metrics, problems, tracing
 from cases_service.blueprints import cases, health
 from cases_service.database import Database, query_count
+from cases_service.errors import NotFoundError
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
 from cases_service.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS: Final = (
@@ -31,7 +37,14 @@ log = structlog.get_logger("cases_service.request")
 
 
 class Application(Flask):
-    """Flask, apart from its log of errors, which would name the path, and from its look at the host."""
+    """Flask, apart from its log of errors, which would name the path, and from what it makes of host and target."""
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer a request. The host of an absolute target counts in the place of Host (RFC 9112, section 3.2.2)."""
+        target = environ.get("RAW_URI", "/")
+        if not target.startswith("/") and "HTTP_HOST" in environ:
+            environ["HTTP_HOST"] = urlsplit(target).netloc
+        return super().__call__(environ, start_response)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Match by path and method alone, and at less cost: which hosts may ask is for `Service.base_url` to say."""
@@ -70,6 +83,8 @@ def create_app(settings: Settings | None = None) -> Application:
     tracing.trace(app)
     app.before_request(_begin)
     app.after_request(_finish)
+    if service.rate_limits is not None:
+        app.after_request(service.rate_limits.show)
     problems.register(app)
     if settings.trusted_hops:
         hops = settings.trusted_hops
@@ -88,6 +103,9 @@ def _begin() -> None:
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
         g.base_url = service.base_url(asked)
+    # Flask would leave the slashes out that a path has too many in front.
+    if asked.environ["PATH_INFO"].startswith("//"):
+        raise NotFoundError
 
 
 def _finish(response: Response) -> Response:

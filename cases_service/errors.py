@@ -98,6 +98,18 @@ class SubscriptionInactiveError(ProblemError):
     default_detail = "Renew the organization's subscription."
 
 
+class RateLimitedError(ProblemError):
+    """There were too many requests."""
+
+    status = 429
+    code = "rate_limited"
+    default_detail = "Try again after the seconds that Retry-After says."
+
+    def __init__(self, *, retry_after: int) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(retry_after)}
+
+
 class InvalidParameterError(ProblemError):
     """A query parameter is wrong."""
 

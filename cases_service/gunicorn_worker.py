@@ -8,6 +8,7 @@ wait in the backlog when it stops.
 import select
 import selectors
 import socket
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -65,6 +66,7 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
+        threading.excepthook = _log_end_of_thread
         try:
             super().run()
         finally:
@@ -181,3 +183,8 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         with suppress(OSError):
             util.write_nonblock(client, head.encode("ascii"))
+
+
+def _log_end_of_thread(end: threading.ExceptHookArgs) -> None:
+    # Python's own would write a traceback with the exception's message.
+    log.error("thread_ended", exc_info=end.exc_value)

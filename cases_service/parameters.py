@@ -19,6 +19,8 @@ from cases_service.store import ORDERINGS
 DEFAULT_PAGE_SIZE: Final = 25
 MAXIMUM_PAGE_SIZE: Final = 100
 _NAME_LENGTH: Final = 64
+# Each says what is accepted: of the thousands of names that a URL holds, a megabyte.
+_MOST_ERRORS: Final = 32
 
 
 class WholeNumber(fields.Integer):
@@ -135,7 +137,8 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
     """
     given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
     known = [field.data_key or name for name, field in schema.load_fields.items()]
-    errors = {name: "Expected once." for name, times in Counter(name for name, _ in given).items() if times > 1}
+    times = Counter(name for name, _ in given)
+    errors = {name: "Expected once." for name in known if times[name] > 1}
     try:
         parameters: dict[str, Any] = schema.load(dict(given))
     except ValidationError as error:
@@ -145,5 +148,5 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
         parameters = {}
     if errors:
         found = [{"parameter": name[:_NAME_LENGTH], "detail": detail} for name, detail in errors.items()]
-        raise InvalidParameterError(errors=found)
+        raise InvalidParameterError(errors=found[:_MOST_ERRORS])
     return MappingProxyType(parameters)

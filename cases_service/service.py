@@ -4,7 +4,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flask import Request, current_app
 
@@ -16,6 +16,9 @@ from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
+
+if TYPE_CHECKING:
+    from cases_service.rate_limits import RateLimits
 
 OPERATION: Final = ("/readyz", "/metrics")
 """What may have an address of its own."""
@@ -59,6 +62,7 @@ class Service:
     """One for each application, so one for each worker.
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
+    `rate_limits` is None where none is set.
     """
 
     settings: Settings
@@ -67,11 +71,13 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
+    rate_limits: "RateLimits | None" = field(init=False)
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
-        object.__setattr__(self, "gate", Gate(self.database, self.cases))
+        object.__setattr__(self, "rate_limits", _rate_limits(self.settings))
+        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:
@@ -86,6 +92,8 @@ class Service:
         self._closing.set()
         self.cases.close()
         self.database.close()
+        if self.rate_limits is not None:
+            self.rate_limits.close()
 
     def _count(self) -> None:
         # Whichever worker is asked for the metrics, it can tell of the pools of the others only what they wrote down.
@@ -121,6 +129,14 @@ class Service:
             raise HostNotAllowedError
         scheme = "https" if request.scheme == "https" else "http"
         return f"{scheme}://{host}"
+
+
+def _rate_limits(settings: Settings) -> "RateLimits | None":
+    if not settings.limits_rates:
+        return None
+    from cases_service.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
+
+    return RateLimits(settings)
 
 
 def current_service() -> Service:

@@ -5,6 +5,7 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 # What libpq reads from the environment, past everything that a connection asks for.
 _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
+_YEAR = 366 * 86400
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
 
 
@@ -94,6 +96,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_leeway: Annotated[
         int, Meta(ge=0, le=3600, description="Clock difference forgiven in a visitor's JWT, in seconds.")
     ] = field(name="CASES_JWT_LEEWAY", default=30)
+    rate_limit_failed_authentications: Annotated[
+        str | None,
+        Meta(description="How often an address, or an IPv6 /64, may fail to authenticate, such as `20/minute`."),
+    ] = field(name="CASES_RATE_LIMIT_FAILED_AUTHENTICATIONS", default=None)
+    rate_limit_token: Annotated[
+        str | None,
+        Meta(description="How many requests an API token may make, such as `50/second;1000/minute`."),
+    ] = field(name="CASES_RATE_LIMIT_TOKEN", default=None)
+    rate_limit_visitor: Annotated[
+        str | None, Meta(description="How many requests may be made for one visitor of an organization.")
+    ] = field(name="CASES_RATE_LIMIT_VISITOR", default=None)
+    rate_limit_storage: Annotated[
+        str,
+        Meta(
+            description="Where rate limits are counted: `memory://`, each worker for itself, or a Redis for all,"
+            " `redis://host:6379/0`."
+        ),
+    ] = field(name="CASES_RATE_LIMIT_STORAGE", default="memory://")
     workers: Annotated[int, Meta(ge=1, le=256, description="Worker processes; about one for each core.")] = field(
         name="CASES_WORKERS", default=2
     )
@@ -151,6 +171,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError("CASES_ADMIN_BIND: expected another port than that of CASES_BIND")
         if not all(re.fullmatch(r"\[[0-9a-f:.]+\]|[0-9a-z_.-]+", name) for name in self.allowed_host_names):
             raise SettingsError("CASES_ALLOWED_HOSTS: expected names without a port, an IPv6 address in brackets")
+        _check_rate_limit(self.rate_limit_failed_authentications, "CASES_RATE_LIMIT_FAILED_AUTHENTICATIONS")
+        _check_rate_limit(self.rate_limit_token, "CASES_RATE_LIMIT_TOKEN")
+        _check_rate_limit(self.rate_limit_visitor, "CASES_RATE_LIMIT_VISITOR")
+        _check_rate_limit_storage(self.rate_limit_storage)
         _ = self.secret_keys
 
     def require_database_url(self) -> str:
@@ -184,6 +208,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def allowed_host_names(self) -> frozenset[str]:
         """The allowed hosts, lower case, an IPv6 address in brackets."""
         return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+
+    @property
+    def limits_rates(self) -> bool:
+        """Whether any rate limit is set."""
+        return any((self.rate_limit_failed_authentications, self.rate_limit_token, self.rate_limit_visitor))
 
     @property
     def connections(self) -> int:
@@ -318,6 +347,34 @@ def _check_database_url(url: str | None, variable: str) -> None:
         raise SettingsError(
             f"{variable}: expected host and port; in a URI, a password's special characters are percent-encoded"
         )
+
+
+def _check_rate_limit(notation: str | None, variable: str) -> None:
+    if notation is None:
+        return
+    from limits import parse_many  # noqa: PLC0415  a tenth of a second that only those wait for who set a limit
+
+    try:
+        items = parse_many(notation)
+    except ValueError:
+        items = []
+    if not items or not all(0 < item.amount <= 10**9 and item.get_expiry() <= _YEAR for item in items):
+        raise SettingsError(f"{variable}: expected a number of requests in a time, such as 100/minute")
+
+
+def _check_rate_limit_storage(url: str) -> None:
+    if url == "memory://":
+        return
+    expected = "CASES_RATE_LIMIT_STORAGE: expected memory:// or redis://host:port/number, or rediss:// for TLS"
+    try:
+        parts = urlsplit(url)
+        is_redis = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise SettingsError(expected) from None
+    if not is_redis or parts.query or parts.fragment or not re.fullmatch("(/[0-9]{0,4})?", parts.path):
+        raise SettingsError(expected)
+    if find_spec("redis") is None:
+        raise SettingsError("CASES_RATE_LIMIT_STORAGE: install visitor-cases-service[redis] for it")
 
 
 def _is_port(text: str) -> bool:

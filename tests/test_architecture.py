@@ -42,6 +42,9 @@ def test_one_module_owns_the_pool() -> None:
 def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
     assert importers("opentelemetry") == {"spans.py"}
     assert importers("cases_service.spans") == set()
+def test_one_module_counts_requests() -> None:
+    """It takes a tenth of a second to import, for those who set a limit."""
+    assert importers("limits") == {"rate_limits.py", "settings.py"}
 
 
 def test_one_module_encrypts() -> None:
@@ -51,7 +54,8 @@ def test_one_module_encrypts() -> None:
 def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
     allowed = {
-        "access.py", "application.py", "conditional.py", "problems.py", "service.py", "spans.py", "tracing.py",
+        "access.py", "application.py", "conditional.py", "problems.py", "rate_limits.py", "service.py", "spans.py",
+        "tracing.py",
         "blueprints/cases.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed

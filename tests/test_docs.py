@@ -4,6 +4,7 @@ import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import click
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from cases_service import errors, metrics
+from cases_service.api_tokens import new_token
 from cases_service.commands import cli
 from cases_service.errors import ProblemError
 from cases_service.load_records import RECORDS
@@ -109,6 +111,16 @@ def test_the_load_document_lists_every_field() -> None:
     assert documented == {
         name: {field.encode_name for field in msgspec.structs.fields(record)} for name, record in RECORDS.items()
     }
+
+
+def test_the_pattern_for_secret_scanners_finds_api_tokens_and_nothing_longer() -> None:
+    (pattern,) = re.findall(r"^    (cst_\S+)$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    for _ in range(100):
+        token = new_token(uuid4())
+        for text in (token, f"token={token}\n", f'"{token}"'):
+            assert re.findall(pattern, text) == [token]
+        assert not re.search(pattern, f"{token}A")
+        assert not re.search(pattern, token[:-1])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

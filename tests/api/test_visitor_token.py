@@ -1,7 +1,11 @@
 """The visitor's JWT: each way it can be wrong, with its code, through the whole service."""
 
+import base64
+import hmac
+import inspect
 import json
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -14,6 +18,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from cases_service import administration
+from cases_service.api_tokens import ApiToken
 from tests.conftest import LogLines
 from tests.factories import Organization, Visitor, assert_problem, b64, cases_path, get, hs256
 
@@ -213,6 +218,24 @@ def test_a_nested_token_is_malformed(ask: Ask, organization: Organization) -> No
     assert_problem(ask(token), 400, "token_malformed")
 
 
+def test_a_compressed_token_is_malformed(ask: Ask, organization: Organization) -> None:
+    """Compression is JWE's; a signature stands over what is there."""
+    header, claims = b64(json.dumps({**HEADER, "zip": "DEF"}).encode()), json.dumps(organization.claims("me")).encode()
+    signing_input = f"{header}.{b64(zlib.compress(claims)[2:-4])}"
+    signature = hmac.new(organization.secret.encode(), signing_input.encode(), "sha256").digest()
+    assert_problem(ask(f"{signing_input}.{b64(signature)}"), 400, "token_malformed")
+
+
+def test_an_encrypted_token_is_malformed(ask: Ask) -> None:
+    header = b64(b'{"alg":"dir","enc":"A256GCM","zip":"DEF"}')
+    assert_problem(ask(f"{header}..{b64(bytes(12))}.{b64(bytes(64))}.{b64(bytes(16))}"), 400, "token_malformed")
+
+
+def test_a_kid_of_a_megabyte_is_too_long(ask: Ask, organization: Organization) -> None:
+    token = organization.signed(organization.claims("me"), {**HEADER, "kid": "k" * 2**20})
+    assert_problem(ask(token), 400, "token_too_long")
+
+
 @pytest.mark.parametrize(
     "alg",
     ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256", "HS1", "PS256", "ES512", "ES256K", "EdDSA", "RS256",
@@ -248,6 +271,29 @@ def test_a_public_key_is_no_hmac_secret(ask: Ask, organization: Organization, pr
     public = pem(private_keys["RS256"])
     organization.public_key("RS256", public)
     assert_problem(ask(hs256(organization.claims("me"), HEADER, public)), 400, "token_signature_invalid")
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_a_public_key_alone_lets_no_hmac_pass(
+    ask: Ask, organization: Organization, private_keys: dict[str, Any], algorithm: str
+) -> None:
+    public = pem(private_keys[algorithm])
+    kid = organization.public_key(algorithm, public)
+    administration.retire_key(organization.connection, organization_id=organization.id, key_id=organization.kid)
+    for secret in (public, public.strip(), public.replace("\n", "\r\n"), "".join(public.splitlines()[1:-1])):
+        for header in (HEADER, {**HEADER, "kid": str(kid)}):
+            token = hs256(organization.claims("me"), header, secret)
+            assert_problem(ask(token), 400, "token_algorithm_not_allowed")
+
+
+@pytest.mark.parametrize(("algorithm", "swapped"), [("RS256", "RS512"), ("RS512", "RS256"), ("ES256", "ES384")])
+def test_a_public_key_has_one_algorithm_of_its_family(
+    ask: Ask, organization: Organization, private_keys: dict[str, Any], algorithm: str, swapped: str
+) -> None:
+    kid = organization.public_key(algorithm, pem(private_keys[algorithm]))
+    for headers in (None, {"kid": str(kid)}):
+        token = jwt.encode(organization.claims("me"), private_keys[swapped], algorithm=swapped, headers=headers)
+        assert_problem(ask(token), 400, "token_algorithm_not_allowed")
 
 
 def test_an_algorithm_swapped_within_the_family_is_not_allowed(ask: Ask, organization: Organization) -> None:
@@ -321,7 +367,8 @@ def test_keys_in_the_header_are_ignored(ask: Ask, organization: Organization, pr
     key = private_keys["RS256"]
     organization.public_key("RS256", pem(rsa.generate_private_key(65537, 2048)))
     jwk = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))
-    headers = {"jwk": jwk, "jku": "https://evil.example/jwks", "x5u": "https://evil.example/x"}
+    evil = "https://evil.example/x"
+    headers = {"jwk": jwk, "jku": evil, "x5u": evil, "x5c": ["MIIB"], "x5t": "x", "x5t#S256": "x"}
     token = jwt.encode(organization.claims("me"), key, algorithm="RS256", headers=headers)
     assert_problem(ask(token), 400, "token_signature_invalid")
 
@@ -375,6 +422,83 @@ def test_one_bit_flipped_anywhere_is_refused(ask: Ask, organization: Organizatio
     for index in range(0, len(token), 3):
         flipped = token[:index] + chr(ord(token[index]) ^ 1) + token[index + 1 :]
         assert ask(flipped).status_code == 400
+
+
+def test_one_bit_flipped_in_what_a_segment_says_is_told_by_the_first_check_that_sees_it(
+    ask: Ask, organization: Organization
+) -> None:
+    header = json.dumps({**HEADER, "kid": str(organization.kid)}, separators=(",", ":")).encode()
+    parts = organization.signed(organization.claims("me"), json.loads(header)).split(".")
+    raw = [base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts]
+
+    def code_without(segment: int, position: int) -> str:
+        flipped = bytearray(raw[segment])
+        flipped[position] ^= 1
+        spoiled = [b64(bytes(flipped)) if index == segment else part for index, part in enumerate(parts)]
+        code: str = ask(".".join(spoiled)).get_json()["code"]
+        return code
+
+    assert code_without(0, 0) == "token_malformed"
+    assert code_without(0, raw[0].index(b"HS256")) == "token_algorithm_not_allowed"
+    assert code_without(0, raw[0].index(b"JWT")) == "token_malformed"
+    assert code_without(0, raw[0].index(str(organization.kid).encode())) == "token_key_unknown"
+    assert code_without(1, 0) == "token_malformed"
+    assert code_without(1, raw[1].index(b'me"')) == "token_signature_invalid"
+    assert {code_without(2, position) for position in range(len(raw[2]))} == {"token_signature_invalid"}
+
+
+def test_the_signature_of_another_payload_is_invalid(ask: Ask, organization: Organization) -> None:
+    mine, yours = organization.jwt("me").split("."), organization.jwt("you").split(".")
+    assert_problem(ask(".".join([*yours[:2], mine[2]])), 400, "token_signature_invalid")
+
+
+def test_each_check_comes_before_the_next_one(ask: Ask, organization: Organization) -> None:
+    """The token of each line has a fault that the line's check sees, and one for each later check."""
+    expired = {"exp": time.time() + 10**6, "nbf": time.time() + 600, "sub": "me"}
+    wrong = "x" * 32
+    for code, claims, header, secret in (
+        ("token_malformed", {"sub": 1}, {"typ": "x", "alg": "none", "kid": 1}, wrong),
+        ("token_algorithm_not_allowed", {"sub": 1}, {"alg": "none", "kid": 1}, wrong),
+        ("token_key_unknown", {"sub": 1}, {"alg": "HS256", "kid": 1}, wrong),
+        ("token_signature_invalid", {"sub": 1}, {"alg": "HS256"}, wrong),
+        ("token_claim_missing", {"sub": 1}, HEADER, organization.secret),
+        ("token_claim_invalid", {"sub": 1, "exp": 1}, HEADER, organization.secret),
+        ("token_expired", {**expired, "exp": 1}, HEADER, organization.secret),
+        ("token_not_yet_valid", expired, HEADER, organization.secret),
+        ("token_lifetime_too_long", {**expired, "nbf": 1}, HEADER, organization.secret),
+    ):
+        assert_problem(ask(hs256(claims, header, secret)), 400, code)
+    assert_problem(ask("x" * 8001), 400, "token_too_long")
+
+
+def test_an_answer_tells_no_more_than_its_code(
+    ask: Ask, organization: Organization, private_keys: dict[str, Any]
+) -> None:
+    other = Organization(organization.connection, organization.box)
+    organization.public_key("ES256", pem(private_keys["ES256"]))
+    alike = [
+        [hs256({}, {"alg": alg, **kid}, "x" * 32) for alg in ("none", "RS256", "PS256") for kid in ({}, {"kid": "x"})],
+        [hs256({}, {"alg": "HS256", "kid": kid}, "x" * 32) for kid in ("x", 1, str(uuid4()), str(other.kid))],
+        [
+            other.jwt("me"),
+            organization.signed(organization.claims("me"), secret="x" * 32),
+            organization.signed({"sub": None}, secret="x" * 32),
+            jwt.encode(organization.claims("me"), ec.generate_private_key(ec.SECP256R1()), algorithm="ES256"),
+            f"{b64(json.dumps({'alg': 'HS256', 'kid': str(organization.kid)}).encode())}.{b64(b'{}')}.",
+        ],
+    ]
+    for tokens in alike:
+        answers = [ask(token).get_json() for token in tokens]
+        for answer in answers:
+            answer.pop("request_id")
+        assert all(answer == answers[0] for answer in answers)
+
+
+def test_macs_and_checksums_are_compared_in_constant_time() -> None:
+    """PyJWT's MACs and our checksum; an API token itself is found by its hash, which its bearer cannot steer."""
+    assert "compare_digest(" in inspect.getsource(jwt.algorithms.HMACAlgorithm.verify)
+    assert "compare_digest(" in inspect.getsource(ApiToken.parse)
+    assert "==" not in inspect.getsource(ApiToken.parse)
 
 
 def test_a_token_of_another_organization_is_invalid(ask: Ask, organization: Organization) -> None:
