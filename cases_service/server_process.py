@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from cases_service.embedded import EmbeddedServer
-from cases_service.settings import Settings, inherited_lock, process_environment
+from cases_service.settings import DemoVisitor, Settings, inherited_lock, process_environment
 from cases_service.sql import source
 
 _BACKLOG: Final = 2048
@@ -59,10 +59,16 @@ def listen(address: str) -> socket.socket:
             return listener
 
 
-def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: EmbeddedServer | None) -> NoReturn:
+def become_gunicorn(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    embedded: EmbeddedServer | None,
+    demo_visitor: DemoVisitor | None = None,
+) -> NoReturn:
     """Replace this program by gunicorn, which serves on the socket and stays a user of the embedded server."""
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, _FIRST_SOCKET + 1)
-    environment = process_environment(settings, embedded_lock=lock)
+    environment = process_environment(settings, embedded_lock=lock, demo_visitor=demo_visitor)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     arguments = [

@@ -20,10 +20,18 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
+_DEMO_VISITOR = "DEMO_VISITOR"
 
 
 class SettingsError(ValueError):
     """A setting is missing or wrong. The message names it and never quotes its value."""
+
+
+class DemoVisitor(msgspec.Struct, frozen=True):
+    """The credentials that a demo's own pages are filled with. No other service has any."""
+
+    api_token: str
+    jwt: str
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +132,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     graceful_timeout: Annotated[
         int, Meta(ge=1, le=3600, description="How long requests may take to end after SIGTERM, in seconds.")
     ] = field(name="CASES_GRACEFUL_TIMEOUT", default=30)
+    docs: Annotated[
+        Literal["on", "off"], Meta(description="Whether `/docs` and `/openapi.json` are there: `on` or `off`.")
+    ] = field(name="CASES_DOCS", default="on")
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`json`, `console`, or `auto`: console on a terminal.")
     ] = field(name="CASES_LOG_FORMAT", default="auto")
@@ -207,12 +218,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
     }
 
 
-def process_environment(settings: Settings, *, embedded_lock: int | None = None) -> dict[str, str]:
-    """Return this process's environment with these settings alone, and an embedded server's lock, for a program."""
-    known = {f.encode_name for f in msgspec.structs.fields(Settings)}
-    others = {name: value for name, value in os.environ.items() if name not in known}
+def process_environment(
+    settings: Settings, *, embedded_lock: int | None = None, demo_visitor: DemoVisitor | None = None
+) -> dict[str, str]:
+    """Return this process's environment for a program, with these settings alone and what else it inherits."""
+    own = {f.encode_name for f in msgspec.structs.fields(Settings)} | {_EMBEDDED_LOCK, _DEMO_VISITOR}
+    others = {name: value for name, value in os.environ.items() if name not in own}
     lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
-    return {**others, **environment_of(settings), **lock}
+    visitor = {} if demo_visitor is None else {_DEMO_VISITOR: msgspec.json.encode(demo_visitor).decode()}
+    return {**others, **environment_of(settings), **lock, **visitor}
 
 
 def is_under_make() -> bool:
@@ -224,6 +238,12 @@ def inherited_lock() -> int | None:
     """Return the descriptor of an embedded server's lock that this program was started with."""
     number = os.environ.get(_EMBEDDED_LOCK, "")
     return int(number) if number.isdecimal() else None
+
+
+def inherited_demo_visitor() -> DemoVisitor | None:
+    """Return the visitor of the demo that this program was started by."""
+    given = os.environ.get(_DEMO_VISITOR)
+    return None if given is None else msgspec.json.decode(given, type=DemoVisitor)
 
 
 def _sentence(error: msgspec.ValidationError) -> str:
