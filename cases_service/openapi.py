@@ -78,7 +78,7 @@ _CASE: Final[Json] = _EXAMPLES["case"]
 _PATH_PARAMETERS: Final[dict[str, Json]] = {
     "organization_id": {
         "name": "organization_id",
-        "description": "Your organization's id. Without dashes or for another organization the answer is an error.",
+        "description": "Your organization's id.",
         "schema": _UUID,
         "example": _CASE["organization_id"],
     },
@@ -414,11 +414,13 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         ret["type"] = "string"
     match field:
         case parameters.CommaSeparated():
-            return {"type": "array", "minItems": 1, "items": {"enum": list(field.choices.values())}}
+            choices = list(field.choices.values())
+            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
+            return {"type": "array", "minItems": 1, "items": items}
         case parameters.Flag():
             return {"type": "boolean"}
         case parameters.Moment():
-            return {"type": "string", "format": "date-time"}
+            return {"type": "string", "format": "date-time", "examples": [_CASE["updated_at"]]}
         case parameters.WholeNumber():
             return {"minimum": field.limits.start, "maximum": field.limits.stop - 1}
         case schemas.Instant():

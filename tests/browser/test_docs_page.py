@@ -1,0 +1,110 @@
+"""/docs in a real browser: what a newcomer, an integrator, a keyboard and a phone find there."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.expected_conditions import element_to_be_clickable
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.browser.conftest import DESK, PHONE, Browser, Device
+from tests.factories import Organization
+from tests.process.running import PATIENCE, Service
+
+EXECUTE = ".opblock.is-open button.execute"
+ANSWER = ".live-responses-table tbody tr.response"
+
+
+def shown(browser: Browser, selector: str) -> WebElement:
+    return WebDriverWait(browser, PATIENCE).until(element_to_be_clickable((By.CSS_SELECTOR, selector)))
+
+
+def answer(browser: Browser) -> tuple[str, Any]:
+    """Return the status and the document that the page shows for the request that was tried."""
+    row = shown(browser, ANSWER)
+    status = row.find_element(By.CSS_SELECTOR, ".response-col_status").text.split()[0]
+    return status, json.loads(row.find_element(By.CSS_SELECTOR, ".highlight-code code").text)
+
+
+def fill(browser: Browser, selector: str, text: str) -> None:
+    field = shown(browser, selector)
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(text)
+
+
+def open_docs(browser: Browser, service: Service) -> None:
+    browser.get(service.url("/docs"))
+    shown(browser, EXECUTE)
+
+
+@pytest.mark.parametrize("device", [DESK, PHONE], ids=["desk", "phone"])
+def test_in_the_demo_the_first_click_shows_cases(browser: Browser, demo: Service, device: Device) -> None:
+    browser.become(device)
+    open_docs(browser, demo)
+    shown(browser, EXECUTE).click()
+    status, document = answer(browser)
+    assert status == "200"
+    assert len(document["results"]) == 18
+    assert browser.width() <= device["width"]
+    assert browser.complaints() == []
+
+
+def test_in_the_demo_the_keyboard_is_enough(browser: Browser, demo: Service) -> None:
+    open_docs(browser, demo)
+    for _ in range(100):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        if browser.switch_to.active_element.text == "Execute":
+            break
+    focused = browser.switch_to.active_element
+    assert focused.value_of_css_property("outline-style") == "solid"
+    focused.send_keys(Keys.ENTER)
+    assert answer(browser)[0] == "200"
+
+
+def test_nothing_is_asked_for_elsewhere(browser: Browser, demo: Service) -> None:
+    open_docs(browser, demo)
+    shown(browser, EXECUTE).send_keys(Keys.ENTER)
+    answer(browser)
+    asked = [urlsplit(url) for url in browser.requested()]
+    paths = {url.path for url in asked if url.scheme == "http"}
+    assert paths > {"/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json"}
+    assert {url.netloc for url in asked if url.scheme == "http"} == {f"127.0.0.1:{demo.port}"}
+    assert {url.scheme for url in asked} <= {"http", "data"}
+
+
+def test_an_integrator_authorizes_and_sees_the_cases(
+    browser: Browser, service: Service, organization: Organization
+) -> None:
+    visitor = organization.visitor()
+    cases = visitor.cases(3)
+    open_docs(browser, service)
+    shown(browser, "button.authorize").click()
+    fill(browser, "#auth-bearer-value", organization.token)
+    fill(browser, "#api_key_value", "unused")
+    forms = browser.find_elements(By.CSS_SELECTOR, ".auth-container")
+    given = {"apiToken": organization.token, "visitorJwt": organization.jwt(visitor.external_id)}
+    for form in forms:
+        name = form.find_element(By.CSS_SELECTOR, "h4 code").text
+        if name in given:
+            field = form.find_element(By.CSS_SELECTOR, "input")
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(given[name])
+            form.find_element(By.CSS_SELECTOR, "button.authorize").click()
+    shown(browser, ".btn-done").click()
+    fill(browser, "[data-param-name=organization_id] input", str(organization.id))
+    shown(browser, EXECUTE).click()
+    status, document = answer(browser)
+    assert status == "200"
+    assert [case["id"] for case in document["results"]] == [str(case) for case in cases]
+
+
+def test_without_a_token_it_says_so(browser: Browser, service: Service) -> None:
+    open_docs(browser, service)
+    shown(browser, EXECUTE).click()
+    status, document = answer(browser)
+    assert (status, document["code"]) == ("401", "authentication_required")
+    assert "cst_" not in browser.page_source.replace("cst_…", "")
