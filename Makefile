@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check bench bench-pages bench-quick bench-memory image lock .venv
+.PHONY: demo test lint format check bench bench-pages bench-quick bench-memory image lock fuzz lint-openapi .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -51,6 +51,14 @@ bench-memory: .venv/benchmarks
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# Generated requests, no answer to which may lie outside the OpenAPI document: a few minutes.
+fuzz: .venv
+	CASES_TEST_REQUESTS=10000 $(BIN)/pytest -n 0 tests/process/test_described_answers.py
+
+# The document of the demo that runs, through a linter.
+lint-openapi:
+	npx --yes @redocly/cli@2 lint http://127.0.0.1:8000/openapi.json
 
 # Builds the container image where no container engine runs, and tries it.
 image:

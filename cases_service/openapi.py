@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from apispec import APISpec
-from apispec.ext.marshmallow import MarshmallowPlugin, OpenAPIConverter
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 from werkzeug.routing import Map, Rule
 
@@ -35,7 +36,7 @@ organization's signing keys. It stands in the path or, better, in the header `{I
 
 `HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
 repeated is an error. Errors are problem documents (RFC 9457): program against `code`. GETs may be repeated after 429,
-503 and 504. What is no HTTP at all, or has a request line of more than 8,190 bytes, gets a 4xx or 501 without a body.
+503 and 504. What is no HTTP at all, or has a request line of more than 8,190 bytes, gets a bare 4xx or 501.
 
 Within v5 attributes, codes and enumeration values may be added: ignore what you do not know.
 """
@@ -66,7 +67,7 @@ _SECURITY_SCHEMES: Final[dict[str, Json]] = {
     },
 }
 # The JWT stands in the header or in the path, where no security scheme can.
-_SECURITY: Final = [
+_SECURITY: Final[list[dict[str, list[str]]]] = [
     {"apiToken": [], "visitorJwt": []},
     {"apiTokenAsToken": [], "visitorJwt": []},
     {"apiToken": []},
@@ -85,7 +86,11 @@ _PATH_PARAMETERS: Final[dict[str, Json]] = {
     "token": {
         "name": "external_id_jwt_token",
         "description": f"The visitor's JWT, or `{IN_HEADER}` where it is in the header `{IDENTITY_HEADER}`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAXIMUM_IN_PATH},
+        "schema": {
+            "type": "string",
+            "maxLength": MAXIMUM_IN_PATH,
+            "pattern": rf"^({IN_HEADER}|[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)$",
+        },
         "example": IN_HEADER,
     },
     "case_id": {"name": "case_id", "description": "The case's id.", "schema": _UUID, "example": _CASE["id"]},
@@ -174,6 +179,11 @@ _STATUS_WORDS: Final = {
     500: "The service failed.",
     503: "The service cannot answer now.",
     504: "The database took too long.",
+}
+# What gunicorn refuses before the application sees it.
+_REFUSED: Final[dict[int, Json]] = {
+    414: {"description": "The request line is longer than 8,190 bytes. Without a body and headers of the service."},
+    431: {"description": "The header fields are too long or too many. Without a body and headers of the service."},
 }
 
 
@@ -294,8 +304,9 @@ def describe(routes: Map, server: str) -> Json:
         tags=_TAGS,
         plugins=[marshmallow],
     )
-    converter: OpenAPIConverter = marshmallow.converter
-    converter.add_attribute_function(_property_of)
+    # The document has just made it.
+    converter = cast("OpenAPIConverter", marshmallow.converter)
+    converter.add_attribute_function(_property_of)  # type: ignore[no-untyped-call]
     converter.add_parameter_attribute_function(_style_of)
     for name, header in _ANSWER_HEADERS.items():
         spec.components.header(name, header)
@@ -360,12 +371,15 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
         by_status[kind.status].append(kind)
     for status, kinds in sorted(by_status.items()):
         responses[status] = _problem(status, kinds, more_headers)
-    return responses
+    return responses | _REFUSED
 
 
 def _problem(status: int, kinds: list[type[ProblemError]], more_headers: tuple[str, ...]) -> Json:
     codes = [kind.code for kind in kinds]
-    narrower = {"type": "object", "properties": {"status": {"const": status}, "code": {"enum": codes}}}
+    narrower = {
+        "type": "object",
+        "properties": {"status": {"type": "integer", "enum": [status]}, "code": {"type": "string", "enum": codes}},
+    }
     lines = "\n".join(f"- `{kind.code}`: {_title(kind)}." for kind in kinds)
     return {
         "description": f"{_STATUS_WORDS[status]}\n\n{lines}",
@@ -383,7 +397,7 @@ def _named(names: Iterable[str]) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-_DETAILS: Final = {
+_DETAILS: Final[dict[type[ProblemError], str]] = {
     errors.TokenClaimMissingError: "The claim exp is required.",
     errors.TokenClaimInvalidError: "The claim iss is not the issuer that this service expects.",
 }

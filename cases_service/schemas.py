@@ -162,9 +162,7 @@ class SummarySchema(Schema):
     unread_message_count = fields.Integer(
         required=True, metadata=says("Messages in them that no agent has read yet.", minimum=0)
     )
-    waiting_count = fields.Integer(
-        required=True, metadata=says("Cases that await an action or a response.", minimum=0)
-    )
+    waiting_count = fields.Integer(required=True, metadata=says("Cases that await an action or a response.", minimum=0))
     latest_updated_at = Instant(
         allow_none=True, metadata=says("When one of them was last changed; null where there is none.")
     )

@@ -47,7 +47,7 @@ def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
     allowed = {
         "access.py", "application.py", "conditional.py", "problems.py", "service.py",
-        "blueprints/cases.py", "blueprints/health.py",
+        "blueprints/cases.py", "blueprints/docs.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed
 
@@ -61,7 +61,7 @@ def test_blueprints_see_no_sql() -> None:
 
 def test_schemas_do_no_io() -> None:
     own = {name for name in imports(PACKAGE / "schemas.py") if name.startswith("cases_service")}
-    assert own == {"cases_service", "cases_service.instants"}
+    assert {name.split(".")[1] for name in own if "." in name} == {"filters", "instants"}
 
 
 def test_one_module_reads_the_environment() -> None:

@@ -28,7 +28,8 @@ blueprint = Blueprint("docs", __name__, template_folder=str(_PAGE))
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """Answer the interface as an OpenAPI document."""
-    body = _document(current_app.url_map, current_service().settings.public_url or "/")
+    server = (current_service().settings.public_url or "").rstrip("/") or "/"
+    body = _document(current_app.url_map, server)
     return answer(request, lambda: body, body)
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
@@ -45,14 +45,15 @@ class Browser(Chrome):
 
     def requested(self) -> set[str]:
         """Return the addresses of everything that was asked for since the last call."""
-        events = (json.loads(entry["message"])["message"] for entry in self.get_log("performance"))
-        return {
-            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
-        }
+        events = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
+        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+
+    def _log(self, name: str) -> Iterator[dict[str, Any]]:
+        yield from self.get_log(name)  # type: ignore[no-untyped-call]
 
     def complaints(self) -> list[str]:
         """Return what the console says went wrong since the last call, refusals of the policy included."""
-        return [entry["message"] for entry in self.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry["message"] for entry in self._log("browser") if entry["level"] == "SEVERE"]
 
 
 @pytest.fixture

@@ -167,3 +167,9 @@ def test_the_console_format_is_readable(serve: Callable[..., Service]) -> None:
     line = wait_for(lambda: [line for line in service.log.splitlines() if "route=/readyz" in line], story=service)[0]
     assert "status=200" in line
     assert os.linesep not in line
+
+
+def test_serve_takes_no_credentials_for_its_pages(serve: Callable[..., Service]) -> None:
+    running = serve(DEMO_VISITOR='{"api_token": "cst_forgotten", "jwt": "a.b.c"}')
+    running.wait_until_ready()
+    assert b"cst_forgotten" not in running.curl("/docs").body
