@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check bench bench-pages bench-quick bench-memory image lock fuzz lint-openapi .venv
+.PHONY: demo test lint format check fuzz bench bench-pages bench-quick bench-memory image lock lint-openapi .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -21,6 +21,10 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test
+
+# The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
+fuzz: .venv
+	$(BIN)/pytest -n auto -m fuzz --hypothesis-profile=long
 
 # The page of a heavy visitor against that of an ordinary one, over HTTP: half a minute.
 bench-pages: .venv
@@ -51,10 +55,6 @@ bench-memory: .venv/benchmarks
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
-
-# Generated requests, no answer to which may lie outside the OpenAPI document: a few minutes.
-fuzz: .venv
-	CASES_TEST_REQUESTS=10000 $(BIN)/pytest -n 0 tests/process/test_described_answers.py
 
 # The document of the demo that runs, through a linter.
 lint-openapi:

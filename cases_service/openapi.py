@@ -203,6 +203,8 @@ class Operation:
 
 
 _HEALTH_PROBLEMS: Final = (errors.MethodNotAllowedError, errors.InternalError)
+# Not found where the operators have an address of their own, and this is not it.
+_OPERATION_PROBLEMS: Final = (*_HEALTH_PROBLEMS, errors.NotFoundError)
 _DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEALTH_PROBLEMS)
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
 
@@ -258,7 +260,15 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Service",
         schema=_STATUS,
         example={"status": "ok"},
-        problems=(*_HEALTH_PROBLEMS, errors.UnavailableError),
+        problems=(*_OPERATION_PROBLEMS, errors.UnavailableError),
+    ),
+    "health.show_metrics": Operation(
+        summary="What has been counted",
+        description="The metrics of all workers, as Prometheus reads them, to any host.",
+        tag="Service",
+        media_type="text/plain",
+        schema={"type": "string"},
+        problems=_OPERATION_PROBLEMS,
     ),
     "docs.document": Operation(
         summary="This document",

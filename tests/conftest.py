@@ -27,9 +27,11 @@ from tests.factories import SECRET_KEY, Organization
 
 SERVER_URL = "CASES_TEST_DATABASE_URL"
 
-# How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# How long an example takes says more of the machine than of the code. Every run tries the same examples, apart from
+# those of `make fuzz`, which loads `long`.
+hypothesis.settings.register_profile("bounded", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
+hypothesis.settings.load_profile("bounded")
 LogLines = Callable[[], list[dict[str, Any]]]
 
 _server: list[EmbeddedServer] = []

@@ -53,8 +53,9 @@ def test_it_is_an_openapi_3_1_document(document: Json) -> None:
 
 
 def test_it_has_every_route(document: Json, app: Application) -> None:
-    assert {rule.endpoint for rule in app.url_map.iter_rules()} == set(OPERATIONS)
-    assert len(document["paths"]) == len(OPERATIONS)
+    routes = {rule.endpoint for rule in app.url_map.iter_rules()}
+    assert routes - set(OPERATIONS) == set()
+    assert len(document["paths"]) == len(routes)
     assert set(PATHS.values()) <= set(document["paths"])
     assert {method for path in document["paths"].values() for method in path} == {"get"}
     assert all((rule.methods or set()) == {"GET", "HEAD"} for rule in app.url_map.iter_rules())

@@ -1,14 +1,11 @@
-"""The running service beside its OpenAPI document: of many generated requests none has an answer outside it.
+"""The running service beside its OpenAPI document: of many generated requests none has an answer outside it."""
 
-`make fuzz` sends 10,000.
-"""
-
-import os
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import hypothesis
+import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given
@@ -20,7 +17,7 @@ from schemathesis.specs.openapi import checks
 from tests.factories import Organization, Visitor
 from tests.process.running import Service
 
-REQUESTS = int(os.environ.get("CASES_TEST_REQUESTS", "300"))
+REQUESTS = 10_000 if hypothesis.settings().max_examples > 1000 else 300
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
@@ -72,6 +69,7 @@ def requested(schema: BaseSchema) -> st.SearchStrategy[Request]:
     return st.one_of([operation.as_strategy(generation_mode=mode) for operation in weighted for mode in GenerationMode])
 
 
+@pytest.mark.fuzz
 def test_no_answer_lies_outside_the_document(service: Service, organization: Organization) -> None:
     visitor = organization.visitor(contacts=2)
     schema = schemathesis.openapi.from_dict(closed(service.curl("/openapi.json").json))
@@ -80,8 +78,6 @@ def test_no_answer_lies_outside_the_document(service: Service, organization: Org
 
         @hypothesis.settings(
             max_examples=REQUESTS,
-            derandomize=True,
-            database=None,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )
