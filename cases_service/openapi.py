@@ -107,8 +107,8 @@ _REQUEST_HEADERS: Final[dict[str, Json]] = {
     "RequestId": {
         "in": "header",
         "name": "X-Request-ID",
-        "description": "An id of yours for the request. Any other text than this is replaced.",
-        "schema": _REQUEST_ID,
+        "description": "An id of yours for the request: 1 to 64 letters, digits, `-` and `_`. Any other is replaced.",
+        "schema": {"type": "string"},
     },
     "IfNoneMatch": {
         "in": "header",
