@@ -18,7 +18,7 @@ from cases_service.database import Database, query_count
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
-from cases_service.settings import DemoVisitor, Settings, inherited_demo_visitor, read_settings
+from cases_service.settings import DemoCredentials, Settings, inherited_demo_credentials, read_settings
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS: Final = (
@@ -49,7 +49,7 @@ class Application(Flask):
         service.close()
 
 
-def create_app(settings: Settings | None = None, demo_visitor: DemoVisitor | None = None) -> Application:
+def create_app(settings: Settings | None = None, demo_credentials: DemoCredentials | None = None) -> Application:
     """Return the application of one worker. Its pool begins to connect at once, in the background.
 
     Raises:
@@ -57,14 +57,14 @@ def create_app(settings: Settings | None = None, demo_visitor: DemoVisitor | Non
 
     """
     if settings is None:
-        settings, demo_visitor = read_settings(), inherited_demo_visitor()
+        settings, demo_credentials = read_settings(), inherited_demo_credentials()
     database = Database(settings.require_database_url(), settings)
     configure(settings)
     app = Application("cases_service", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    service = Service(settings, database, SecretBox(settings.secret_keys), demo_visitor)
+    service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
     app.register_blueprint(health.blueprint)

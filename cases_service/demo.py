@@ -24,7 +24,7 @@ from cases_service.database_at_hand import database_at_hand
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import become_gunicorn, listen
-from cases_service.settings import DemoVisitor, Settings, is_under_make
+from cases_service.settings import DemoCredentials, Settings, is_under_make
 from cases_service.signing_keys import HMAC_ALGORITHMS
 from cases_service.sql import source
 
@@ -88,8 +88,8 @@ def run_demo(settings: Settings) -> NoReturn:
         if os.fork() == 0:
             listener.close()
             _print_lines(visit, database.settings)
-        visitor = DemoVisitor(visit.api_token, visit.jwt)
-        become_gunicorn(database.settings, listener, embedded=database.embedded, demo_visitor=visitor)
+        credentials = DemoCredentials(visit.api_token, visit.jwt)
+        become_gunicorn(database.settings, listener, embedded=database.embedded, demo_credentials=credentials)
 
 
 def _end_with_parent() -> None:

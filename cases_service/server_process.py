@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from cases_service.embedded import EmbeddedServer
-from cases_service.settings import DemoVisitor, Settings, inherited_lock, process_environment
+from cases_service.settings import DemoCredentials, Settings, inherited_lock, process_environment
 from cases_service.sql import source
 
 _BACKLOG: Final = 2048
@@ -64,11 +64,11 @@ def become_gunicorn(
     listener: socket.socket,
     *,
     embedded: EmbeddedServer | None,
-    demo_visitor: DemoVisitor | None = None,
+    demo_credentials: DemoCredentials | None = None,
 ) -> NoReturn:
     """Replace this program by gunicorn, which serves on the socket and stays a user of the embedded server."""
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, _FIRST_SOCKET + 1)
-    environment = process_environment(settings, embedded_lock=lock, demo_visitor=demo_visitor)
+    environment = process_environment(settings, embedded_lock=lock, demo_credentials=demo_credentials)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     arguments = [

@@ -15,7 +15,7 @@ from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableE
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
-from cases_service.settings import DemoVisitor, Settings
+from cases_service.settings import DemoCredentials, Settings
 
 _READINESS_SECONDS: Final = 1.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
@@ -54,13 +54,13 @@ class Service:
     """One for each application, so one for each worker.
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
-    `demo_visitor` is for the pages of a demo, and of nothing else.
+    `demo_credentials` is for the pages of a demo, and of nothing else.
     """
 
     settings: Settings
     database: Database
     secret_box: SecretBox
-    demo_visitor: DemoVisitor | None = None
+    demo_credentials: DemoCredentials | None = None
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)

@@ -20,14 +20,14 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
-_DEMO_VISITOR = "DEMO_VISITOR"
+_DEMO_CREDENTIALS = "DEMO_CREDENTIALS"
 
 
 class SettingsError(ValueError):
     """A setting is missing or wrong. The message names it and never quotes its value."""
 
 
-class DemoVisitor(msgspec.Struct, frozen=True):
+class DemoCredentials(msgspec.Struct, frozen=True):
     """The credentials that a demo's own pages are filled with. No other service has any."""
 
     api_token: str
@@ -219,14 +219,16 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def process_environment(
-    settings: Settings, *, embedded_lock: int | None = None, demo_visitor: DemoVisitor | None = None
+    settings: Settings, *, embedded_lock: int | None = None, demo_credentials: DemoCredentials | None = None
 ) -> dict[str, str]:
     """Return this process's environment for a program, with these settings alone and what else it inherits."""
-    own = {f.encode_name for f in msgspec.structs.fields(Settings)} | {_EMBEDDED_LOCK, _DEMO_VISITOR}
+    own = {f.encode_name for f in msgspec.structs.fields(Settings)} | {_EMBEDDED_LOCK, _DEMO_CREDENTIALS}
     others = {name: value for name, value in os.environ.items() if name not in own}
     lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
-    visitor = {} if demo_visitor is None else {_DEMO_VISITOR: msgspec.json.encode(demo_visitor).decode()}
-    return {**others, **environment_of(settings), **lock, **visitor}
+    credentials = (
+        {} if demo_credentials is None else {_DEMO_CREDENTIALS: msgspec.json.encode(demo_credentials).decode()}
+    )
+    return {**others, **environment_of(settings), **lock, **credentials}
 
 
 def is_under_make() -> bool:
@@ -240,10 +242,10 @@ def inherited_lock() -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def inherited_demo_visitor() -> DemoVisitor | None:
-    """Return the visitor of the demo that this program was started by."""
-    given = os.environ.get(_DEMO_VISITOR)
-    return None if given is None else msgspec.json.decode(given, type=DemoVisitor)
+def inherited_demo_credentials() -> DemoCredentials | None:
+    """Return the credentials of the demo that this program was started by."""
+    given = os.environ.get(_DEMO_CREDENTIALS)
+    return None if given is None else msgspec.json.decode(given, type=DemoCredentials)
 
 
 def _sentence(error: msgspec.ValidationError) -> str:

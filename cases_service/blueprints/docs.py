@@ -36,7 +36,7 @@ def document() -> Response:
 @blueprint.get("/docs")
 def page() -> Response:
     """Answer the page; in a demo it has what a first request needs."""
-    html = render_template("page.html", root=urlsplit(g.base_url).path, visitor=current_service().demo_visitor)
+    html = render_template("page.html", root=urlsplit(g.base_url).path, credentials=current_service().demo_credentials)
     response = Response(html, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _POLICY
     return response

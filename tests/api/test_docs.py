@@ -7,7 +7,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from cases_service.application import create_app
-from cases_service.settings import DemoVisitor, Settings
+from cases_service.settings import DemoCredentials, Settings
 from tests.factories import assert_problem
 
 PATHS = ("/openapi.json", "/docs", "/docs/page.js", "/docs/swagger-ui.css")
@@ -15,7 +15,7 @@ PATHS = ("/openapi.json", "/docs", "/docs/page.js", "/docs/swagger-ui.css")
 
 @pytest.fixture
 def demo_client(settings: Settings) -> Iterator[FlaskClient]:
-    app = create_app(settings, DemoVisitor('cst_"><script>', "a.b.c"))
+    app = create_app(settings, DemoCredentials('cst_"><script>', "a.b.c"))
     yield app.test_client()
     app.close()
 

@@ -1,84 +1,75 @@
-"""A real Chromium, and a demo for it to look at."""
+"""A real Chromium, which reaches nothing but this machine, and a demo for it to look at."""
 
-import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium import webdriver
 
 from tests.process.conftest import killed_at_end, service, short_path
 from tests.process.running import COMMAND, LOOPBACK, Service, environment, wait_for
 
 __all__ = ["service"]
 
-
-class Device(TypedDict):
-    """What a page is looked at on."""
-
-    width: int
-    height: int
-    deviceScaleFactor: int
-    mobile: bool
-
-
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
-PHONE: Device = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-DESK: Device = {"width": 1280, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
 
 
-class Browser(Chrome):
-    """Chromium, and what the tests ask of a page as a whole."""
-
-    def become(self, device: Device) -> None:
-        self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**device})
-        self.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": device["mobile"]})
-
-    def width(self) -> int:
-        """Return how wide the page is, whatever of it the window shows."""
-        return int(self.execute_script("return document.documentElement.scrollWidth"))
-
-    def requested(self) -> set[str]:
-        """Return the addresses of everything that was asked for since the last call."""
-        events = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
-        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-
-    def _log(self, name: str) -> Iterator[dict[str, Any]]:
-        yield from self.get_log(name)  # type: ignore[no-untyped-call]
-
-    def complaints(self) -> list[str]:
-        """Return what the console says went wrong since the last call, refusals of the policy included."""
-        return [entry["message"] for entry in self._log("browser") if entry["level"] == "SEVERE"]
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("there is no chromium, or no chromedriver (Debian: chromium, chromium-driver)")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = Browser(options=options, service=ChromeService(executable_path=driver))
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium chromium-driver)")
+    profile = tempfile.mkdtemp(prefix="cases-chromium-")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
-        browser.become(DESK)
-        browser.get("about:blank")
-        # What the browser's own first page asked for.
-        browser.requested()
         yield browser
     finally:
         browser.quit()
+        shutil.rmtree(Path(profile), ignore_errors=True)
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """A tab of a desktop's size, with no cookies, no storage, and nothing in the logs."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.execute_cdp_cmd("Network.enable", {})
+    chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    resize(chromium, 1200, 900)
+    for name in ("browser", "performance"):
+        chromium.get_log(name)  # type: ignore[no-untyped-call]
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)
+
+
+def resize(browser: webdriver.Chrome, width: int, height: int) -> None:
+    """Give the page a viewport; a narrow one is a phone's."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[Service]:
+    """A demo as a newcomer starts it, which has printed its lines."""
     with short_path() as path:
         demo = Service([COMMAND, "demo", "--bind", f"{LOOPBACK}:0"], environment(), path, cwd=path)
         with killed_at_end([demo]):

@@ -5,13 +5,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.browser.conftest import DESK, PHONE, Browser, Device
+from tests.browser.conftest import resize
 from tests.factories import Organization
 from tests.process.running import PATIENCE, Service
 
@@ -19,11 +20,11 @@ EXECUTE = ".opblock.is-open button.execute"
 ANSWER = ".live-responses-table tbody tr.response"
 
 
-def shown(browser: Browser, selector: str) -> WebElement:
+def shown(browser: Chrome, selector: str) -> WebElement:
     return WebDriverWait(browser, PATIENCE).until(element_to_be_clickable((By.CSS_SELECTOR, selector)))
 
 
-def answer(browser: Browser) -> tuple[str, Any]:
+def answer(browser: Chrome) -> tuple[str, Any]:
     """Return the status and the document that the page shows for the request that was tried."""
     row = shown(browser, ANSWER)
     status = row.find_element(By.CSS_SELECTOR, ".response-col_status").text.split()[0]
@@ -33,30 +34,34 @@ def answer(browser: Browser) -> tuple[str, Any]:
     )
 
 
-def fill(browser: Browser, selector: str, text: str) -> None:
+def fill(browser: Chrome, selector: str, text: str) -> None:
     field = shown(browser, selector)
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(text)
 
 
-def open_docs(browser: Browser, service: Service) -> None:
+def log(browser: Chrome, name: str) -> list[dict[str, Any]]:
+    return list(browser.get_log(name))  # type: ignore[no-untyped-call]
+
+
+def open_docs(browser: Chrome, service: Service) -> None:
     browser.get(service.url("/docs"))
     shown(browser, EXECUTE)
 
 
-@pytest.mark.parametrize("device", [DESK, PHONE], ids=["desk", "phone"])
-def test_in_the_demo_the_first_click_shows_cases(browser: Browser, demo: Service, device: Device) -> None:
-    browser.become(device)
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)], ids=["desk", "phone"])
+def test_in_the_demo_the_first_click_shows_cases(browser: Chrome, demo: Service, width: int, height: int) -> None:
+    resize(browser, width, height)
     open_docs(browser, demo)
     shown(browser, EXECUTE).click()
     status, document = answer(browser)
     assert status == "200"
     assert len(document["results"]) == 18
-    assert browser.width() <= device["width"]
-    assert browser.complaints() == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert [entry["message"] for entry in log(browser, "browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_in_the_demo_the_keyboard_is_enough(browser: Browser, demo: Service) -> None:
+def test_in_the_demo_the_keyboard_is_enough(browser: Chrome, demo: Service) -> None:
     open_docs(browser, demo)
     for _ in range(100):
         browser.switch_to.active_element.send_keys(Keys.TAB)
@@ -68,11 +73,13 @@ def test_in_the_demo_the_keyboard_is_enough(browser: Browser, demo: Service) -> 
     assert answer(browser)[0] == "200"
 
 
-def test_nothing_is_asked_for_elsewhere(browser: Browser, demo: Service) -> None:
+def test_nothing_is_asked_for_elsewhere(browser: Chrome, demo: Service) -> None:
     open_docs(browser, demo)
     shown(browser, EXECUTE).send_keys(Keys.ENTER)
     answer(browser)
-    asked = [urlsplit(url) for url in browser.requested()]
+    events = [json.loads(entry["message"])["message"] for entry in log(browser, "performance")]
+    requests = [event["params"]["request"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = [urlsplit(request["url"]) for request in requests]
     paths = {url.path for url in asked if url.scheme == "http"}
     assert paths > {"/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json"}
     assert {url.netloc for url in asked if url.scheme == "http"} == {f"127.0.0.1:{demo.port}"}
@@ -80,7 +87,7 @@ def test_nothing_is_asked_for_elsewhere(browser: Browser, demo: Service) -> None
 
 
 def test_an_integrator_authorizes_and_sees_the_cases(
-    browser: Browser, service: Service, organization: Organization
+    browser: Chrome, service: Service, organization: Organization
 ) -> None:
     visitor = organization.visitor()
     cases = visitor.cases(3)
@@ -104,7 +111,7 @@ def test_an_integrator_authorizes_and_sees_the_cases(
     assert [case["id"] for case in document["results"]] == [str(case) for case in cases]
 
 
-def test_without_a_token_it_says_so(browser: Browser, service: Service) -> None:
+def test_without_a_token_it_says_so(browser: Chrome, service: Service) -> None:
     open_docs(browser, service)
     shown(browser, EXECUTE).click()
     status, document = answer(browser)

@@ -170,6 +170,6 @@ def test_the_console_format_is_readable(serve: Callable[..., Service]) -> None:
 
 
 def test_serve_takes_no_credentials_for_its_pages(serve: Callable[..., Service]) -> None:
-    running = serve(DEMO_VISITOR='{"api_token": "cst_forgotten", "jwt": "a.b.c"}')
+    running = serve(DEMO_CREDENTIALS='{"api_token": "cst_forgotten", "jwt": "a.b.c"}')
     running.wait_until_ready()
     assert b"cst_forgotten" not in running.curl("/docs").body
