@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format check fuzz audit bench bench-pages bench-quick bench-memory image lock .venv
+.PHONY: demo test lint lint-openapi format check fuzz audit bench bench-pages bench-quick bench-memory image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -66,6 +66,10 @@ bench-memory: .venv/benchmarks
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The document of the demo that runs, through a linter.
+lint-openapi:
+	npx --yes @redocly/cli@2 lint http://127.0.0.1:8000/openapi.json
 
 # Builds the container image where no container engine runs, and tries it.
 image:

@@ -15,13 +15,13 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service import metrics, problems, tracing
-from cases_service.blueprints import cases, health
+from cases_service.blueprints import cases, docs, health
 from cases_service.database import Database, query_count
 from cases_service.errors import NotFoundError
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
-from cases_service.settings import Settings, read_settings
+from cases_service.settings import DemoCredentials, Settings, inherited_demo_credentials, read_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -62,25 +62,28 @@ class Application(Flask):
         service.close()
 
 
-def create_app(settings: Settings | None = None) -> Application:
+def create_app(settings: Settings | None = None, demo_credentials: DemoCredentials | None = None) -> Application:
     """Return the application of one worker. Its pool begins to connect at once, in the background.
 
     Raises:
         SettingsError: A setting is wrong, or there is no DATABASE_URL.
 
     """
-    settings = settings or read_settings()
+    if settings is None:
+        settings, demo_credentials = read_settings(), inherited_demo_credentials()
     database = Database(settings.require_database_url(), settings)
     configure(settings)
     app = Application("cases_service", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    service = Service(settings, database, SecretBox(settings.secret_keys))
+    service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
     app.register_blueprint(health.blueprint)
     tracing.trace(app)
+    if settings.docs == "on":
+        app.register_blueprint(docs.blueprint)
     app.before_request(_begin)
     app.after_request(_finish)
     if service.rate_limits is not None:

@@ -24,7 +24,7 @@ from cases_service.database_at_hand import database_at_hand
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import become_gunicorn, listen
-from cases_service.settings import Settings, is_under_make
+from cases_service.settings import DemoCredentials, Settings, is_under_make
 from cases_service.signing_keys import HMAC_ALGORITHMS
 from cases_service.sql import source
 
@@ -50,10 +50,16 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Visit:
-    """What a client of the API needs: the address of the visitor's cases, and an API token."""
+    """What a client of the API needs: where the service is, an API token and a visitor's JWT."""
 
-    cases_url: str
+    base_url: str
     api_token: str
+    jwt: str
+
+    @property
+    def cases_url(self) -> str:
+        """The address of the visitor's cases."""
+        return f"{self.base_url}/api/v5/orgs/{_ORGANIZATION}/external-visitors/{self.jwt}/cases"
 
     def get(self, url: str) -> Any:
         """Return the JSON at a URL of the API."""
@@ -82,7 +88,8 @@ def run_demo(settings: Settings) -> NoReturn:
         if os.fork() == 0:
             listener.close()
             _print_lines(visit, database.settings)
-        become_gunicorn(database.settings, [listener], embedded=database.embedded)
+        credentials = DemoCredentials(visit.api_token, visit.jwt)
+        become_gunicorn(database.settings, [listener], embedded=database.embedded, demo_credentials=credentials)
 
 
 def _end_with_parent() -> None:
@@ -123,7 +130,7 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> Visit:
     jwt = _sign(connection, settings, box)
     host, _, port = settings.bind.rpartition(":")
     base = f"http://{_WILDCARDS.get(host, host)}:{port}"
-    return Visit(f"{base}/api/v5/orgs/{_ORGANIZATION}/external-visitors/{jwt}/cases", api_token)
+    return Visit(base, api_token, jwt)
 
 
 def _sign(connection: psycopg.Connection[Any], settings: Settings, box: SecretBox) -> str:
@@ -171,7 +178,7 @@ def _print_lines(visit: Visit, settings: Settings) -> NoReturn:
 
 def _wait_until_ready(visit: Visit, *, parent: int) -> bool:
     deadline = time.monotonic() + _START_SECONDS
-    url = visit.cases_url.partition("/api/")[0] + "/readyz"
+    url = f"{visit.base_url}/readyz"
     while os.getppid() == parent and time.monotonic() < deadline:
         try:
             with _http.open(url, timeout=_START_SECONDS):
@@ -187,7 +194,7 @@ def _lines(visit: Visit, settings: Settings) -> str:
     one = f"{visit.cases_url}/{page['results'][0]['id']}"
     return f"""
 The service answers. Its data, 1,000 real service requests from New York, are in {settings.data_dir}.
-
+{_docs_line(visit, settings)}
 The first page of a visitor's cases:
 {visit.curl(first)}
 
@@ -202,6 +209,10 @@ An error:
 
 The lines work for {_hours(settings)} hours, on this machine. Ctrl-C ends the service and its database.
 """
+
+
+def _docs_line(visit: Visit, settings: Settings) -> str:
+    return f"Try the API in a browser: {visit.base_url}/docs\n" if settings.docs == "on" else ""
 
 
 def _hours(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 The codes are part of the interface. Within API version 5 codes are added, never removed or renamed.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -269,3 +270,11 @@ class TimeoutProblemError(ProblemError):
     status = 504
     code = "timeout"
     default_detail = "Try again, with fewer or other filters if it happens again."
+
+
+def kinds(parent: type[ProblemError] = ProblemError) -> Iterator[type[ProblemError]]:
+    """Return every class that a request can end with: those that have a code of their own."""
+    for kind in parent.__subclasses__():
+        if "code" in vars(kind):
+            yield kind
+        yield from kinds(kind)

@@ -13,7 +13,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from cases_service import instants
 from cases_service.errors import InvalidParameterError
 from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
-from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service.schemas import CASE_ATTRIBUTES, says
 from cases_service.store import ORDERINGS
 
 DEFAULT_PAGE_SIZE: Final = 25
@@ -78,39 +78,68 @@ class Parameters(Schema):
 
         unknown = RAISE
 
-    format = fields.String(validate=validate.OneOf(["json"], error="Expected json, the only format."))
+    format = fields.String(
+        validate=validate.OneOf(["json"], error="Expected json, the only format."),
+        metadata=says("The format of the answer; there is one."),
+    )
 
 
 class DetailParameters(Parameters):
     """The parameters of one case."""
 
-    attributes = CommaSeparated(CASE_ATTRIBUTES, data_key="fields", load_default=None)
+    attributes = CommaSeparated(
+        CASE_ATTRIBUTES,
+        data_key="fields",
+        load_default=None,
+        metadata=says(
+            "The attributes that the case is to have, in the answer in their documented order. Without it, all."
+        ),
+    )
 
 
 class FilterParameters(Parameters):
     """The parameters that choose among the cases of a visitor."""
 
-    status = CommaSeparated(STATUSES, load_default=None)
-    is_closed = Flag(load_default=None)
-    priority = CommaSeparated(PRIORITIES, load_default=None)
-    latest_messaging_channel = CommaSeparated(CHANNELS, load_default=None)
-    created_since = Moment(load_default=None)
-    created_until = Moment(load_default=None)
-    updated_since = Moment(load_default=None)
-    updated_until = Moment(load_default=None)
+    status = CommaSeparated(STATUSES, load_default=None, metadata=says("Only cases with one of these statuses."))
+    is_closed = Flag(load_default=None, metadata=says("Only closed cases, or only those that are not."))
+    priority = CommaSeparated(PRIORITIES, load_default=None, metadata=says("Only cases with one of these priorities."))
+    latest_messaging_channel = CommaSeparated(
+        CHANNELS,
+        load_default=None,
+        metadata=says(
+            "Only cases whose latest message came through one of these channels; `null` for those without a message."
+        ),
+    )
+    created_since = Moment(load_default=None, metadata=says("Only cases created at this time or later."))
+    created_until = Moment(load_default=None, metadata=says("Only cases created before this time."))
+    updated_since = Moment(load_default=None, metadata=says("Only cases last changed at this time or later."))
+    updated_until = Moment(load_default=None, metadata=says("Only cases last changed before this time."))
 
 
 class CollectionParameters(FilterParameters):
     """The parameters of a page of cases."""
 
     ordering = fields.String(
-        load_default="created_at", validate=validate.OneOf(ORDERINGS, error="Expected one of {choices}.")
+        load_default="created_at",
+        validate=validate.OneOf(ORDERINGS, error="Expected one of {choices}."),
+        metadata=says("The order; `-` is newest first. Ties are broken by `id`."),
     )
-    page_size = WholeNumber(1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE)
+    page_size = WholeNumber(
+        1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE, metadata=says("How many cases a page has at the most.")
+    )
     cursor = fields.String(
-        load_default=None, validate=validate.Length(min=1, error="Expected the cursor of a link next or previous.")
+        load_default=None,
+        validate=validate.Length(min=1, error="Expected the cursor of a link next or previous."),
+        metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
     )
-    attributes = CommaSeparated(CASE_ATTRIBUTES, data_key="fields", load_default=None)
+    attributes = CommaSeparated(
+        CASE_ATTRIBUTES,
+        data_key="fields",
+        load_default=None,
+        metadata=says(
+            "The attributes that the case is to have, in the answer in their documented order. Without it, all."
+        ),
+    )
 
 
 def filters_of(parameters: Mapping[str, Any]) -> Filters:

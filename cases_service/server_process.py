@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from cases_service.embedded import EmbeddedServer
-from cases_service.settings import Settings, inherited_lock, process_environment
+from cases_service.settings import DemoCredentials, Settings, inherited_lock, process_environment
 from cases_service.sql import source
 
 _BACKLOG: Final = 2048
@@ -79,12 +79,16 @@ def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
 
 
 def become_gunicorn(
-    settings: Settings, listeners: Sequence[socket.socket], *, embedded: EmbeddedServer | None
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    *,
+    embedded: EmbeddedServer | None,
+    demo_credentials: DemoCredentials | None = None,
 ) -> NoReturn:
     """Replace this program by gunicorn, which serves on the sockets and stays a user of the embedded server."""
     above = _FIRST_SOCKET + len(listeners)
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, above)
-    environment = process_environment(settings, embedded_lock=lock)
+    environment = process_environment(settings, embedded_lock=lock, demo_credentials=demo_credentials)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(listeners))}
     arguments = [

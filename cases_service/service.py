@@ -15,7 +15,7 @@ from cases_service.errors import HostNotAllowedError, NotFoundError, ProblemErro
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
-from cases_service.settings import Settings
+from cases_service.settings import DemoCredentials, Settings
 
 if TYPE_CHECKING:
     from cases_service.rate_limits import RateLimits
@@ -63,11 +63,13 @@ class Service:
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
     `rate_limits` is None where none is set.
+    `demo_credentials` is for the pages of a demo, and of nothing else.
     """
 
     settings: Settings
     database: Database
     secret_box: SecretBox
+    demo_credentials: DemoCredentials | None = None
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)

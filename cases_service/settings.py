@@ -22,10 +22,18 @@ _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _YEAR = 366 * 86400
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
+_DEMO_CREDENTIALS = "DEMO_CREDENTIALS"
 
 
 class SettingsError(ValueError):
     """A setting is missing or wrong. The message names it and never quotes its value."""
+
+
+class DemoCredentials(msgspec.Struct, frozen=True):
+    """The credentials that a demo's own pages are filled with. No other service has any."""
+
+    api_token: str
+    jwt: str
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +156,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     graceful_timeout: Annotated[
         int, Meta(ge=1, le=3600, description="How long requests may take to end after SIGTERM, in seconds.")
     ] = field(name="CASES_GRACEFUL_TIMEOUT", default=30)
+    docs: Annotated[
+        Literal["on", "off"], Meta(description="Whether `/docs` and `/openapi.json` are there: `on` or `off`.")
+    ] = field(name="CASES_DOCS", default="on")
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`json`, `console`, or `auto`: console on a terminal.")
     ] = field(name="CASES_LOG_FORMAT", default="auto")
@@ -254,12 +265,17 @@ def environment_of(settings: Settings) -> dict[str, str]:
     }
 
 
-def process_environment(settings: Settings, *, embedded_lock: int | None = None) -> dict[str, str]:
-    """Return this process's environment with these settings alone, and an embedded server's lock, for a program."""
-    known = {f.encode_name for f in msgspec.structs.fields(Settings)}
-    others = {name: value for name, value in os.environ.items() if name not in known}
+def process_environment(
+    settings: Settings, *, embedded_lock: int | None = None, demo_credentials: DemoCredentials | None = None
+) -> dict[str, str]:
+    """Return this process's environment for a program, with these settings alone and what else it inherits."""
+    own = {f.encode_name for f in msgspec.structs.fields(Settings)} | {_EMBEDDED_LOCK, _DEMO_CREDENTIALS}
+    others = {name: value for name, value in os.environ.items() if name not in own}
     lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
-    return {**others, **environment_of(settings), **lock}
+    credentials = (
+        {} if demo_credentials is None else {_DEMO_CREDENTIALS: msgspec.json.encode(demo_credentials).decode()}
+    )
+    return {**others, **environment_of(settings), **lock, **credentials}
 
 
 def is_under_make() -> bool:
@@ -297,6 +313,12 @@ def wants_traces(environment: Mapping[str, str] = os.environ) -> bool:
 def share_metrics_in(directory: Path) -> None:
     """Let prometheus_client count in files here, in the processes that this one forks."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+
+
+def inherited_demo_credentials() -> DemoCredentials | None:
+    """Return the credentials of the demo that this program was started by."""
+    given = os.environ.get(_DEMO_CREDENTIALS)
+    return None if given is None else msgspec.json.decode(given, type=DemoCredentials)
 
 
 def _sentence(error: msgspec.ValidationError) -> str:

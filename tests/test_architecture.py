@@ -56,7 +56,7 @@ def test_flask_ends_at_the_blueprints() -> None:
     allowed = {
         "access.py", "application.py", "conditional.py", "problems.py", "rate_limits.py", "service.py", "spans.py",
         "tracing.py",
-        "blueprints/cases.py", "blueprints/health.py",
+        "blueprints/cases.py", "blueprints/docs.py", "blueprints/health.py",
     }  # fmt: skip
     assert importers("flask") == allowed
 
@@ -70,7 +70,7 @@ def test_blueprints_see_no_sql() -> None:
 
 def test_schemas_do_no_io() -> None:
     own = {name for name in imports(PACKAGE / "schemas.py") if name.startswith("cases_service")}
-    assert own == {"cases_service", "cases_service.instants"}
+    assert {name.split(".")[1] for name in own if "." in name} == {"filters", "instants"}
 
 
 def test_one_module_reads_the_environment() -> None:

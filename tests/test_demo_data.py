@@ -18,6 +18,7 @@ from cases_service.schemas import PRIORITY_LABELS
 from cases_service.secret_box import SecretBox
 from tests.factories import cases_path, hs256
 
+PACKAGE = DEMO_DATA.parents[1]
 ORDERINGS = ("created_at", "-created_at", "updated_at", "-updated_at")
 
 
@@ -104,6 +105,24 @@ def test_each_case_is_the_files(client: FlaskClient, demo: dict[str, str], demo_
             assert case["case_funnel_stage"] == nested(
                 demo_file, "case_funnel_stage", row["case_funnel_stage_id"], case["case_funnel_stage"]
             )
+
+
+def test_the_examples_of_the_openapi_document_are_answers(
+    client: FlaskClient, demo: dict[str, str], demo_file: DemoFile
+) -> None:
+    examples = json.loads((PACKAGE / "examples.json").read_text(encoding="utf-8"))
+    jwt = hs256({"sub": "zip-11233", "exp": exp()}, {"alg": "HS256"}, demo["secret"])
+    headers = {"Authorization": f"Token {demo['token']}", "X-External-Identity": jwt}
+    path = cases_path(demo_file.organization_id, "-")
+    page = client.get(
+        f"{path}?page_size=1&ordering=-created_at", headers=headers, base_url="http://127.0.0.1:8000"
+    ).get_json()
+    summary = client.get(f"{path}/summary", headers=headers).get_json()
+    example, (case,) = examples["case"], page["results"]
+    # The file does not say when a contact was made: that is the time of loading.
+    loaded = {name: case["contact"][name] for name in ("created_at", "updated_at")}
+    assert {**example, "contact": example["contact"] | loaded} == case
+    assert (examples["next"], examples["summary"]) == (page["next"], summary)
 
 
 def nested(demo_file: DemoFile, kind: str, row_id: str | None, shown: dict[str, Any] | None) -> dict[str, Any] | None:

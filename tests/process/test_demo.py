@@ -69,6 +69,7 @@ def test_its_lines_show_two_pages_a_case_and_an_error(demo: Callable[..., Servic
     assert case in pages[0]  # type: ignore[operator]
     assert (problem["code"], problem["status"]) == ("invalid_parameter", 400)
     assert str(place / ".cases-data") in running.out
+    assert running.url("/docs") in running.out
     assert running.out.rstrip().endswith("Ctrl-C ends the service and its database.")
     running.interrupt()
     assert running.process.wait(PATIENCE) == 0

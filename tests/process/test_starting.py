@@ -56,11 +56,11 @@ def test_gunicorn_without_a_database_url_says_so(gunicorn: Callable[..., Service
 
 @pytest.mark.parametrize("how", ["serve", "gunicorn"])
 def test_variables_that_are_no_settings_are_named_once(request: pytest.FixtureRequest, how: str) -> None:
-    service = request.getfixturevalue(how)(CASES_TREADS="hunter2", CASES_DOCS="on")
+    service = request.getfixturevalue(how)(CASES_TREADS="hunter2", CASES_DOKS="on")
     service.wait_until_ready()
     named = [event for event in service.events if "is not a setting" in event["event"]]
     assert [(event["event"].split()[0], event["level"]) for event in named] == [
-        ("CASES_DOCS", "warning"),
+        ("CASES_DOKS", "warning"),
         ("CASES_TREADS", "warning"),
     ]
     assert "hunter2" not in service.log
@@ -167,3 +167,9 @@ def test_the_console_format_is_readable(serve: Callable[..., Service]) -> None:
     line = wait_for(lambda: [line for line in service.log.splitlines() if "route=/readyz" in line], story=service)[0]
     assert "status=200" in line
     assert os.linesep not in line
+
+
+def test_serve_takes_no_credentials_for_its_pages(serve: Callable[..., Service]) -> None:
+    running = serve(DEMO_CREDENTIALS='{"api_token": "cst_forgotten", "jwt": "a.b.c"}')
+    running.wait_until_ready()
+    assert b"cst_forgotten" not in running.curl("/docs").body

@@ -1,0 +1,94 @@
+"""The running service beside its OpenAPI document: of many generated requests none has an answer outside it."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import strategies as st
+from schemathesis import BaseSchema, Case, GenerationMode
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi import checks
+
+from tests.factories import Organization, Visitor
+from tests.process.running import Service
+
+REQUESTS = 10_000 if hypothesis.settings().max_examples > 1000 else 300
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+Request = Case[Any]
+Caller = Callable[[Request], dict[str, str]]
+
+
+def closed(document: Any) -> Any:
+    """Return a document by which an attribute that it does not name is an error."""
+    for schema in document["components"]["schemas"].values():
+        schema["additionalProperties"] = False
+    return document
+
+
+def callers(organization: Organization, visitor: Visitor, case_ids: list[UUID]) -> st.SearchStrategy[Caller]:
+    """Return who may ask: mostly the visitor's own organization, so that the requests come past the first checks."""
+    jwt = organization.jwt(visitor.external_id)
+
+    def with_path(case: Request, *, token: str = jwt, **headers: str) -> dict[str, str]:
+        given = {"organization_id": str(organization.id), "external_id_jwt_token": token}
+        case.path_parameters |= {name: value for name, value in given.items() if name in case.path_parameters}
+        return organization.headers(**headers)
+
+    def with_header(case: Request) -> dict[str, str]:
+        return with_path(case, token="-", **{"X-External-Identity": jwt})
+
+    def with_own_case(case: Request) -> dict[str, str]:
+        if "case_id" in case.path_parameters:
+            case.path_parameters["case_id"] = str(case_ids[0])
+        return with_header(case)
+
+    def with_any_jwt(case: Request) -> dict[str, str]:
+        return with_path(case, token=case.path_parameters.get("external_id_jwt_token", ""))
+
+    def anyone(case: Request) -> dict[str, str]:
+        return {}
+
+    return st.sampled_from([with_header, with_path, with_own_case, with_own_case, with_any_jwt, anyone])
+
+
+def requested(schema: BaseSchema) -> st.SearchStrategy[Request]:
+    """Return requests to every operation, in and against the document's words, mostly to those with parameters."""
+    found = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
+    weighted = [operation for operation in found for _ in range(4 if operation.tags == ["Cases"] else 1)]
+    return st.one_of([operation.as_strategy(generation_mode=mode) for operation in weighted for mode in GenerationMode])
+
+
+@pytest.mark.fuzz
+def test_no_answer_lies_outside_the_document(service: Service, organization: Organization) -> None:
+    visitor = organization.visitor(contacts=2)
+    schema = schemathesis.openapi.from_dict(closed(service.curl("/openapi.json").json))
+    statuses: list[int] = []
+    with requests.Session() as session:
+
+        @hypothesis.settings(
+            max_examples=REQUESTS,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=requested(schema), caller=callers(organization, visitor, visitor.cases(30)))
+        def ask(case: Request, caller: Caller) -> None:
+            response = case.call_and_validate(
+                base_url=service.url(""), session=session, headers=caller(case), checks=CHECKS, timeout=60
+            )
+            statuses.append(response.status_code)
+
+        ask()
+    assert len(statuses) >= REQUESTS
+    # They come past each check, and to what lies behind.
+    assert set(statuses) >= {200, 304, 400, 401, 404}
