@@ -13,8 +13,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service import problems
+from cases_service.arrivals import arrival
 from cases_service.blueprints import cases, health
 from cases_service.database import Database, query_count
+from cases_service.errors import OverloadedError
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
@@ -42,6 +44,12 @@ class Application(Flask):
     def log_exception(self, exc_info: object) -> None:
         """Log what escaped the error handlers, without the path."""
         log.error("unexpected_error", exc_info=exc_info)
+
+    def begin_to_stop(self) -> float:
+        """Be ready no more, and return for how many seconds requests are to be taken all the same."""
+        service: Service = self.extensions["cases_service"]
+        service.readiness.is_stopping = True
+        return service.settings.drain_seconds
 
     def close(self) -> None:
         """End the connections to the database, when the worker ends."""
@@ -84,7 +92,10 @@ def _begin() -> None:
     g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
     query_count.value = 0
     if asked.path.rstrip("/") not in health.PATHS:
-        g.base_url = current_service().base_url(asked)
+        service = current_service()
+        if arrival.seconds_waited > service.settings.pool_timeout:
+            raise OverloadedError
+        g.base_url = service.base_url(asked)
 
 
 def _finish(response: Response) -> Response:

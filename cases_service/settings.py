@@ -118,12 +118,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout: Annotated[
         Seconds, Meta(description="How long one statement of a request may run in the database, in seconds.")
     ] = field(name="CASES_STATEMENT_TIMEOUT", default=5.0)
+    lock_timeout: Annotated[
+        Seconds | None,
+        Meta(
+            description="How much of that time a statement may wait for a lock, in seconds."
+            " Default: half of `CASES_STATEMENT_TIMEOUT`."
+        ),
+    ] = field(name="CASES_LOCK_TIMEOUT", default=None)
     keepalive: Annotated[
         int, Meta(ge=0, le=3600, description="How long an idle client connection is kept, in seconds.")
     ] = field(name="CASES_KEEPALIVE", default=75)
     graceful_timeout: Annotated[
         int, Meta(ge=1, le=3600, description="How long requests may take to end after SIGTERM, in seconds.")
     ] = field(name="CASES_GRACEFUL_TIMEOUT", default=30)
+    drain_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long requests are still taken after SIGTERM while `/readyz` turns away, in seconds.",
+        ),
+    ] = field(name="CASES_DRAIN_SECONDS", default=0.0)
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`json`, `console`, or `auto`: console on a terminal.")
     ] = field(name="CASES_LOG_FORMAT", default="auto")
@@ -144,6 +159,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not all(re.fullmatch(r"\[[0-9a-f:.]+\]|[0-9a-z_.-]+", name) for name in self.allowed_host_names):
             raise SettingsError("CASES_ALLOWED_HOSTS: expected names without a port, an IPv6 address in brackets")
         _ = self.secret_keys
+        self._check_timeouts()
+
+    def _check_timeouts(self) -> None:
+        """Raise SettingsError unless each time-out is shorter than the one around it."""
+        if self.lock_seconds >= self.statement_timeout:
+            raise SettingsError("CASES_LOCK_TIMEOUT: expected less than CASES_STATEMENT_TIMEOUT")
+        if self.drain_seconds + self.request_seconds >= self.graceful_timeout:
+            raise SettingsError(
+                f"CASES_GRACEFUL_TIMEOUT: expected more than {self.drain_seconds + self.request_seconds:g}, which is"
+                " CASES_DRAIN_SECONDS and what a request can take (docs/operations.md)"
+            )
 
     def require_database_url(self) -> str:
         """Return the PostgreSQL to use, or raise SettingsError where none is named."""
@@ -171,6 +197,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def connections(self) -> int:
         """Database connections of one worker at the most."""
         return self.pool_size or max(1, self.threads // 2)
+
+    @property
+    def lock_seconds(self) -> float:
+        """How long a statement may wait for a lock."""
+        return self.lock_timeout or self.statement_timeout / 2
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long the database may take to answer a statement: it ends one itself a little earlier."""
+        return self.statement_timeout + 1
+
+    @property
+    def request_seconds(self) -> float:
+        """How long a request may take: it waits for a thread, and twice for its turn, a connection and an answer."""
+        return self.pool_timeout + 2 * (2 * self.pool_timeout + self.answer_seconds)
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:

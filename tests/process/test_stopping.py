@@ -18,7 +18,7 @@ from tests.factories import Organization
 from tests.process.conftest import serve_arguments
 from tests.process.running import LOOPBACK, PATIENCE, Answer, Service, is_alive, read_answer, wait_for
 
-REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Client(threading.Thread):
