@@ -161,7 +161,7 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
             self._hand_over(conn)
         elif len(conn.head) > _HEAD_BYTES:
             is_line = b"\r\n" not in conn.head
-            error: Exception = errors.LimitRequestLine(0, 0) if is_line else errors.LimitRequestHeaders()
+            error: Exception = errors.LimitRequestLine(0, 0) if is_line else errors.LimitRequestHeaders("")
             self._leave_queue(conn)
             self._refuse(conn, error)
         elif conn.queue is self.keepalived_conns:
@@ -180,10 +180,12 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         """Give a connection to a thread, with a request that is there whole."""
         if not _can_take_an_answer(conn.sock):
             # Answers to earlier requests fill its buffer, and nobody reads them.
-            self._drop(conn)
+            _reset(conn.sock)
+            self._forget(conn)
             return
         conn.arrived = monotonic()
         is_health = _HEALTH.match(conn.head) is not None
+        conn.patience = 0 if is_health else _SEND_SECONDS
         conn.parser.unreader.unread(bytes(conn.head))
         conn.head.clear()
         future = (self._health_thread if is_health else self.tpool).submit(self.handle, conn)
@@ -196,12 +198,11 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
         """Let the application answer; drop a client that does not read what is too long for the kernel's buffer."""
-        conn.sock.settimeout(_SEND_SECONDS)
+        conn.sock.settimeout(conn.patience)
         try:
             return super().handle_request(req, conn)
-        except TimeoutError:
-            log.warning("answer_not_read")
-            _reset_when_closed(conn.sock)
+        except (TimeoutError, BlockingIOError):
+            _reset(conn.sock)
             raise StopIteration from None
 
     def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:  # noqa: FBT001  gunicorn's signature
@@ -248,11 +249,6 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
     def _refuse(self, conn: TConn, error: Exception) -> None:
         self.handle_error(None, conn.sock, conn.client, error)
         self._close(conn)
-
-    def _drop(self, conn: TConn) -> None:
-        log.warning("answer_not_read")
-        _reset_when_closed(conn.sock)
-        self._forget(conn)
 
     def _forget(self, conn: TConn) -> None:
         self.nr_conns -= 1
@@ -302,7 +298,9 @@ def _can_take_an_answer(client: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _reset_when_closed(client: socket.socket) -> None:
-    """Let the kernel keep nothing for a client that does not read: it sees a reset, not the end of the answer."""
+def _reset(client: socket.socket) -> None:
+    """Close a connection whose client does not read, so that the kernel keeps nothing for it either."""
+    log.warning("answer_not_read")
     with suppress(OSError):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
