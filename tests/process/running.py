@@ -96,6 +96,8 @@ class Running:
 class Service(Running):
     """gunicorn with the application, and a client of it."""
 
+    host = LOOPBACK
+
     def curl(self, path: str, *options: str) -> Answer:
         """Request a path with curl."""
         command = ["curl", "--silent", "--show-error", "--include", "--max-time", "60", *options, self.url(path)]
@@ -105,10 +107,10 @@ class Service(Running):
         return parse_answer(head, body)
 
     def url(self, path: str) -> str:
-        return f"http://{LOOPBACK}:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     def connect(self) -> socket.socket:
-        return socket.create_connection((LOOPBACK, self.port), timeout=PATIENCE)
+        return socket.create_connection((self.host, self.port), timeout=PATIENCE)
 
     def send(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own, and return all that comes until it is closed."""
