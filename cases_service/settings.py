@@ -307,6 +307,9 @@ def _check_database_url(url: str | None, variable: str) -> None:
         given = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
+    if given.get("target_session_attrs") == "read-write":
+        # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
+        raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
     hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
     names = (host for host in hosts if not host.startswith(("/", "@")))
