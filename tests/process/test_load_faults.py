@@ -18,8 +18,8 @@ from psycopg.conninfo import make_conninfo
 from tests.process.running import COMMAND, PATIENCE, Service, wait_for
 from tests.torture import times
 
-VISITORS = 12_000
-MOMENTS = times(3, torture=60)
+VISITORS = 6_000
+MOMENTS = times(2, torture=60)
 
 
 class Export:
@@ -88,7 +88,7 @@ def test_whenever_it_is_disturbed_all_is_there_or_nothing(
         program = load()
         wait_for(export.backends, story=program)
         # From its first statement on, up to about its last.
-        time.sleep(random.uniform(0, 0.6) if number else 0)  # noqa: S311
+        time.sleep(random.uniform(0, 0.4) if number else 0)  # noqa: S311
         disturb(how, program, export, connection)
         assert export.rows() in (0, VISITORS)
         seen.add(export.rows())
