@@ -178,11 +178,6 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
 
     def _hand_over(self, conn: TConn) -> None:
         """Give a connection to a thread, with a request that is there whole."""
-        if not _can_take_an_answer(conn.sock):
-            # Answers to earlier requests fill its buffer, and nobody reads them.
-            _reset(conn.sock)
-            self._forget(conn)
-            return
         conn.arrived = monotonic()
         is_health = _HEALTH.match(conn.head) is not None
         conn.patience = 0 if is_health else _SEND_SECONDS
@@ -290,12 +285,6 @@ def _overdue(queue: deque[TConn]) -> Iterator[TConn]:
     """Yield the connections whose time is over; whoever takes one removes it."""
     while queue and queue[0].timeout <= monotonic():
         yield queue[0]
-
-
-def _can_take_an_answer(client: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(client, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _reset(client: socket.socket) -> None:
