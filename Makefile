@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lint-openapi format check fuzz audit bench bench-pages bench-quick bench-memory image lock .venv
+.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory image \
+	lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -10,6 +11,18 @@ demo: .venv
 
 test: .venv
 	$(BIN)/pytest -n auto
+
+# What can go wrong goes wrong many times over: half an hour, and a table of what became of the requests. As root it
+# also drops packets and fills a disk, in a network namespace and on a file system of its own.
+torture: .venv
+	CASES_TEST_TORTURE=1 $(BIN)/pytest -n 0 tests/process/test_faults.py tests/process/test_overload.py \
+		tests/process/test_slow_clients.py tests/process/test_proxies.py tests/process/test_stopping.py \
+		tests/process/test_load_faults.py
+
+# Whether a worker's memory, threads and open files grow under clients of every kind.
+SOAK_SECONDS ?= 3600
+soak: .venv
+	CASES_TEST_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -n 0 -s tests/process/test_soak.py
 
 lint: .venv
 	$(BIN)/ruff format --check

@@ -15,9 +15,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service import metrics, problems, tracing
+from cases_service.arrivals import arrival
 from cases_service.blueprints import cases, docs, health
 from cases_service.database import Database, query_count
-from cases_service.errors import NotFoundError
+from cases_service.errors import NotFoundError, OverloadedError
 from cases_service.logs import configure, method_label
 from cases_service.secret_box import SecretBox
 from cases_service.service import Service, current_service
@@ -55,6 +56,12 @@ class Application(Flask):
     def log_exception(self, exc_info: object) -> None:
         """Log what escaped the error handlers, without the path."""
         log.error("unexpected_error", exc_info=exc_info)
+
+    def begin_to_stop(self) -> float:
+        """Be ready no more, and return for how many seconds requests are to be taken all the same."""
+        service: Service = self.extensions["cases_service"]
+        service.readiness.is_stopping = True
+        return service.settings.drain_seconds
 
     def close(self) -> None:
         """End the connections to the database, when the worker ends."""
@@ -105,6 +112,8 @@ def _begin() -> None:
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
+        if arrival.seconds_waited > service.settings.pool_timeout:
+            raise OverloadedError
         g.base_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.
     if asked.environ["PATH_INFO"].startswith("//"):

@@ -55,7 +55,6 @@ _LIVENESS: Final = {
 
 
 _POLL_SECONDS: Final = 0.1
-_GRACE_SECONDS: Final = 1.0
 _AWAY_SECONDS: Final = 0.25
 
 
@@ -126,7 +125,7 @@ class Database(Reader):
     def __init__(self, url: str, settings: Settings, *, name: str = "primary") -> None:
         self._name = name
         self._wait = settings.pool_timeout
-        self._patience = settings.statement_timeout + _GRACE_SECONDS
+        self._patience = settings.answer_seconds
         self._away = False
         self._session = session_settings(settings)
         self._prepare_threshold = 0 if settings.prepared_statements else None
@@ -241,7 +240,12 @@ class _StatementOutdatedError(_ConnectionLostError):
 def session_settings(settings: Settings) -> dict[str, str]:
     """Return the PostgreSQL settings that the statements rely on, with their values as pg_settings shows them."""
     plans = "force_generic_plan" if settings.generic_plans else "force_custom_plan"
-    return {**_SESSION, "plan_cache_mode": plans, "statement_timeout": f"{settings.statement_timeout * 1000:.0f}"}
+    return {
+        **_SESSION,
+        "plan_cache_mode": plans,
+        "lock_timeout": f"{settings.lock_seconds * 1000:.0f}",
+        "statement_timeout": f"{settings.statement_timeout * 1000:.0f}",
+    }
 
 
 def connection_parameters(url: str, settings: Settings) -> str:

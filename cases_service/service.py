@@ -11,7 +11,13 @@ from flask import Request, current_app
 from cases_service import metrics, store
 from cases_service.access import Gate
 from cases_service.database import Database
-from cases_service.errors import HostNotAllowedError, NotFoundError, ProblemError, UnavailableError
+from cases_service.errors import (
+    HostNotAllowedError,
+    NotFoundError,
+    OverloadedError,
+    ProblemError,
+    UnavailableError,
+)
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
@@ -30,7 +36,13 @@ _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
 
 
 class Readiness:
-    """Whether the database answers and has the right schema; an answer is kept for a second."""
+    """Whether the database answers and has the right schema; an answer is kept for a second.
+
+    It stays as it is while all connections are in use: who turns away from a service that is busy makes another one so.
+    """
+
+    is_stopping = False
+    """Set once the service is about to stop."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -40,6 +52,8 @@ class Readiness:
 
     def check(self) -> None:
         """Raise UnavailableError unless the service is ready."""
+        if self.is_stopping:
+            raise UnavailableError("The service is about to stop.")
         with self._lock:
             if monotonic() - self._checked_at >= _READINESS_SECONDS:
                 self._problem = self._ask()
@@ -50,6 +64,8 @@ class Readiness:
     def _ask(self) -> ProblemError | None:
         try:
             version = self._database.read(store.get_schema_version)
+        except OverloadedError:
+            return self._problem
         except ProblemError as problem:
             return problem
         if version < SCHEMA_VERSION:

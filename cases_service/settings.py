@@ -150,6 +150,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout: Annotated[
         Seconds, Meta(description="How long one statement of a request may run in the database, in seconds.")
     ] = field(name="CASES_STATEMENT_TIMEOUT", default=5.0)
+    lock_timeout: Annotated[
+        Seconds | None,
+        Meta(
+            description="How much of that time a statement may wait for a lock, in seconds."
+            " Default: half of `CASES_STATEMENT_TIMEOUT`."
+        ),
+    ] = field(name="CASES_LOCK_TIMEOUT", default=None)
     keepalive: Annotated[
         int, Meta(ge=0, le=3600, description="How long an idle client connection is kept, in seconds.")
     ] = field(name="CASES_KEEPALIVE", default=75)
@@ -159,6 +166,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docs: Annotated[
         Literal["on", "off"], Meta(description="Whether `/docs` and `/openapi.json` are there: `on` or `off`.")
     ] = field(name="CASES_DOCS", default="on")
+    drain_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long requests are still taken after SIGTERM while `/readyz` turns away, in seconds.",
+        ),
+    ] = field(name="CASES_DRAIN_SECONDS", default=0.0)
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`json`, `console`, or `auto`: console on a terminal.")
     ] = field(name="CASES_LOG_FORMAT", default="auto")
@@ -187,6 +202,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _check_rate_limit(self.rate_limit_visitor, "CASES_RATE_LIMIT_VISITOR")
         _check_rate_limit_storage(self.rate_limit_storage)
         _ = self.secret_keys
+        self._check_timeouts()
+
+    def _check_timeouts(self) -> None:
+        """Raise SettingsError unless each time-out is shorter than the one around it."""
+        if self.lock_seconds >= self.statement_timeout:
+            raise SettingsError("CASES_LOCK_TIMEOUT: expected less than CASES_STATEMENT_TIMEOUT")
+        if self.drain_seconds + self.request_seconds >= self.graceful_timeout:
+            raise SettingsError(
+                f"CASES_GRACEFUL_TIMEOUT: expected more than {self.drain_seconds + self.request_seconds:g}, which is"
+                " CASES_DRAIN_SECONDS and what a request can take (docs/operations.md)"
+            )
 
     def require_database_url(self) -> str:
         """Return the PostgreSQL to use, or raise SettingsError where none is named."""
@@ -229,6 +255,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def connections(self) -> int:
         """Database connections of one worker at the most."""
         return self.pool_size or max(1, self.threads // 2)
+
+    @property
+    def lock_seconds(self) -> float:
+        """How long a statement may wait for a lock."""
+        return self.lock_timeout or self.statement_timeout / 2
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long the database may take to answer a statement: it ends one itself a little earlier."""
+        return self.statement_timeout + 1
+
+    @property
+    def request_seconds(self) -> float:
+        """How long a request may take: it waits for a thread, and twice for its turn, a connection and an answer."""
+        return self.pool_timeout + 2 * (2 * self.pool_timeout + self.answer_seconds)
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -361,6 +402,9 @@ def _check_database_url(url: str | None, variable: str) -> None:
         given = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
+    if given.get("target_session_attrs") == "read-write":
+        # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
+        raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
     hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
     names = (host for host in hosts if not host.startswith(("/", "@")))

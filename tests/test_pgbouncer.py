@@ -83,6 +83,7 @@ def configuration(database_url: str, directory: Path) -> str:
     )
     text, replaced = re.subn("host=db.internal port=5432 dbname=cases", place, CONFIGURATION)
     assert replaced == 1
+    text = text.replace("lock_timeout to 2500", "lock_timeout to 250")
     text = text.replace("statement_timeout to 5000", "statement_timeout to 500")
     text = text if PREPARES else text.replace("max_prepared_statements", ";")
     # Fewer connections than the service has, so that they change hands.

@@ -70,6 +70,9 @@ def test_an_empty_variable_is_not_set() -> None:
         ("PGDATESTYLE", "German"),
         ("DATABASE_URL", "postgresql://user:hunter2@[broken"),
         ("DATABASE_URL", "host=x hunter2"),
+        ("DATABASE_URL", "host=x,y target_session_attrs=read-write"),
+        ("CASES_LOCK_TIMEOUT", "5"),
+        ("CASES_GRACEFUL_TIMEOUT", "17"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line_and_not_quoted(name: str, value: str) -> None:
@@ -80,6 +83,13 @@ def test_a_wrong_value_is_named_in_one_line_and_not_quoted(name: str, value: str
     assert "\n" not in message
     assert "hunter2" not in message
     assert KEY not in message
+
+
+@pytest.mark.parametrize("name", ["CASES_STATEMENT_TIMEOUT", "CASES_POOL_TIMEOUT", "CASES_DRAIN_SECONDS"])
+def test_no_time_out_is_longer_than_the_one_around_it(name: str) -> None:
+    with pytest.raises(SettingsError, match="CASES_GRACEFUL_TIMEOUT: expected more than"):
+        read_settings({name: "13"})
+    assert read_settings({name: "13", "CASES_GRACEFUL_TIMEOUT": "99"}).lock_seconds < 99
 
 
 def test_several_secret_keys_are_separated_by_commas() -> None:

@@ -13,6 +13,16 @@ from tests.process.embedded_data import Template, make_template
 from tests.process.running import COMMAND, GUNICORN, LOOPBACK, PROJECT, Service, environment
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what became of the requests during each fault."""
+    reports = (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, []))
+    rows = [row for report in reports for name, row in report.user_properties if name == "fault"]
+    for row in [dict(zip(rows[0], rows[0], strict=True)), *rows] if rows else []:
+        cells = [str(cell) for cell in row.values()]
+        widths = [max(len(str(row[name])) for row in [*rows, {name: name}]) for name in rows[0]]
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)))
+
+
 @contextlib.contextmanager
 def short_path() -> Iterator[Path]:
     """Lend a directory whose path is short enough for the sockets in it."""

@@ -101,6 +101,8 @@ class Running:
 class Service(Running):
     """gunicorn with the application, and a client of it."""
 
+    host = LOOPBACK
+
     def curl(self, path: str, *options: str, port: int | None = None) -> Answer:
         """Request a path with curl."""
         url = self.url(path) if port is None else f"http://{LOOPBACK}:{port}{path}"
@@ -111,10 +113,10 @@ class Service(Running):
         return parse_answer(head, body)
 
     def url(self, path: str) -> str:
-        return f"http://{LOOPBACK}:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     def connect(self) -> socket.socket:
-        return socket.create_connection((LOOPBACK, self.port), timeout=PATIENCE)
+        return socket.create_connection((self.host, self.port), timeout=PATIENCE)
 
     def send(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own, and return all that comes until it is closed."""

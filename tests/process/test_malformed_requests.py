@@ -115,6 +115,7 @@ class Failing:
     def __init__(self):
         self.application = create_app()
         self.close = self.application.close
+        self.begin_to_stop = self.application.begin_to_stop
 
     def __call__(self, environ, start_response):
         if environ["PATH_INFO"].startswith("/fail"):

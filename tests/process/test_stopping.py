@@ -17,8 +17,10 @@ from psycopg.conninfo import make_conninfo
 from tests.factories import Organization
 from tests.process.conftest import serve_arguments
 from tests.process.running import LOOPBACK, PATIENCE, Answer, Service, is_alive, read_answer, wait_for
+from tests.torture import times
 
-REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+KILLS = times(2, torture=30)
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Client(threading.Thread):
@@ -169,6 +171,39 @@ def test_a_worker_that_is_killed_is_replaced(serve: Callable[..., Service]) -> N
     os.kill(worker, signal.SIGKILL)
     assert service.curl("/readyz").status == 200
     assert len(service.workers()) == 2
+
+
+def test_a_worker_that_is_killed_costs_each_client_the_request_that_it_held(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.wait_until_ready()
+    clients = [Client(service.port, keeps=False) for _ in range(20)]
+    for client in clients:
+        client.start()
+    for killed in range(KILLS):
+        time.sleep(0.3)
+        os.kill(service.workers()[-1], signal.SIGKILL)
+        wait_for(lambda number=killed: len(service.workers()) == 3 + number, story=service)  # type: ignore[misc]
+    earlier = sum((client.results for client in clients), Counter())["200"]
+    wait_for(lambda: sum((client.results for client in clients), Counter())["200"] > earlier + 100, story=service)
+    assert service.end() == 0
+    for client in clients:
+        client.join(60)
+        assert client.results["200"] > 0
+        # And one in the queue of the kernel at the end, as above.
+        assert client.results.total() - client.results["200"] <= KILLS + 1, client.results
+    results = sum((client.results for client in clients), Counter())
+    assert {name for name in results if name.isdecimal()} == {"200"}
+
+
+def test_readiness_turns_away_before_the_service_stops(serve: Callable[..., Service]) -> None:
+    service = serve(CASES_DRAIN_SECONDS="3", CASES_WORKERS="1")
+    service.wait_until_ready()
+    service.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: service.curl("/readyz").status == 503, seconds=2)
+    answer = service.curl("/readyz")
+    assert (answer.json["code"], answer.json["detail"]) == ("unavailable", "The service is about to stop.")
+    assert service.curl("/healthz").status == 200, "requests are taken as before"
+    assert service.process.wait(PATIENCE) == 0
 
 
 def test_when_the_master_is_killed_its_workers_end_and_the_port_is_free(

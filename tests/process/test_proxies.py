@@ -1,0 +1,161 @@
+"""The configurations of reverse proxies that the project ships, in the real proxies, with slow clients."""
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.factories import Organization, Visitor
+from tests.process.running import LOOPBACK, PROJECT, Service, environment, read_answer, wait_for
+from tests.process.test_slow_clients import HEAD, clients
+from tests.torture import times
+
+SLOW = times(200, torture=2000)
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Proxy(Service):
+    """A reverse proxy, on a port that was free."""
+
+    number = 0
+
+    @property
+    def port(self) -> int:
+        return self.number
+
+
+@pytest.fixture
+def start_proxy(place: Path) -> Iterator[Callable[..., Proxy]]:
+    """Return a function that starts a proxy and waits until it listens."""
+    proxies: list[Proxy] = []
+
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((LOOPBACK, proxies[-1].port)) == 0
+
+    def start(port: int, *arguments: str) -> Proxy:
+        proxies.append(Proxy(list(arguments), environment(HOME=str(place)), place, cwd=place))
+        proxies[-1].number = port
+        wait_for(listens, lambda: proxies[-1].process.poll() is not None, proxies[-1])
+        return proxies[-1]
+
+    try:
+        yield start
+    finally:
+        for proxy in proxies:
+            proxy.end()
+
+
+def configured(name: str, place: Path, changes: dict[str, str]) -> str:
+    """Write a configuration of deploy/ with another address and upstream, and return its path."""
+    text = (PROJECT / "deploy" / name).read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (place / name).write_text(text)
+    return str(place / name)
+
+
+@pytest.fixture
+def service(serve: Callable[..., Service]) -> Service:
+    service = serve(CASES_TRUSTED_HOPS="1", CASES_WORKERS="1")
+    service.wait_until_ready()
+    return service
+
+
+@pytest.fixture
+def nginx(service: Service, place: Path, start_proxy: Callable[..., Proxy]) -> Proxy:
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        pytest.skip("needs nginx")
+    port = free_port()
+    changes = {
+        "        listen 80;": f"        listen {LOOPBACK}:{port};",
+        "server 127.0.0.1:8000;": f"server {LOOPBACK}:{service.port};",
+        "access_log /dev/stdout cases;": f"access_log {place}/access.log cases;",
+    }
+    configuration = configured("nginx.conf", place, changes)
+    options = f"daemon off; pid {place}/nginx.pid;"
+    return start_proxy(port, program, "-e", "stderr", "-p", str(place), "-c", configuration, "-g", options)
+
+
+@pytest.fixture
+def caddy(service: Service, place: Path, start_proxy: Callable[..., Proxy]) -> Proxy:
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("needs caddy")
+    port = free_port()
+    changes = {
+        "cases.example.com {": f"http://localhost:{port}, http://{LOOPBACK}:{port} {{\n\tbind {LOOPBACK}",
+        "reverse_proxy 127.0.0.1:8000": f"reverse_proxy {LOOPBACK}:{service.port}",
+    }
+    configuration = configured("Caddyfile", place, changes)
+    return start_proxy(port, program, "run", "--adapter", "caddyfile", "--config", configuration)
+
+
+@pytest.fixture
+def visitor(organization: Organization) -> Visitor:
+    visitor = organization.visitor()
+    visitor.cases(3)
+    return visitor
+
+
+def ask(proxy: Proxy, visitor: Visitor, *options: str) -> None:
+    """Check that a client is answered by the service, with links that lead through the proxy."""
+    header = f"Authorization: Token {visitor.organization.token}"
+    answer = proxy.curl(f"{visitor.path}?page_size=2", "--header", header, "--max-time", "4", *options)
+    assert answer.status == 200
+    assert answer.json["next"].startswith(proxy.url("/api/v5/"))
+    assert answer.headers["cache-control"] == "private, no-cache"
+
+
+FORGED = ("--header", "X-Forwarded-Host: evil.example", "--header", "Forwarded: host=evil.example")
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_requests_pass_and_tokens_stay_out_of_the_log(
+    name: str, request: pytest.FixtureRequest, service: Service, visitor: Visitor, place: Path
+) -> None:
+    proxy: Proxy = request.getfixturevalue(name)
+    ask(proxy, visitor)
+    ask(proxy, visitor, *FORGED)
+    token = visitor.organization.jwt(visitor.external_id)
+    long = "x" * 31_000
+    answer = proxy.curl("/healthz", "--header", f"X-External-Identity: {token}", "--header", f"X-Long: {long}")
+    assert answer.status == 200
+    assert proxy.curl("/readyz").status == 404
+    assert proxy.curl(visitor.path, "--data", "x" * 5000).status in (405, 413, 502)
+    service.end()
+    assert proxy.curl(visitor.path, "--header", f"X-External-Identity: {token}").status in (502, 503)
+    logs = proxy.log + proxy.out + "".join(path.read_text() for path in place.glob("access.log"))
+    assert logs.count("502") + logs.count("503") > 0
+    for secret in (token.partition(".")[0], "external-visitors", visitor.organization.token, "X-External-Identity"):
+        assert secret not in logs
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_slow_clients_hold_nobody_up(name: str, request: pytest.FixtureRequest, visitor: Visitor) -> None:
+    proxy: Proxy = request.getfixturevalue(name)
+    large = (
+        f"GET {visitor.path}?page_size=100 HTTP/1.1\r\nHost: localhost:{proxy.port}\r\n"
+        f"Authorization: Token {visitor.organization.token}\r\n\r\n"
+    ).encode()
+    for _ in range(100):
+        visitor.organization.case(visitor.contact_ids[0], description="x" * 3000)
+    head = HEAD.replace(b"localhost", f"localhost:{proxy.port}".encode())
+    with clients(proxy, SLOW, head) as slow, clients(proxy, 20, large) as deaf:
+        for letter in b"X-A: b\r\n":
+            for client in slow:
+                client.sendall(bytes([letter]))
+            ask(proxy, visitor)
+        for client in slow:
+            client.sendall(b"\r\n")
+        assert {read_answer(client).status for client in slow} == {200}
+        assert len(deaf) == 20
