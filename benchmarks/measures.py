@@ -277,7 +277,6 @@ def _filters(column: str, middle: int) -> dict[str, Filters]:
         "": Filters(),
         "status=Open": Filters(statuses=frozenset({"Open"})),
         "status=Pending": Filters(statuses=frozenset({"Pending"})),
-        "status=Open,Pending,Closed": Filters(statuses=frozenset({"Open", "Pending", "Closed"})),
         "is_closed=false": Filters(is_closed=False),
         "is_closed=true": Filters(is_closed=True),
         "priority=5": Filters(priorities=frozenset({5})),
