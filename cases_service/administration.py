@@ -140,14 +140,19 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
 def rotate_secrets(connection: Connection, *, box: SecretBox) -> int:
     """Encrypt every stored secret anew with the first secret key, all or none, and return their number."""
     with connection.transaction():
-        rows = connection.execute(_STATEMENTS["list_secrets"]).fetchall()
-        for organization_id, key_id, sealed in rows:
-            try:
-                resealed = box.reseal(sealed)
-            except SecretNotOpenedError:
-                raise _not_opened(key_id) from None
-            parameters = {"organization_id": organization_id, "id": key_id, "encrypted_secret": resealed}
-            connection.execute(_STATEMENTS["replace_secret"], parameters)
+        organizations = connection.execute(_STATEMENTS["list_organizations_with_secrets"]).fetchall()
+        return sum(_rotate_secrets_of(connection, organization_id, box) for (organization_id,) in organizations)
+
+
+def _rotate_secrets_of(connection: Connection, organization_id: UUID, box: SecretBox) -> int:
+    rows = connection.execute(_STATEMENTS["list_secrets"], {"organization_id": organization_id}).fetchall()
+    for key_id, sealed in rows:
+        try:
+            resealed = box.reseal(sealed)
+        except SecretNotOpenedError:
+            raise _not_opened(key_id) from None
+        parameters = {"organization_id": organization_id, "id": key_id, "encrypted_secret": resealed}
+        connection.execute(_STATEMENTS["replace_secret"], parameters)
     return len(rows)
 
 

@@ -15,15 +15,16 @@ from cases_service import instants
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection
 from cases_service.exchange import Query, Result
-from cases_service.filters import Filters
+from cases_service.filters import Filters, Index
 from cases_service.row_dump import Row, RowDump, compile_row_dump
 from cases_service.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
-from cases_service.sql import numbered, statements
+from cases_service.sql import Statement, numbered, statements
 
 _ACCESS: Final = numbered("access")
 _CASES: Final = numbered("cases")
 _BY_STATUS: Final = numbered("cases_by_status")
-_BY_FACET: Final = numbered("cases_by_facet")
+_BY_PRIORITY: Final = numbered("cases_by_priority")
+_BY_CHANNEL: Final = numbered("cases_by_channel")
 _SUMMARY: Final = numbered("summary")
 _SCHEMA: Final = statements("schema")
 _REPLICATION: Final = statements("replication")
@@ -113,29 +114,28 @@ def list_cases(
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
     order = f"{column}_{'ascending' if ascending else 'descending'}"
     after, after_id = _boundary(cursor, column, filters, ascending=ascending)
+    furthest, rearmost = _limits(column, filters, ascending=ascending)
+    index, alone = filters.index(column)
     parameters = {
         "organization_id": organization_id,
         "external_id": external_id,
         "after": after,
         "after_id": after_id,
+        "furthest": furthest,
+        "rearmost": rearmost,
+        "look_behind": cursor is not None,
         "row_limit": page_size + 1,
         **_wanted(fields),
     }
-    if not filters:
-        statement = _CASES[f"list_by_{order}"]
-    else:
-        parameters |= filters.parameters() | {"look_behind": cursor is not None}
-        if filters.limits_facet and not filters.limits_status:
-            statement = _BY_FACET[f"list_by_facet_and_{order}"]
-        else:
-            statement = _BY_STATUS[f"list_by_status_and_{order}"]
+    if index is not None:
+        parameters |= filters.parameters() | {"nothing_else": alone}
 
     def read(result: Result) -> Page | None:
         if not result.rows:
             return None
         return _page(result.rows, _dump(result, 3, fields), fields, cursor, ascending=ascending, page_size=page_size)
 
-    return Query(statement, parameters, read)
+    return Query(_page_statement(index, order), parameters, read)
 
 
 def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields) -> Query[Found | None]:
@@ -213,12 +213,30 @@ def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending
     return instants.from_microseconds(position.microseconds), position.id
 
 
+def _limits(column: str, filters: Filters, *, ascending: bool) -> tuple[str, str]:
+    """Return how far the page's keys reach at most, and how far those on the other side of it."""
+    since, until = filters.created_range if column == "created_at" else filters.updated_range
+    first = "-infinity" if since is None else instants.from_microseconds(since)
+    last = "infinity" if until is None else instants.from_microseconds(until - 1)
+    return (last, first) if ascending else (first, last)
+
+
+def _page_statement(index: Index | None, order: str) -> Statement:
+    match index:
+        case None:
+            return _CASES[f"list_by_{order}"]
+        case "status":
+            return _BY_STATUS[f"list_by_status_and_{order}"]
+        case "priority":
+            return _BY_PRIORITY[f"list_by_priority_and_{order}"]
+        case "channel":
+            return _BY_CHANNEL[f"list_by_channel_and_{order}"]
+
+
 def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
-    created = column == "created_at"
+    since, until = filters.created_range if column == "created_at" else filters.updated_range
     if ascending:
-        since = filters.created_since if created else filters.updated_since
         return None if since is None else Position(since, UUID(int=0)).preceding()
-    until = filters.created_until if created else filters.updated_until
     return None if until is None else Position(until, UUID(int=0))
 
 

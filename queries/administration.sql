@@ -54,11 +54,19 @@ set retired_at = least(retired_at, now())
 where organization_id = :organization_id and id = :id
 returning id;
 
--- name: list_secrets
-select organization_id, id, encrypted_secret
+-- name: list_organizations_with_secrets
+select distinct organization_id
 from signing_keys
 where encrypted_secret is not null
-order by organization_id, id
+order by organization_id;
+
+-- name: list_secrets
+-- Locked in the order in which a load writes them.
+select id, encrypted_secret
+from signing_keys
+where organization_id = :organization_id
+    and encrypted_secret is not null
+order by id
 for update;
 
 -- name: replace_secret!

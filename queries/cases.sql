@@ -1,73 +1,91 @@
 -- The cases of a visitor. Every statement names the organization in every table it reads.
 --
--- A page is found in three steps, so that its cost depends on the number of contacts and the size of the page, and
+-- A page is found in these steps, so that its cost depends on the number of contacts and the size of the page, and
 -- not on how many cases there are or how deep the page lies:
---   heads  the next key of each contact, one index descent each. The page can only come from the contacts with the
---          :row_limit nearest heads.
---   page   the next :row_limit keys of those contacts, merged.
---   then   the whole cases, for the keys of the page alone.
--- Keys lie behind (:after, :after_id) in the direction of the statement. Without a cursor, :after is the infinity
--- that everything lies behind. has_before says whether the visitor has cases on the other side of it.
+--   streams  what gives keys in order, from an index: each contact. A stream's share is what it would have to give if
+--            all gave the same.
+--   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. Where there
+--            are that many, no key of the page lies beyond the last of them.
+--   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one.
+--   then     the whole cases, for the keys of the page alone.
+-- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. Without a cursor, :after is
+-- the infinity that everything lies behind, and nothing is to be looked for on the other side of it, down to :rearmost.
 -- What :with_… says is not wanted is looked up with a null, which is no look-up.
 -- No row: no such visitor. One row whose id is null: a visitor without cases here.
 
 -- name: list_by_created_at_ascending
 with visitor as materialized (
-    select
-        v.id,
-        isfinite(:after::timestamptz) and exists (
-            select
-            from contacts x
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and (c.created_at, c.id) <= (:after::timestamptz, :after_id::uuid)
-                order by c.created_at desc, c.id desc
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, head.created_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+),
+nearest as materialized (
+    select s.contact_id, s.share, key.created_at, key.id
+    from streams s
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and (c.created_at, c.id) > (:after::timestamptz, :after_id::uuid)
+            and c.contact_id = s.contact_id
+            and (c.created_at, c.id) > (:after, :after_id)
+            and c.created_at <= :furthest
         order by c.created_at, c.id
-        limit 1
-    ) head
-    order by head.created_at, head.id
+        limit s.share
+    ) key
+    order by key.created_at, key.id
     limit :row_limit
 ),
 page as materialized (
+    select n.created_at, n.id
+    from nearest n
+    union all
     select key.created_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id order by n.created_at, n.id)
+    ) last
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and (c.created_at, c.id) >= (h.created_at, h.id)
+            and c.contact_id = last.contact_id
+            and (c.created_at, c.id) > (last.created_at, last.id)
+            and c.created_at <= coalesce(
+                (select max(n.created_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
         order by c.created_at, c.id
         limit :row_limit
     ) key
-    order by key.created_at, key.id
+    where last.place = last.share
+    order by created_at, id
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and (c.created_at, c.id) <= (:after, :after_id)
+                and c.created_at >= :rearmost
+            order by c.created_at desc, c.id desc
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -97,61 +115,77 @@ order by p.created_at, p.id;
 
 -- name: list_by_created_at_descending
 with visitor as materialized (
-    select
-        v.id,
-        isfinite(:after::timestamptz) and exists (
-            select
-            from contacts x
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and (c.created_at, c.id) >= (:after::timestamptz, :after_id::uuid)
-                order by c.created_at, c.id
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, head.created_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+),
+nearest as materialized (
+    select s.contact_id, s.share, key.created_at, key.id
+    from streams s
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and (c.created_at, c.id) < (:after::timestamptz, :after_id::uuid)
+            and c.contact_id = s.contact_id
+            and (c.created_at, c.id) < (:after, :after_id)
+            and c.created_at >= :furthest
         order by c.created_at desc, c.id desc
-        limit 1
-    ) head
-    order by head.created_at desc, head.id desc
+        limit s.share
+    ) key
+    order by key.created_at desc, key.id desc
     limit :row_limit
 ),
 page as materialized (
+    select n.created_at, n.id
+    from nearest n
+    union all
     select key.created_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id order by n.created_at desc, n.id desc)
+    ) last
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and (c.created_at, c.id) <= (h.created_at, h.id)
+            and c.contact_id = last.contact_id
+            and (c.created_at, c.id) < (last.created_at, last.id)
+            and c.created_at >= coalesce(
+                (select min(n.created_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
         order by c.created_at desc, c.id desc
         limit :row_limit
     ) key
-    order by key.created_at desc, key.id desc
+    where last.place = last.share
+    order by created_at desc, id desc
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and (c.created_at, c.id) >= (:after, :after_id)
+                and c.created_at <= :rearmost
+            order by c.created_at, c.id
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -181,61 +215,77 @@ order by p.created_at desc, p.id desc;
 
 -- name: list_by_updated_at_ascending
 with visitor as materialized (
-    select
-        v.id,
-        isfinite(:after::timestamptz) and exists (
-            select
-            from contacts x
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and (c.updated_at, c.id) <= (:after::timestamptz, :after_id::uuid)
-                order by c.updated_at desc, c.id desc
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, head.updated_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+),
+nearest as materialized (
+    select s.contact_id, s.share, key.updated_at, key.id
+    from streams s
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and (c.updated_at, c.id) > (:after::timestamptz, :after_id::uuid)
+            and c.contact_id = s.contact_id
+            and (c.updated_at, c.id) > (:after, :after_id)
+            and c.updated_at <= :furthest
         order by c.updated_at, c.id
-        limit 1
-    ) head
-    order by head.updated_at, head.id
+        limit s.share
+    ) key
+    order by key.updated_at, key.id
     limit :row_limit
 ),
 page as materialized (
+    select n.updated_at, n.id
+    from nearest n
+    union all
     select key.updated_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id order by n.updated_at, n.id)
+    ) last
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and (c.updated_at, c.id) >= (h.updated_at, h.id)
+            and c.contact_id = last.contact_id
+            and (c.updated_at, c.id) > (last.updated_at, last.id)
+            and c.updated_at <= coalesce(
+                (select max(n.updated_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
         order by c.updated_at, c.id
         limit :row_limit
     ) key
-    order by key.updated_at, key.id
+    where last.place = last.share
+    order by updated_at, id
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and (c.updated_at, c.id) <= (:after, :after_id)
+                and c.updated_at >= :rearmost
+            order by c.updated_at desc, c.id desc
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -265,61 +315,77 @@ order by p.updated_at, p.id;
 
 -- name: list_by_updated_at_descending
 with visitor as materialized (
-    select
-        v.id,
-        isfinite(:after::timestamptz) and exists (
-            select
-            from contacts x
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and (c.updated_at, c.id) >= (:after::timestamptz, :after_id::uuid)
-                order by c.updated_at, c.id
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, head.updated_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+),
+nearest as materialized (
+    select s.contact_id, s.share, key.updated_at, key.id
+    from streams s
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and (c.updated_at, c.id) < (:after::timestamptz, :after_id::uuid)
+            and c.contact_id = s.contact_id
+            and (c.updated_at, c.id) < (:after, :after_id)
+            and c.updated_at >= :furthest
         order by c.updated_at desc, c.id desc
-        limit 1
-    ) head
-    order by head.updated_at desc, head.id desc
+        limit s.share
+    ) key
+    order by key.updated_at desc, key.id desc
     limit :row_limit
 ),
 page as materialized (
+    select n.updated_at, n.id
+    from nearest n
+    union all
     select key.updated_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id order by n.updated_at desc, n.id desc)
+    ) last
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and (c.updated_at, c.id) <= (h.updated_at, h.id)
+            and c.contact_id = last.contact_id
+            and (c.updated_at, c.id) < (last.updated_at, last.id)
+            and c.updated_at >= coalesce(
+                (select min(n.updated_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
         order by c.updated_at desc, c.id desc
         limit :row_limit
     ) key
-    order by key.updated_at desc, key.id desc
+    where last.place = last.share
+    order by updated_at desc, id desc
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and (c.updated_at, c.id) >= (:after, :after_id)
+                and c.updated_at <= :rearmost
+            order by c.updated_at, c.id
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
     d.*,
     contact.*,

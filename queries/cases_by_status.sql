@@ -1,86 +1,113 @@
--- The filtered cases of a visitor: as in cases.sql, and over streams instead of contacts.
---
--- A stream is a contact and one of the wanted :statuses; its keys come in order from an index on (organization,
--- contact, status, time, id). So a status costs an index descent for each stream, however few cases have it. A limit
--- on the column that is ordered by is where the scan of a stream ends; where it begins is in :after already, which
--- lies no further out than that limit. Everything else is checked on the keys that the streams give.
--- Each condition is always there, with a value that lets everything pass where it was not asked for: one statement,
--- one plan. array_position keeps a list from being taken for an index condition.
+-- The cases of a visitor filtered by status: as in cases.sql, and a stream is a contact and one of the wanted
+-- :statuses; its keys come from an index on (organization, contact, status, time, id). So a filter costs an index
+-- descent for each stream, however few cases pass it.
+-- :nothing_else says that this is the whole filter. Where it is not, each key's case is looked at, one by one.
 
 -- name: list_by_status_and_created_at_ascending
 with visitor as materialized (
-    select
-        v.id,
-        :look_behind and exists (
-            select
-            from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and c.status = wanted.status
-                    and (c.created_at, c.id) <= (:after::timestamptz, :after_id::uuid)
-                    and c.created_at >= :created_since::timestamptz
-                    and c.updated_at >= :updated_since::timestamptz
-                    and c.updated_at < :updated_until::timestamptz
-                    and array_position(:facets::smallint[], c.facet) is not null
-                order by c.created_at desc, c.id desc
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, wanted.status, head.created_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        wanted.status,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
     cross join unnest(:statuses::text[]) as wanted (status)
+),
+nearest as materialized (
+    select s.contact_id, s.status, s.share, key.created_at, key.id
+    from streams s
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and c.status = wanted.status
-            and (c.created_at, c.id) > (:after::timestamptz, :after_id::uuid)
-            and c.created_at < :created_until::timestamptz
-            and c.updated_at >= :updated_since::timestamptz
-            and c.updated_at < :updated_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = s.contact_id
+            and c.status = s.status
+            and (c.created_at, c.id) > (:after, :after_id)
+            and c.created_at <= :furthest
+            and (:nothing_else or (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.created_at, c.id
-        limit 1
-    ) head
-    order by head.created_at, head.id
+        limit s.share
+    ) key
+    order by key.created_at, key.id
     limit :row_limit
 ),
 page as materialized (
+    select n.created_at, n.id
+    from nearest n
+    union all
     select key.created_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id, n.status order by n.created_at, n.id)
+    ) last
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and c.status = h.status
-            and (c.created_at, c.id) >= (h.created_at, h.id)
-            and c.created_at < :created_until::timestamptz
-            and c.updated_at >= :updated_since::timestamptz
-            and c.updated_at < :updated_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = last.contact_id
+            and c.status = last.status
+            and (c.created_at, c.id) > (last.created_at, last.id)
+            and c.created_at <= coalesce(
+                (select max(n.created_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
+            and (:nothing_else or (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.created_at, c.id
         limit :row_limit
     ) key
-    order by key.created_at, key.id
+    where last.place = last.share
+    order by created_at, id
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and c.status = s.status
+                and (c.created_at, c.id) <= (:after, :after_id)
+                and c.created_at >= :rearmost
+                and (:nothing_else or (
+                    select
+                        w.updated_at >= :updated_since
+                        and w.updated_at < :updated_until
+                        and w.priority = any(:priorities)
+                        and w.channel_number = any(:channels)
+                    from cases w
+                    where w.organization_id = :organization_id and w.id = c.id
+                ))
+            order by c.created_at desc, c.id desc
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -110,78 +137,109 @@ order by p.created_at, p.id;
 
 -- name: list_by_status_and_created_at_descending
 with visitor as materialized (
-    select
-        v.id,
-        :look_behind and exists (
-            select
-            from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and c.status = wanted.status
-                    and (c.created_at, c.id) >= (:after::timestamptz, :after_id::uuid)
-                    and c.created_at < :created_until::timestamptz
-                    and c.updated_at >= :updated_since::timestamptz
-                    and c.updated_at < :updated_until::timestamptz
-                    and array_position(:facets::smallint[], c.facet) is not null
-                order by c.created_at, c.id
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, wanted.status, head.created_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        wanted.status,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
     cross join unnest(:statuses::text[]) as wanted (status)
+),
+nearest as materialized (
+    select s.contact_id, s.status, s.share, key.created_at, key.id
+    from streams s
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and c.status = wanted.status
-            and (c.created_at, c.id) < (:after::timestamptz, :after_id::uuid)
-            and c.created_at >= :created_since::timestamptz
-            and c.updated_at >= :updated_since::timestamptz
-            and c.updated_at < :updated_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = s.contact_id
+            and c.status = s.status
+            and (c.created_at, c.id) < (:after, :after_id)
+            and c.created_at >= :furthest
+            and (:nothing_else or (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.created_at desc, c.id desc
-        limit 1
-    ) head
-    order by head.created_at desc, head.id desc
+        limit s.share
+    ) key
+    order by key.created_at desc, key.id desc
     limit :row_limit
 ),
 page as materialized (
+    select n.created_at, n.id
+    from nearest n
+    union all
     select key.created_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id, n.status order by n.created_at desc, n.id desc)
+    ) last
     cross join lateral (
         select c.created_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and c.status = h.status
-            and (c.created_at, c.id) <= (h.created_at, h.id)
-            and c.created_at >= :created_since::timestamptz
-            and c.updated_at >= :updated_since::timestamptz
-            and c.updated_at < :updated_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = last.contact_id
+            and c.status = last.status
+            and (c.created_at, c.id) < (last.created_at, last.id)
+            and c.created_at >= coalesce(
+                (select min(n.created_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
+            and (:nothing_else or (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.created_at desc, c.id desc
         limit :row_limit
     ) key
-    order by key.created_at desc, key.id desc
+    where last.place = last.share
+    order by created_at desc, id desc
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and c.status = s.status
+                and (c.created_at, c.id) >= (:after, :after_id)
+                and c.created_at <= :rearmost
+                and (:nothing_else or (
+                    select
+                        w.updated_at >= :updated_since
+                        and w.updated_at < :updated_until
+                        and w.priority = any(:priorities)
+                        and w.channel_number = any(:channels)
+                    from cases w
+                    where w.organization_id = :organization_id and w.id = c.id
+                ))
+            order by c.created_at, c.id
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -211,78 +269,109 @@ order by p.created_at desc, p.id desc;
 
 -- name: list_by_status_and_updated_at_ascending
 with visitor as materialized (
-    select
-        v.id,
-        :look_behind and exists (
-            select
-            from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and c.status = wanted.status
-                    and (c.updated_at, c.id) <= (:after::timestamptz, :after_id::uuid)
-                    and c.updated_at >= :updated_since::timestamptz
-                    and c.created_at >= :created_since::timestamptz
-                    and c.created_at < :created_until::timestamptz
-                    and array_position(:facets::smallint[], c.facet) is not null
-                order by c.updated_at desc, c.id desc
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, wanted.status, head.updated_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        wanted.status,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
     cross join unnest(:statuses::text[]) as wanted (status)
+),
+nearest as materialized (
+    select s.contact_id, s.status, s.share, key.updated_at, key.id
+    from streams s
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and c.status = wanted.status
-            and (c.updated_at, c.id) > (:after::timestamptz, :after_id::uuid)
-            and c.updated_at < :updated_until::timestamptz
-            and c.created_at >= :created_since::timestamptz
-            and c.created_at < :created_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = s.contact_id
+            and c.status = s.status
+            and (c.updated_at, c.id) > (:after, :after_id)
+            and c.updated_at <= :furthest
+            and (:nothing_else or (
+                select
+                    w.created_at >= :created_since
+                    and w.created_at < :created_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.updated_at, c.id
-        limit 1
-    ) head
-    order by head.updated_at, head.id
+        limit s.share
+    ) key
+    order by key.updated_at, key.id
     limit :row_limit
 ),
 page as materialized (
+    select n.updated_at, n.id
+    from nearest n
+    union all
     select key.updated_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id, n.status order by n.updated_at, n.id)
+    ) last
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and c.status = h.status
-            and (c.updated_at, c.id) >= (h.updated_at, h.id)
-            and c.updated_at < :updated_until::timestamptz
-            and c.created_at >= :created_since::timestamptz
-            and c.created_at < :created_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = last.contact_id
+            and c.status = last.status
+            and (c.updated_at, c.id) > (last.updated_at, last.id)
+            and c.updated_at <= coalesce(
+                (select max(n.updated_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
+            and (:nothing_else or (
+                select
+                    w.created_at >= :created_since
+                    and w.created_at < :created_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.updated_at, c.id
         limit :row_limit
     ) key
-    order by key.updated_at, key.id
+    where last.place = last.share
+    order by updated_at, id
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and c.status = s.status
+                and (c.updated_at, c.id) <= (:after, :after_id)
+                and c.updated_at >= :rearmost
+                and (:nothing_else or (
+                    select
+                        w.created_at >= :created_since
+                        and w.created_at < :created_until
+                        and w.priority = any(:priorities)
+                        and w.channel_number = any(:channels)
+                    from cases w
+                    where w.organization_id = :organization_id and w.id = c.id
+                ))
+            order by c.updated_at desc, c.id desc
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
     d.*,
     contact.*,
@@ -312,78 +401,109 @@ order by p.updated_at, p.id;
 
 -- name: list_by_status_and_updated_at_descending
 with visitor as materialized (
-    select
-        v.id,
-        :look_behind and exists (
-            select
-            from contacts x
-            cross join unnest(:statuses::text[]) as wanted (status)
-            cross join lateral (
-                select
-                from cases c
-                where c.organization_id = :organization_id
-                    and c.contact_id = x.id
-                    and c.status = wanted.status
-                    and (c.updated_at, c.id) >= (:after::timestamptz, :after_id::uuid)
-                    and c.updated_at < :updated_until::timestamptz
-                    and c.created_at >= :created_since::timestamptz
-                    and c.created_at < :created_until::timestamptz
-                    and array_position(:facets::smallint[], c.facet) is not null
-                order by c.updated_at, c.id
-                limit 1
-            ) before
-            where x.organization_id = :organization_id
-                and x.visitor_id = v.id
-        ) as has_before
+    select v.id
     from visitors v
     where v.organization_id = :organization_id
         and v.external_id = :external_id
 ),
-heads as materialized (
-    select x.id as contact_id, wanted.status, head.updated_at, head.id
+streams as materialized (
+    select
+        x.id as contact_id,
+        wanted.status,
+        (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
     cross join unnest(:statuses::text[]) as wanted (status)
+),
+nearest as materialized (
+    select s.contact_id, s.status, s.share, key.updated_at, key.id
+    from streams s
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = x.id
-            and c.status = wanted.status
-            and (c.updated_at, c.id) < (:after::timestamptz, :after_id::uuid)
-            and c.updated_at >= :updated_since::timestamptz
-            and c.created_at >= :created_since::timestamptz
-            and c.created_at < :created_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = s.contact_id
+            and c.status = s.status
+            and (c.updated_at, c.id) < (:after, :after_id)
+            and c.updated_at >= :furthest
+            and (:nothing_else or (
+                select
+                    w.created_at >= :created_since
+                    and w.created_at < :created_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.updated_at desc, c.id desc
-        limit 1
-    ) head
-    order by head.updated_at desc, head.id desc
+        limit s.share
+    ) key
+    order by key.updated_at desc, key.id desc
     limit :row_limit
 ),
 page as materialized (
+    select n.updated_at, n.id
+    from nearest n
+    union all
     select key.updated_at, key.id
-    from heads h
+    from (
+        select n.*, row_number() over stream as place
+        from nearest n
+        window stream as (partition by n.contact_id, n.status order by n.updated_at desc, n.id desc)
+    ) last
     cross join lateral (
         select c.updated_at, c.id
         from cases c
         where c.organization_id = :organization_id
-            and c.contact_id = h.contact_id
-            and c.status = h.status
-            and (c.updated_at, c.id) <= (h.updated_at, h.id)
-            and c.updated_at >= :updated_since::timestamptz
-            and c.created_at >= :created_since::timestamptz
-            and c.created_at < :created_until::timestamptz
-            and array_position(:facets::smallint[], c.facet) is not null
+            and c.contact_id = last.contact_id
+            and c.status = last.status
+            and (c.updated_at, c.id) < (last.updated_at, last.id)
+            and c.updated_at >= coalesce(
+                (select min(n.updated_at) from nearest n having count(*) = :row_limit),
+                :furthest
+            )
+            and (:nothing_else or (
+                select
+                    w.created_at >= :created_since
+                    and w.created_at < :created_until
+                    and w.priority = any(:priorities)
+                    and w.channel_number = any(:channels)
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            ))
         order by c.updated_at desc, c.id desc
         limit :row_limit
     ) key
-    order by key.updated_at desc, key.id desc
+    where last.place = last.share
+    order by updated_at desc, id desc
     limit :row_limit
 )
 select
     v.id as visitor_id,
-    v.has_before,
+    :look_behind and exists (
+        select
+        from streams s
+        cross join lateral (
+            select
+            from cases c
+            where c.organization_id = :organization_id
+                and c.contact_id = s.contact_id
+                and c.status = s.status
+                and (c.updated_at, c.id) >= (:after, :after_id)
+                and c.updated_at <= :rearmost
+                and (:nothing_else or (
+                    select
+                        w.created_at >= :created_since
+                        and w.created_at < :created_until
+                        and w.priority = any(:priorities)
+                        and w.channel_number = any(:channels)
+                    from cases w
+                    where w.organization_id = :organization_id and w.id = c.id
+                ))
+            order by c.updated_at, c.id
+            limit 1
+        ) behind
+    ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
     d.*,
     contact.*,

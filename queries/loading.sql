@@ -268,7 +268,7 @@ where (added.retired_at is null or added.retired_at > statement_timestamp())
     and (
         select count(*)
         from signing_keys k
-        where k.organization_id = s.organization_id
+        where k.organization_id = added.organization_id
             and (k.retired_at is null or k.retired_at > statement_timestamp())
     ) > :maximum
 order by s.place desc

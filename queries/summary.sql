@@ -21,7 +21,8 @@ left join cases c
     and c.updated_at >= :updated_since::timestamptz
     and c.updated_at < :updated_until::timestamptz
     and array_position(:statuses::text[], c.status) is not null
-    and array_position(:facets::smallint[], c.facet) is not null
+    and array_position(:priorities::smallint[], c.priority) is not null
+    and array_position(:channels::smallint[], c.channel_number) is not null
 where v.organization_id = :organization_id
     and v.external_id = :external_id
 group by v.id;

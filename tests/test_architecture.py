@@ -103,10 +103,11 @@ def test_no_sql_is_assembled_in_python() -> None:
 
 
 def test_each_statement_of_a_request_names_the_organization_for_each_table() -> None:
-    for subject in ("access", "cases", "cases_by_status", "cases_by_facet", "summary"):
+    for subject in ("access", "cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary"):
         for name, statement in statements(subject).items():
             tables = re.findall(
-                r"\b(?:from|join)\s+(?!lateral|visitor\b|heads\b|page\b|unnest|case_)(\w+)\s+(\w+)", statement
+                r"\b(?:from|join)\s+(?!lateral|visitor\b|streams\b|nearest\b|page\b|unnest|case_)(\w+)\s+(\w+)",
+                statement,
             )
             assert tables, name
             for _, alias in tables:

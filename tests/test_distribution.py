@@ -13,11 +13,11 @@ from cases_service.sql import statements
 from tests.statements import ORGANIZATION, Statement, calls
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "cases_by_status", "cases_by_facet", "summary")
+REQUESTS = ("access", "cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication")
-# rotate-secrets encrypts the secrets of all organizations anew, as one change: an operator's, in the middle of nothing.
-ACROSS_ORGANIZATIONS = {"list_secrets"}
+# rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
+ACROSS_ORGANIZATIONS = {"list_organizations_with_secrets"}
 
 
 @pytest.fixture(scope="session")

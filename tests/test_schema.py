@@ -150,8 +150,10 @@ def test_every_index_is_used_by_a_constraint_or_by_the_page_query(connection: ps
         "cases_of_contact_by_update",
         "cases_of_contact_by_status_and_creation",
         "cases_of_contact_by_status_and_update",
-        "cases_of_contact_by_facet_and_creation",
-        "cases_of_contact_by_facet_and_update",
+        "cases_of_contact_by_priority_and_creation",
+        "cases_of_contact_by_priority_and_update",
+        "cases_of_contact_by_channel_and_creation",
+        "cases_of_contact_by_channel_and_update",
     }
 
 
