@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
+import msgspec
+
 from cases_service.embedded import EmbeddedServer
 from cases_service.settings import Settings, inherited_lock, process_environment
 from cases_service.sql import source
@@ -62,6 +64,8 @@ def listen(address: str) -> socket.socket:
 def become_gunicorn(settings: Settings, listener: socket.socket, *, embedded: EmbeddedServer | None) -> NoReturn:
     """Replace this program by gunicorn, which serves on the socket and stays a user of the embedded server."""
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, _FIRST_SOCKET + 1)
+    # What serves has no need of the rights to change anything.
+    settings = msgspec.structs.replace(settings, admin_database_url=None)
     environment = process_environment(settings, embedded_lock=lock)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}

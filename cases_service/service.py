@@ -12,6 +12,7 @@ from cases_service import store
 from cases_service.access import Gate
 from cases_service.database import Database
 from cases_service.errors import HostNotAllowedError, ProblemError, UnavailableError
+from cases_service.last_use import LastUse
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
@@ -62,19 +63,23 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
+    last_use: LastUse = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
-        object.__setattr__(self, "gate", Gate(self.database, self.cases))
+        object.__setattr__(self, "last_use", LastUse(self.database))
+        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.last_use))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:
         """Begin to connect, in the background."""
         self.database.open()
         self.cases.open()
+        self.last_use.open()
 
     def close(self) -> None:
         """End the connections."""
+        self.last_use.close()
         self.cases.close()
         self.database.close()
 

@@ -94,7 +94,7 @@ def get_case(access: Access, token: str, case_id: str) -> Asked:
 
 def _external_id(access: Access, token: str) -> str:
     service = current_service()
-    return identify(request, token, access, service.secret_box, service.settings)
+    return identify(request, token, access, service.secret_box, service.settings, last_use=service.last_use)
 
 
 def _respond_with_page(token: str, collection: Collection, cursor: Cursor | None, page: Page | None) -> Response:
