@@ -60,13 +60,11 @@ class Gate:
     Where rates are limited nothing is guessed, as only what is proven counts.
     """
 
-    def __init__(
-        self, database: Database, cases: Replicas, *, last_use: LastUse, limits: "RateLimits | None" = None
-    ) -> None:
+    def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None", last_use: LastUse) -> None:
         self._database = database
         self._cases = cases
-        self._last_use = last_use
         self._limits = limits
+        self._last_use = last_use
         self._remembered: dict[bytes, Access] = {}
 
     def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:

@@ -90,16 +90,15 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
-    rate_limits: "RateLimits | None" = field(init=False)
     last_use: LastUse = field(init=False)
+    rate_limits: "RateLimits | None" = field(init=False)
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
         object.__setattr__(self, "rate_limits", _rate_limits(self.settings))
         object.__setattr__(self, "last_use", LastUse(self.database))
-        gate = Gate(self.database, self.cases, last_use=self.last_use, limits=self.rate_limits)
-        object.__setattr__(self, "gate", gate)
+        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits, self.last_use))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:

@@ -183,12 +183,21 @@ PARAMETERS: dict[str, Any] = {
     "after": "-infinity",
     "after_id": UUID(int=0),
     "row_limit": 100,
+    "furthest": "infinity",
+    "rearmost": "-infinity",
+    "nothing_else": False,
     "look_behind": False,
     "case_id": None,
     "external_id": "the same customer",
     **{f"with_{name}": True for name in ("contact", "owner", "created_by_user", "updated_by_user")},
     "with_case_funnel_stage": True,
     **Filters().parameters(),
+}
+DESCENDING = {
+    "after": "infinity",
+    "after_id": UUID(int=2**128 - 1),
+    "furthest": "-infinity",
+    "rearmost": "infinity",
 }
 IDS = """
     select id from cases where organization_id = %(organization_id)s
@@ -198,7 +207,7 @@ IDS = """
 """
 PAGES = [
     (subject, name)
-    for subject in ("cases", "cases_by_status", "cases_by_facet", "summary")
+    for subject in ("cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary")
     for name in statements(subject)
 ]
 
@@ -213,7 +222,7 @@ def test_a_statement_without_its_predicates_shows_nobody_elses_cases(
     stripped = re.sub(r'((?:\w+\.)?"?[\w.]*organization_id"?) = %\(organization_id\)s', r"\1 = \1", text)
     assert "%(organization_id)s" not in stripped
     foreign = {str(other.id), *(str(id_) for (id_,) in own.connection.execute(IDS, {"organization_id": other.id}))}
-    given = PARAMETERS | {"after": "infinity", "after_id": UUID(int=2**128 - 1)} if "descending" in name else PARAMETERS
+    given = PARAMETERS | DESCENDING if "descending" in name else PARAMETERS
 
     query = Query(_number(f"{subject}.{name}", stripped), given, lambda result: result.rows)
     rows = database.ask(own.id, query)
