@@ -49,7 +49,8 @@ create table users (
         references organizations (organization_id)
 );
 
--- What an organization's backend authenticates with. Only the SHA-256 of a token is kept.
+-- What an organization's backend authenticates with. Only the SHA-256 of a token is kept. When it was last used is
+-- written now and then, to the minute or so.
 create table api_tokens (
     organization_id uuid not null,
     id uuid not null,
@@ -59,6 +60,7 @@ create table api_tokens (
     created_at timestamptz not null default now(),
     expires_at timestamptz,
     revoked_at timestamptz,
+    last_used_at timestamptz,
     constraint api_tokens_pk primary key (organization_id, id),
     constraint api_tokens_hash_unique unique (organization_id, token_hash),
     constraint api_tokens_hash_is_sha256 check (octet_length(token_hash) = 32),
@@ -76,6 +78,7 @@ create table signing_keys (
     public_key text,
     created_at timestamptz not null default now(),
     retired_at timestamptz,
+    last_used_at timestamptz,
     constraint signing_keys_pk primary key (organization_id, id),
     constraint signing_keys_organization_fk foreign key (organization_id)
         references organizations (organization_id),
@@ -281,3 +284,56 @@ select
     name as "case_funnel_stage.name",
     position as "case_funnel_stage.position"
 from case_funnel_stages;
+
+-- Row security, on top of the predicate in every statement: a statement that forgot its organization finds nothing.
+-- Forced, so that it holds for the owner of the tables, too. A transaction says whose rows it is about in the setting
+-- cases.organization_id (after a transaction such a setting is '' and not null). Only the owner of the schema, and whom
+-- init-db adds to the policy, may see every organization, and has to say so.
+
+alter table organizations enable row level security, force row level security;
+create policy own_organization on organizations
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on organizations to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table users enable row level security, force row level security;
+create policy own_organization on users
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on users to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table api_tokens enable row level security, force row level security;
+create policy own_organization on api_tokens
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on api_tokens to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table signing_keys enable row level security, force row level security;
+create policy own_organization on signing_keys
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on signing_keys to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table visitors enable row level security, force row level security;
+create policy own_organization on visitors
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on visitors to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table contacts enable row level security, force row level security;
+create policy own_organization on contacts
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on contacts to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table case_funnel_stages enable row level security, force row level security;
+create policy own_organization on case_funnel_stages
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on case_funnel_stages to current_user
+    using (current_setting('cases.every_organization', true) = 'on');
+
+alter table cases enable row level security, force row level security;
+create policy own_organization on cases
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+create policy administration on cases to current_user
+    using (current_setting('cases.every_organization', true) = 'on');

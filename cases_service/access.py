@@ -1,7 +1,7 @@
 """Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -25,10 +25,11 @@ from cases_service.errors import (
     TokenTooLongError,
 )
 from cases_service.exchange import Query
+from cases_service.last_use import LastUse
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox, SecretNotOpenedError
 from cases_service.store import Access, StoredKey
-from cases_service.visitor_tokens import Rules, VerificationKey
+from cases_service.visitor_tokens import Rules, Signed, VerificationKey
 
 if TYPE_CHECKING:
     from cases_service.rate_limits import RateLimits
@@ -59,10 +60,11 @@ class Gate:
     Where rates are limited nothing is guessed, as only what is proven counts.
     """
 
-    def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None") -> None:
+    def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None", last_use: LastUse) -> None:
         self._database = database
         self._cases = cases
         self._limits = limits
+        self._last_use = last_use
         self._remembered: dict[bytes, Access] = {}
 
     def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
@@ -88,6 +90,7 @@ class Gate:
         if asked is not None:
             access, answer = self._database.ask_both(organization_id, _what_opens(token), asked.query)
             if access == guess:
+                self._last_use.note(organization_id, token.hash)
                 return asked.respond(answer)
         asked = view(self._open(token, organization_id))
         return asked.respond(self._cases.ask(organization_id, asked.query))
@@ -97,6 +100,7 @@ class Gate:
         access = self._database.ask(token.organization_id, _what_opens(token))
         if access is None:
             raise ApiTokenInvalidError
+        self._last_use.note(token.organization_id, token.hash)
         if self._limits is not None:
             self._limits.count_token(token.hash)
         if access.organization_id != organization_id:
@@ -124,14 +128,19 @@ def _what_opens(token: ApiToken) -> Query[Access | None]:
     return store.get_access(organization_id=token.organization_id, token_hash=token.hash)
 
 
-def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> str:
+def identify(
+    request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules, *, last_use: LastUse
+) -> str:
     """Return the external identity that the request's JWT proves to this organization."""
     token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
-    return visitor_tokens.subject(_signed_claims(token, access.organization_id, access.keys, box), rules)
+    signed = _signed_claims(token, access.organization_id, access.keys, box)
+    external_id = visitor_tokens.subject(signed.claims, rules)
+    last_use.note(access.organization_id, signed.key_id)
+    return external_id
 
 
 @lru_cache(maxsize=256)
-def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Mapping[str, Any]:
+def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Signed:
     # A signature of these keys holds for ever; whether they are live is decided anew for each request, as is the time.
     return visitor_tokens.signed_claims(token, verification_keys(organization_id, keys, box))
 

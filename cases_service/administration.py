@@ -32,6 +32,30 @@ class NewKey:
     secret: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownToken:
+    """What may be told of an API token: everything but the token and its hash."""
+
+    id: UUID
+    user_id: UUID
+    description: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """What may be told of a signing key: everything but its material."""
+
+    kid: UUID
+    algorithm: str
+    created_at: datetime
+    retired_at: datetime | None
+    last_used_at: datetime | None
+
+
 def create_token(
     connection: Connection,
     *,
@@ -137,6 +161,16 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
         raise _not_opened(key.id) from None
 
 
+def list_tokens(connection: Connection, *, organization_id: UUID) -> list[KnownToken]:
+    """Return all API tokens of an organization, ended ones included, the oldest first."""
+    return [KnownToken(*row) for row in _list(connection, "list_tokens", organization_id)]
+
+
+def list_keys(connection: Connection, *, organization_id: UUID) -> list[KnownKey]:
+    """Return all signing keys of an organization, retired ones included, the oldest first."""
+    return [KnownKey(*row) for row in _list(connection, "list_keys", organization_id)]
+
+
 def rotate_secrets(connection: Connection, *, box: SecretBox) -> int:
     """Encrypt every stored secret anew with the first secret key, all or none, and return their number."""
     with connection.transaction():
@@ -160,6 +194,13 @@ def count_contacts(connection: Connection, *, organization_id: UUID, external_id
     """Return how many contacts a visitor has, or None where the visitor does not exist."""
     count: int | None = _one(connection, "count_contacts", organization_id=organization_id, external_id=external_id)
     return count
+
+
+def _list(connection: Connection, name: str, organization_id: UUID) -> list[tuple[Any, ...]]:
+    rows = connection.execute(_STATEMENTS[name], {"organization_id": organization_id}).fetchall()
+    if not rows and not _one(connection, "has_organization", organization_id=organization_id):
+        raise AdministrationError(f"there is no organization {organization_id}")
+    return rows
 
 
 def _not_opened(key_id: UUID) -> AdministrationError:

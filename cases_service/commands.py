@@ -2,6 +2,7 @@
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
+import dataclasses
 import json
 import signal
 import sys
@@ -20,7 +21,7 @@ import msgspec
 import psycopg
 from tqdm import tqdm
 
-from cases_service import __version__, administration, migrations, visitor_tokens
+from cases_service import __version__, administration, instants, visitor_tokens
 from cases_service.administration import AdministrationError
 from cases_service.command_types import (
     accepting,
@@ -75,6 +76,7 @@ organization_option = click.option(
     callback=accepting(parse_id),
     help="The organization's id.",
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
 bind_option = click.option(
     "--bind",
     metavar="HOST:PORT",
@@ -179,8 +181,7 @@ def serve(bind: str | None) -> None:
     settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
     with database_at_hand(settings, may_make=True) as database:
         if database.embedded is not None:
-            with database.connect(with_schema=False) as connection:
-                migrations.init_db(connection)
+            database.initialize()
         become_gunicorn(database.settings, listeners, embedded=database.embedded)
 
 
@@ -204,14 +205,15 @@ def demo(bind: str | None) -> None:
 def init_db() -> None:
     """Create the schema, or upgrade an older one.
 
-    Safe to repeat, and while the service runs.
+    Safe to repeat, and while the service runs. Where CASES_ADMIN_DATABASE_URL is set, the role of
+    DATABASE_URL gets the rights to serve.
 
     \b
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service init-db
     """
-    with _database(may_make=True) as database, database.connect(with_schema=False) as connection:
-        before, after = migrations.init_db(connection)
+    with _database(may_make=True) as database:
+        before, after = database.initialize()
     click.echo(f"schema version {after}" + ("" if before in (0, after) else f", upgraded from {before}"))
 
 
@@ -266,6 +268,24 @@ def _summary(summary: LoadSummary) -> str:
     )
     changes = "; ".join(part for part in (written, removed and f"removed {removed}") if part)
     return f"{_counted(summary.lines, 'line')}: {changes or 'nothing changed'}"
+
+
+def _show(things: Sequence[Any], *, as_json: bool) -> None:
+    """Print what was listed: as an array of objects, or as a table with a line of headings."""
+    rows = [{name: _shown(value) for name, value in dataclasses.asdict(thing).items()} for thing in things]
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        lines = [list(rows[0]), *([value or "-" for value in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _shown(value: object) -> str | None:
+    if isinstance(value, datetime):
+        return instants.from_datetime(value)
+    return None if value is None else str(value)
 
 
 def _counted(number: int, noun: str) -> str:
@@ -325,6 +345,23 @@ def revoke_token(organization_id: UUID, token_id: UUID) -> None:
         administration.revoke_token(connection, organization_id=organization_id, token_id=token_id)
 
 
+@cli.command("list-tokens")
+@organization_option
+@json_option
+def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's API tokens.
+
+    Also when each was last used, which is written down once a minute at the most. Neither a token nor its
+    hash is shown.
+
+    \b
+    Example:
+      cases-service list-tokens --organization ID
+    """
+    with _connection() as (connection, _):
+        _show(administration.list_tokens(connection, organization_id=organization_id), as_json=as_json)
+
+
 @cli.command("create-key")
 @organization_option
 @click.option(
@@ -376,6 +413,23 @@ def retire_key(organization_id: UUID, kid: UUID) -> None:
     """
     with _connection() as (connection, _):
         administration.retire_key(connection, organization_id=organization_id, key_id=kid)
+
+
+@cli.command("list-keys")
+@organization_option
+@json_option
+def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's signing keys.
+
+    Also when each was last used, which is written down once a minute at the most: a key that nobody used
+    for some time is safe to retire. No secret is shown.
+
+    \b
+    Example:
+      cases-service list-keys --organization ID
+    """
+    with _connection() as (connection, _):
+        _show(administration.list_keys(connection, organization_id=organization_id), as_json=as_json)
 
 
 @cli.command("rotate-secrets")

@@ -54,6 +54,7 @@ _LIVENESS: Final = {
 }
 
 
+_CITUS: Final = "citus.propagate_set_commands"
 _POLL_SECONDS: Final = 0.1
 _AWAY_SECONDS: Final = 0.25
 
@@ -130,8 +131,10 @@ class Database(Reader):
         self._session = session_settings(settings)
         self._prepare_threshold = 0 if settings.prepared_statements else None
         self._turns = threading.BoundedSemaphore(settings.connections)
+        self._parameters = connection_parameters(url, settings)
+        self._row_security_looked_at = threading.Lock()
         self._pool = ConnectionPool(
-            connection_parameters(url, settings),
+            self._parameters,
             connection_class=Connection,
             kwargs={"autocommit": True},
             configure=self._configure,
@@ -180,19 +183,42 @@ class Database(Reader):
         except _ConnectionLostError:
             raise UnavailableError from None
 
+    def write(self, work: Callable[[Connection], object]) -> None:
+        """Let `work` write, on a connection of its own, for which no request can be waiting.
+
+        Raises:
+            psycopg.Error: The database is away, does not let the role write, or is read-only.
+
+        """
+        with Connection.connect(self._parameters, autocommit=True) as connection:
+            self._configure(connection)
+            connection.exchange.writes = True
+            work(connection)
+
     def _configure(self, connection: Connection) -> None:
         """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""
         connection.patience = self._patience
         connection.prepare_threshold = self._prepare_threshold
-        prepares = self._prepare_threshold is not None
-        connection.exchange = Exchange(connection, patience=self._patience, prepares=prepares)
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
-        rows = connection.execute(_SQL["get_session"], {"names": list(self._session)}, prepare=False).fetchall()
-        dropped = sorted(name for name, value in rows if value.partition(",")[0] != self._session[name])
+        names = [*self._session, _CITUS]
+        found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
+        is_citus = found.pop(_CITUS, None) is not None
+        dropped = sorted(name for name, value in found.items() if value.partition(",")[0] != self._session[name])
         if dropped:
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
+        prepares = self._prepare_threshold is not None
+        connection.exchange = Exchange(connection, patience=self._patience, prepares=prepares, is_citus=is_citus)
+        # Of all connections the first one looks, and nobody gives the lock back.
+        if self._row_security_looked_at.acquire(blocking=False):
+            self._look_at_row_security(connection)
+
+    def _look_at_row_security(self, connection: Connection) -> None:
+        """Warn where nothing but the statements themselves keeps organizations apart."""
+        row = connection.execute(_SQL["is_bound_by_row_security"], prepare=False).fetchone()
+        if row == (False,):
+            log.warning("row_security_bypassed", role=connection.info.user, advice="see Roles in docs/security.md")
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
         if not self._turns.acquire(blocking=False):
@@ -287,7 +313,7 @@ def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
         connection.close()
         raise _StatementOutdatedError from None
     except _NOT_SET_UP as error:
-        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db; grant select")
+        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db")
         raise UnavailableError from None
     except psycopg.OperationalError as error:
         if connection.info.transaction_status == TransactionStatus.ACTIVE:

@@ -9,13 +9,16 @@ from typing import Any, Final
 import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
 from cases_service import data_directory
 from cases_service.embedded import EmbeddedServer, join
-from cases_service.migrations import SCHEMA_VERSION, SchemaError, version_of
+from cases_service.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
 from cases_service.settings import Settings
 
 _SERVER_STOP_SECONDS: Final = 30.0
+# Row security shows a command nothing unless it asks for everything.
+_EVERY_ORGANIZATION: Final = "-c cases.every_organization=on"
 
 
 class NoDatabaseError(RuntimeError):
@@ -31,7 +34,9 @@ class DatabaseAtHand:
 
     @contextmanager
     def connect(self, *, with_schema: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """Lend a connection in autocommit mode, to a database that has the schema unless it is to be made.
+        """Lend a connection that may change all, in autocommit mode.
+
+        The database has the schema, unless that is to be made.
 
         Raises:
             psycopg.OperationalError: The database is away.
@@ -40,11 +45,24 @@ class DatabaseAtHand:
         """
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
-        given = conninfo_to_dict(self.settings.require_database_url())
+        given = conninfo_to_dict(self.settings.admin_database_url or self.settings.require_database_url())
+        given["options"] = f"{given.get('options') or ''} {_EVERY_ORGANIZATION}".strip()
         with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
+
+    def initialize(self) -> tuple[int, int]:
+        """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve."""
+        given = conninfo_to_dict(self.settings.require_database_url())
+        with self.connect(with_schema=False) as connection:
+            return init_db(connection, service_role=str(given.get("user") or _default_user()))
+
+
+def _default_user() -> str:
+    """Return who libpq takes for the user where nobody is named."""
+    (option,) = (option for option in Conninfo.get_defaults() if option.keyword == b"user")
+    return (option.val or b"").decode()
 
 
 @contextmanager
@@ -78,7 +96,11 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
 
 
 def _with_embedded(settings: Settings, server: EmbeddedServer) -> Settings:
-    known = {"database_url": server.conninfo, "data_dir": str(server.data_dir)}
+    known = {
+        "database_url": server.service_conninfo,
+        "admin_database_url": server.conninfo,
+        "data_dir": str(server.data_dir),
+    }
     if not settings.secret_keys:
         known["secret_key_file"] = str(data_directory.secret_key_file(server.data_dir))
     return msgspec.structs.replace(settings, **known)

@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 
-from cases_service import administration, data_directory, migrations, visitor_tokens
+from cases_service import administration, data_directory, visitor_tokens
 from cases_service import embedded_supervisor as supervisor
 from cases_service.administration import AdministrationError
 from cases_service.database_at_hand import database_at_hand
@@ -82,7 +82,8 @@ def run_demo(settings: Settings) -> NoReturn:
     settings = _for_demo(settings, port=listener.getsockname()[1])
     data_directory.claim_for_demo(Path(settings.data_dir).absolute())
     with database_at_hand(settings, may_make=True) as database:
-        with database.connect(with_schema=False) as connection:
+        database.initialize()
+        with database.connect() as connection:
             visit = _prepare(connection, database.settings)
         sys.stdout.flush()
         if os.fork() == 0:
@@ -114,9 +115,8 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
 
 
 def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> Visit:
-    """Bring schema, data, an API token and a visitor's JWT into being; of an earlier demo all but its token is kept."""
+    """Bring data, an API token and a visitor's JWT into being; of an earlier demo all but its token is kept."""
     box = SecretBox(settings.secret_keys)
-    migrations.init_db(connection)
     with DEMO_DATA.open("rb") as file:
         load(connection, [LoadFile(DEMO_DATA.name, file)], box=box)
     administration.revoke_tokens_described(connection, organization_id=_ORGANIZATION, description=_DESCRIPTION)

@@ -15,13 +15,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Final, Self
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from cases_service import embedded_supervisor as supervisor
+from cases_service.sql import statements
 
+SERVICE_ROLE: Final = "cases_service"
+_SQL: Final = statements("embedded")
 _JOIN_SECONDS = 60
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -34,8 +37,8 @@ class EmbeddedServerError(RuntimeError):
 class EmbeddedServer:
     """A place among the users of a running server, kept until `leave`, the end of `with`, or of the process.
 
-    `conninfo` is libpq's key-value string. Whoever has `lock_fd` open is a user, too: a process that wants to
-    stay one across `exec` calls `os.set_inheritable(server.lock_fd, True)` first.
+    `conninfo` is libpq's key-value string, of the superuser. Whoever has `lock_fd` open is a user, too: a process that
+    wants to stay one across `exec` calls `os.set_inheritable(server.lock_fd, True)` first.
     """
 
     data_dir: Path
@@ -48,6 +51,11 @@ class EmbeddedServer:
 
     def __exit__(self, *_: object) -> None:
         self.leave()
+
+    @property
+    def service_conninfo(self) -> str:
+        """The same for the role that serves; what it may do, `init_db` says."""
+        return make_conninfo(self.conninfo, user=SERVICE_ROLE)
 
     def leave(self) -> None:
         """Be a user no longer; the server stops if this was the last one. Leaving again does nothing."""
@@ -178,7 +186,7 @@ def _withdraw_socket(data_dir: Path) -> None:
 
 
 def _connect(data_dir: Path) -> str:
-    """Return the conninfo of a server that accepts connections."""
+    """Return the conninfo of a server that accepts connections, and has the role that serves."""
     pid_file = data_dir / supervisor.CLUSTER / "postmaster.pid"
     if not pid_file.read_text().rstrip().endswith("ready"):
         raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
@@ -190,7 +198,8 @@ def _connect(data_dir: Path) -> str:
     conninfo = make_conninfo(
         host=str(directory), port=supervisor.PORT, user=supervisor.SUPERUSER, dbname=supervisor.DATABASE
     )
-    psycopg.connect(conninfo, connect_timeout=5).close()
+    with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
+        connection.execute(_SQL["make_service_role"], prepare=False)
     return conninfo
 
 

@@ -51,14 +51,21 @@ class Exchange:
         connection: In autocommit mode, and used by one thread at a time.
         patience: How long an answer may take, in seconds.
         prepares: Whether statements are prepared.
+        is_citus: Whether the server passes statements on to others, and what they are limited to if told so.
 
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], *, patience: float, prepares: bool) -> None:
+    writes: bool = False
+    """Whether the transactions may write, whatever the session's default is."""
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], *, patience: float, prepares: bool, is_citus: bool = False
+    ) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._patience = patience
         self._prepares = prepares
+        self._is_citus = is_citus
         self._prepared: set[bytes] = set()
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
@@ -73,7 +80,8 @@ class Exchange:
         """
         transformer = Transformer(self._connection)
         sends = [self._send_query(query, transformer) for query in queries]
-        begin, preparations = preamble(organization_id), self._preparations(queries)
+        begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus)
+        preparations = self._preparations(queries)
         results = self._run([*begin, *preparations.values(), *sends, b"commit"])
         prepared = zip(preparations, results[len(begin) :], strict=False)
         self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
@@ -143,10 +151,15 @@ class Exchange:
 
 
 @lru_cache(maxsize=256)
-def preamble(organization_id: UUID) -> tuple[bytes, ...]:
-    """Return what begins a transaction that is about one organization."""
+def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = False) -> tuple[bytes, ...]:
+    """Return what begins a transaction that is about one organization, as the row security of schema.sql reads it.
+
+    Not with set_config(): Citus passes on what SET LOCAL says, once it is told to, and nothing else.
+    """
+    begin = b"begin read write" if writes else b"begin"
+    propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
-    return b"begin", setting.as_bytes()
+    return begin, *propagate, setting.as_bytes()
 
 
 def _loaded(transformer: abc.Transformer, result: PGresult) -> Result:

@@ -88,6 +88,8 @@ def become_gunicorn(
     """Replace this program by gunicorn, which serves on the sockets and stays a user of the embedded server."""
     above = _FIRST_SOCKET + len(listeners)
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, above)
+    # What serves has no need of the rights to change anything.
+    settings = msgspec.structs.replace(settings, admin_database_url=None)
     environment = process_environment(settings, embedded_lock=lock, demo_credentials=demo_credentials)
     # What systemd's socket activation says to a service, which gunicorn is able to read.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(listeners))}

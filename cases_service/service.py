@@ -18,6 +18,7 @@ from cases_service.errors import (
     ProblemError,
     UnavailableError,
 )
+from cases_service.last_use import LastUse
 from cases_service.migrations import SCHEMA_VERSION
 from cases_service.replicas import Replicas
 from cases_service.secret_box import SecretBox
@@ -89,25 +90,29 @@ class Service:
     cases: Replicas = field(init=False)
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
+    last_use: LastUse = field(init=False)
     rate_limits: "RateLimits | None" = field(init=False)
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", Replicas(self.database, self.settings))
         object.__setattr__(self, "rate_limits", _rate_limits(self.settings))
-        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits))
+        object.__setattr__(self, "last_use", LastUse(self.database))
+        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits, self.last_use))
         object.__setattr__(self, "readiness", Readiness(self.database))
 
     def open(self) -> None:
         """Begin to connect, in the background."""
         self.database.open()
         self.cases.open()
+        self.last_use.open()
         metrics.start()
         threading.Thread(target=self._count, name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """End the connections."""
         self._closing.set()
+        self.last_use.close()
         self.cases.close()
         self.database.close()
         if self.rate_limits is not None:

@@ -43,6 +43,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="PostgreSQL to use, as a libpq URI or key-value string. Without it an embedded server."),
     ] = field(name="DATABASE_URL", default=None)
+    admin_database_url: Annotated[
+        str | None,
+        Meta(
+            description="The same database with the rights to change it, for all commands but `serve`. Default:"
+            " `DATABASE_URL`, which then needs them."
+        ),
+    ] = field(name="CASES_ADMIN_DATABASE_URL", default=None)
     read_database_url: Annotated[
         str | None,
         Meta(
@@ -185,7 +192,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.secret_key and self.secret_key_file:
             raise SettingsError("CASES_SECRET_KEY and CASES_SECRET_KEY_FILE are both set; set one of them")
         _check_database_url(self.database_url, "DATABASE_URL")
+        _check_database_url(self.admin_database_url, "CASES_ADMIN_DATABASE_URL")
         _check_database_url(self.read_database_url, "CASES_READ_DATABASE_URL")
+        if self.admin_database_url is not None and self.database_url is None:
+            raise SettingsError("CASES_ADMIN_DATABASE_URL: expected together with DATABASE_URL, which serves")
         if self.read_database_url is not None and self.database_url is None:
             raise SettingsError("CASES_READ_DATABASE_URL: expected together with DATABASE_URL, whose replicas it names")
         if self.public_url is not None:

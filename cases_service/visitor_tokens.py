@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 from uuid import UUID
 
 import jwt
@@ -71,8 +71,15 @@ class ParsedToken:
     signature: bytes
 
 
-def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Mapping[str, Any]:
-    """Return the claims of a token that one of an organization's live keys has signed.
+class Signed(NamedTuple):
+    """The claims of a token, and the id of the key that signed them."""
+
+    claims: Mapping[str, Any]
+    key_id: UUID
+
+
+def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Signed:
+    """Return the claims of a token that one of an organization's live keys has signed, and that key.
 
     Args:
         token: The JWT in compact form, of a length that was checked before.
@@ -83,15 +90,15 @@ def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Mapping[str, A
 
     """
     parsed = parse(token)
-    find_key(parsed, keys)
-    return MappingProxyType(parsed.claims)
+    key = find_key(parsed, keys)
+    return Signed(MappingProxyType(parsed.claims), key.id)
 
 
 def subject(claims: Mapping[str, Any], rules: Rules, *, now: float | None = None) -> str:
     """Return the external identity that signed claims prove.
 
     Args:
-        claims: What `signed_claims` returned.
+        claims: Those that `signed_claims` returned.
         rules: What they have to fulfil.
         now: Seconds since 1970, by default the clock's.
 

@@ -12,6 +12,23 @@ select exists (
     select from users where organization_id = :organization_id and id = :user_id
 );
 
+-- name: has_organization
+select exists (
+    select from organizations where organization_id = :organization_id
+);
+
+-- name: list_tokens
+select id, user_id, description, created_at, expires_at, revoked_at, last_used_at
+from api_tokens
+where organization_id = :organization_id
+order by created_at, id;
+
+-- name: list_keys
+select id, algorithm, created_at, retired_at, last_used_at
+from signing_keys
+where organization_id = :organization_id
+order by created_at, id;
+
 -- name: add_token!
 insert into api_tokens (organization_id, id, user_id, token_hash, description, expires_at)
 values (:organization_id, :id, :user_id, :token_hash, :description, :expires_at);

@@ -65,17 +65,34 @@ def server_url() -> str:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str) -> Iterator[str]:
+def service_role(server_url: str) -> Iterator[str]:
+    """The role that serves: row security holds for it, so that a read without its organization finds nothing."""
+    name = f"service_{uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create role {name} login password '{name}'")
+        yield name
+        server.execute(f"drop role {name}")
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str, service_role: str) -> Iterator[str]:
+    """The tests' own database, for one who may do everything."""
     name = f"cases_test_{uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(f"create database {name} template template0 encoding 'UTF8'")
         try:
             url = make_conninfo(server_url, dbname=name)
             with psycopg.connect(url, autocommit=True) as connection:
-                init_db(connection)
+                init_db(connection, service_role=service_role)
             yield url
         finally:
             server.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def service_url(database_url: str, service_role: str) -> str:
+    """The same database, for the service."""
+    return make_conninfo(database_url, user=service_role, password=service_role)
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +113,15 @@ def box() -> SecretBox:
 
 
 @pytest.fixture(scope="session")
-def settings(database_url: str) -> Settings:
-    return Settings(database_url=database_url, secret_key=SECRET_KEY)
+def settings(service_url: str) -> Settings:
+    return Settings(database_url=service_url, secret_key=SECRET_KEY)
 
 
 @pytest.fixture(scope="session")
 def app(settings: Settings) -> Iterator[Application]:
     app = create_app(settings)
     yield app
-    app.extensions["cases_service"].database.close()
+    app.close()
 
 
 @pytest.fixture

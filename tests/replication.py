@@ -46,7 +46,7 @@ class ReplicaServer:
 
     def __init__(self, primary: EmbeddedServer, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.url = url_of(data_dir)
+        self.url = url_of(data_dir, user=supervisor.SUPERUSER)
         self._lock: int | None = None
         cluster = str(data_dir / supervisor.CLUSTER)
         copy = [str(PROGRAMS / "pg_basebackup"), "--dbname", primary.conninfo, "--pgdata", cluster]

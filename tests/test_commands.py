@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 from cases_service import __version__, commands, visitor_tokens
 from cases_service.secret_box import SecretBox
 from cases_service.settings import read_settings
-from tests.factories import SECRET_KEY, Organization, b64, cases_path, get
+from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
 from tests.process.running import COMMAND, environment
 
 NEW_KEY = b64(b"n" * 32) + "="
@@ -379,6 +379,58 @@ class TestKeys:
                 assert_fails(run("rotate-secrets", DATABASE_URL=url), 1, "opens with none of the keys")
             finally:
                 server.execute(f"drop database {name}".encode())
+
+
+class TestLists:
+    @pytest.mark.parametrize("name", ["list-tokens", "list-keys"])
+    def test_what_opens_the_service_is_listed_without_what_opens_it(
+        self, run: Run, organization: Organization, name: str
+    ) -> None:
+        secrets = organization.connection.execute(
+            "select encode(token_hash, 'hex') from api_tokens where organization_id = %(id)s"
+            " union all select encode(token_hash, 'base64') from api_tokens where organization_id = %(id)s"
+            " union all select encrypted_secret from signing_keys where organization_id = %(id)s",
+            {"id": organization.id},
+        ).fetchall()
+        for form in ((), ("--json",)):
+            result = run(name, "--organization", organization.id, *form)
+            assert (result.status, result.err) == (0, "")
+            for secret in (organization.token, organization.secret, *(text for (text,) in secrets)):
+                assert secret not in result.out
+
+    def test_tokens_are_listed_with_what_became_of_them(self, run: Run, organization: Organization) -> None:
+        organization.update(
+            "api_tokens", "id", organization.token_id, created_at=LONG_AGO, revoked_at=LONG_AGO, description="shop"
+        )
+        time = "2015-08-31T16:32:17.879Z"
+        shown = {
+            "id": str(organization.token_id),
+            "user_id": str(organization.user_id),
+            "description": "shop",
+            "created_at": time,
+            "expires_at": None,
+            "revoked_at": time,
+            "last_used_at": None,
+        }
+        assert json.loads(run("list-tokens", "--organization", organization.id, "--json").out) == [shown]
+        heading, line = run("list-tokens", "--organization", organization.id).out.splitlines()
+        assert heading.split() == list(shown)
+        assert line.split() == [value or "-" for value in shown.values()]
+
+    def test_keys_are_listed_with_their_last_use(self, run: Run, organization: Organization) -> None:
+        times = {"created_at": LONG_AGO, "retired_at": LONG_AGO, "last_used_at": LONG_AGO}
+        organization.update("signing_keys", "id", organization.kid, **times)
+        shown = {"kid": str(organization.kid), "algorithm": "HS256"} | dict.fromkeys(times, "2015-08-31T16:32:17.879Z")
+        assert json.loads(run("list-keys", "--organization", organization.id, "--json").out) == [shown]
+
+    def test_an_organization_without_keys_has_an_empty_list(self, run: Run, organization: Organization) -> None:
+        organization.connection.execute("delete from signing_keys where organization_id = %s", [organization.id])
+        assert run("list-keys", "--organization", organization.id) == Result(0, "", "")
+        assert run("list-keys", "--organization", organization.id, "--json") == Result(0, "[]\n", "")
+
+    @pytest.mark.parametrize("name", ["list-tokens", "list-keys"])
+    def test_an_unknown_organization_is_an_error(self, run: Run, name: str) -> None:
+        assert_fails(run(name, "--organization", uuid4()), 1, "there is no organization")
 
 
 class TestSign:

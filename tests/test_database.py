@@ -151,7 +151,7 @@ def test_a_changed_result_of_a_prepared_statement_is_read_anew(
     small: Database, connection: psycopg.Connection, organization: Organization
 ) -> None:
     name = f"probe_{organization.id.hex}"
-    connection.execute(f"create view {name} as select 1 as a")
+    connection.execute(f"create view {name} as select 1 as a; grant select on {name} to public")
     statement: Any = f"select * from {name}"
     assert small.read(lambda given: given.execute(statement).fetchone()) == (1,)
     connection.execute(f"create or replace view {name} as select 1 as a, 2 as b")

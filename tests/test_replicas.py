@@ -15,12 +15,13 @@ from psycopg.conninfo import conninfo_to_dict
 from cases_service import administration
 from cases_service.application import Application, create_app
 from cases_service.database import Connection, query_count
-from cases_service.embedded import EmbeddedServer
+from cases_service.embedded import SERVICE_ROLE, EmbeddedServer
 from cases_service.migrations import init_db
 from cases_service.replicas import Replicas, single_hosts
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, get
+from tests.process.embedded_data import url_of
 from tests.process.running import wait_for
 from tests.replication import ReplicaServer, primary_server, replica_server
 
@@ -31,7 +32,7 @@ RETURN_SECONDS = 2.0
 @pytest.fixture(scope="module")
 def primary() -> Iterator[EmbeddedServer]:
     with primary_server() as server, psycopg.connect(server.conninfo, autocommit=True) as connection:
-        init_db(connection)
+        init_db(connection, service_role=SERVICE_ROLE)
         yield server
 
 
@@ -59,8 +60,8 @@ def make_app(primary: EmbeddedServer, replica: ReplicaServer) -> Iterator[Callab
     """Return a function that makes an application with this replica."""
     apps: list[Application] = []
 
-    def make(*, max_lag: float, url: str = replica.url) -> Application:
-        given = Settings(database_url=primary.conninfo, secret_key=SECRET_KEY, read_database_url=url)
+    def make(*, max_lag: float, url: str = url_of(replica.data_dir)) -> Application:
+        given = Settings(database_url=primary.service_conninfo, secret_key=SECRET_KEY, read_database_url=url)
         apps.append(create_app(msgspec.structs.replace(given, read_max_lag=max_lag, pool_timeout=0.5)))
         return apps[-1]
 
@@ -234,7 +235,7 @@ def test_a_replica_that_was_never_there_costs_nothing(make_app: Callable[..., Ap
 def test_a_server_that_is_no_replica_is_left_alone(
     make_app: Callable[..., Application], primary: EmbeddedServer, visitor: Visitor
 ) -> None:
-    app = make_app(max_lag=5, url=primary.conninfo)
+    app = make_app(max_lag=5, url=primary.service_conninfo)
     (server,) = cases_of(app)._replicas
     wait_for(lambda: server._answers)
     assert not server.is_ready
@@ -246,16 +247,28 @@ def test_reads_go_round_the_replicas_that_answer(
 ) -> None:
     """The second of the three is down and the third is no replica."""
     hosts = [conninfo_to_dict(url)["host"] for url in (replica.url, "host=/nowhere", primary.conninfo)]
-    url = f"host={','.join(map(str, hosts))} port=5432 user=postgres dbname=cases"
+    url = f"host={','.join(map(str, hosts))} port=5432 user={SERVICE_ROLE} dbname=cases"
     app = make_app(max_lag=5, url=url)
     wait_for(lambda: reads_from_replica(app))
     assert all(reads_from_replica(app) for _ in range(6))
 
 
+def test_where_the_primary_is_read_only_no_use_is_recorded_and_nothing_fails(
+    replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+) -> None:
+    settings = Settings(database_url=url_of(replica.data_dir), secret_key=SECRET_KEY)
+    wait_until_replayed(replica, operator)
+    app = create_app(settings)
+    assert len(seen(app.test_client(), visitor)) == 3
+    wait_for(lambda: app.extensions["cases_service"].last_use._fails)
+    assert len(seen(app.test_client(), visitor)) == 3
+    app.close()
+
+
 def test_what_recovery_stands_in_the_way_of_is_read_from_the_primary(
     patient: Application, replica: ReplicaServer, operator: psycopg.Connection
 ) -> None:
-    operator.execute("create table if not exists probe (id int)")
+    operator.execute("create table if not exists probe (id int); grant select on probe to public")
     operator.execute("insert into probe values (1)")
     wait_until_replayed(replica, operator)
     tries: list[bool] = []

@@ -94,7 +94,7 @@ def get_case(access: Access, token: str, case_id: str) -> Asked:
 
 def _external_id(access: Access, token: str) -> str:
     service = current_service()
-    external_id = identify(request, token, access, service.secret_box, service.settings)
+    external_id = identify(request, token, access, service.secret_box, service.settings, last_use=service.last_use)
     if service.rate_limits is not None:
         service.rate_limits.count_visitor(access.organization_id, external_id)
     return external_id

@@ -67,31 +67,31 @@ def start(place: Path) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture
-def serve(start: Callable[..., Service], database_url: str) -> Callable[..., Service]:
+def serve(start: Callable[..., Service], service_url: str) -> Callable[..., Service]:
     """Return a function that runs `cases-service serve` on the session's database."""
 
     def serve(**variables: str) -> Service:
-        given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY}
+        given = {"DATABASE_URL": service_url, "CASES_SECRET_KEY": SECRET_KEY}
         return start(*serve_arguments(), **(given | variables))
 
     return serve
 
 
 @pytest.fixture
-def gunicorn(start: Callable[..., Service], database_url: str) -> Callable[..., Service]:
+def gunicorn(start: Callable[..., Service], service_url: str) -> Callable[..., Service]:
     """Return a function that runs `gunicorn app:app` in the project, as the container does."""
 
     def gunicorn(**variables: str) -> Service:
-        given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_BIND": f"{LOOPBACK}:0"}
+        given = {"DATABASE_URL": service_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_BIND": f"{LOOPBACK}:0"}
         return start(GUNICORN, "app:app", cwd=PROJECT, **(given | variables))
 
     return gunicorn
 
 
 @pytest.fixture(scope="session")
-def service(database_url: str) -> Iterator[Service]:
+def service(service_url: str) -> Iterator[Service]:
     """The service for the tests that change nothing about it; it says all that it can say."""
-    variables = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_LOG_LEVEL": "debug"}
+    variables = {"DATABASE_URL": service_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_LOG_LEVEL": "debug"}
     with short_path() as path:
         service = Service(serve_arguments(), environment(**variables), path, cwd=path)
         with killed_at_end([service]):

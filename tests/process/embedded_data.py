@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from cases_service.embedded import EmbeddedServer, join
+from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
 from cases_service.embedded_supervisor import SERVER_LOCK
 from cases_service.migrations import init_db
 from cases_service.secret_box import SecretBox
@@ -35,7 +35,7 @@ class Template:
 def make_template(data_dir: Path) -> Template:
     server = join(data_dir, settings=FAST)
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
-        init_db(connection)
+        init_db(connection, service_role=SERVICE_ROLE)
         organization = Organization(connection, SecretBox([SECRET_KEY]))
         visitor = organization.visitor()
         visitor.cases(3)
@@ -55,9 +55,9 @@ def stop(server: EmbeddedServer) -> None:
     assert server.wait_stopped(20)
 
 
-def url_of(data_dir: Path) -> str:
-    """Return what reaches the server of a directory once it runs."""
-    return f"host={data_dir}/socket port=5432 user=postgres dbname=cases"
+def url_of(data_dir: Path, *, user: str = SERVICE_ROLE) -> str:
+    """Return what reaches the server of a directory once it runs, by default as the service does."""
+    return f"host={data_dir}/socket port=5432 user={user} dbname=cases"
 
 
 def is_down(data_dir: Path) -> bool:

@@ -6,9 +6,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
+
+from cases_service.embedded import join
 from tests.factories import SECRET_KEY, cases_path
 from tests.process.conftest import serve_arguments
-from tests.process.embedded_data import Template, is_down
+from tests.process.embedded_data import FAST, Template, is_down, stop, url_of
 from tests.process.running import COMMAND, Service, environment, is_alive, wait_for
 
 
@@ -48,6 +51,27 @@ def test_commands_beside_it_use_its_server(start: Callable[..., Service], templa
     assert command(data_dir, "check-token", *organization, jwt).endswith("answer      200")
     service.end()
     assert is_down(data_dir)
+
+
+def test_the_service_logs_in_as_a_role_that_row_security_binds(
+    start: Callable[..., Service], template: Template, data_dir: Path
+) -> None:
+    """Also in a data directory that was made before there was such a role."""
+    server = join(data_dir, settings=FAST)
+    with psycopg.connect(server.conninfo, autocommit=True) as connection:
+        connection.execute("drop owned by cases_service")
+        connection.execute("drop role cases_service")
+    stop(server)
+    service = serve(start, data_dir)
+    service.wait_until_ready()
+    assert service.curl(template.path, "--header", template.header).status == 200
+    with psycopg.connect(url_of(data_dir, user="postgres")) as connection:
+        users = connection.execute(
+            "select distinct usename from pg_stat_activity where application_name = 'cases-service'"
+        ).fetchall()
+    assert users == [("cases_service",)]
+    service.end()
+    assert "row_security_bypassed" not in service.log
 
 
 def test_the_last_user_stops_the_server(start: Callable[..., Service], data_dir: Path) -> None:

@@ -127,6 +127,17 @@ def test_every_line_of_the_log_is_an_object(serve: Callable[..., Service]) -> No
     assert service.out == ""
 
 
+@pytest.mark.parametrize("bypassing", [True, False])
+def test_a_role_that_row_security_does_not_bind_is_warned_of_in_one_line(
+    serve: Callable[..., Service], database_url: str, bypassing: bool
+) -> None:
+    service = serve(CASES_WORKERS="1", **({"DATABASE_URL": database_url} if bypassing else {}))
+    service.wait_until_ready()
+    assert service.end() == 0
+    warnings = [event for event in service.events if event["event"] == "row_security_bypassed"]
+    assert [event["level"] for event in warnings] == (["warning"] if bypassing else [])
+
+
 def test_a_request_is_one_line(service: Service) -> None:
     earlier = len(service.log)
     assert service.curl("/readyz").status == 200

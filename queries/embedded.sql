@@ -1,0 +1,13 @@
+-- What an embedded server has beside its database.
+
+-- name: make_service_role!
+-- Data directories of earlier releases lack it. Two users may join at the same instant.
+do $$
+begin
+    if not exists (select from pg_roles where rolname = 'cases_service') then
+        create role cases_service login;
+    end if;
+exception
+    when duplicate_object or unique_violation then null;
+end
+$$;

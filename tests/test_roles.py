@@ -1,0 +1,211 @@
+"""Roles: what init-db lets each of them do, with three of them and with one for everything."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from cases_service import administration, migrations
+from cases_service.administration import KnownKey, KnownToken
+from cases_service.application import create_app
+from cases_service.database_at_hand import DatabaseAtHand
+from cases_service.demo import DEMO_DATA
+from cases_service.embedded import _find_programs
+from cases_service.loading import LoadFile, load
+from cases_service.migrations import SchemaError
+from cases_service.secret_box import SecretBox
+from cases_service.settings import Settings, SettingsError
+from tests.factories import SECRET_KEY, Organization, get
+from tests.process.running import wait_for
+
+ROLES = (Path(__file__).parents[1] / "deploy/roles.sql").read_text()
+BOX = SecretBox([SECRET_KEY])
+
+
+class Roles(NamedTuple):
+    """A database of its own with the roles of deploy/roles.sql, each under another name."""
+
+    database: str
+    owner: str
+    admin: str
+    service: str
+    superuser_url: str
+
+    def url(self, role: str) -> str:
+        return make_conninfo(self.superuser_url, user=role, password="secret")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            database_url=self.url(self.service), admin_database_url=self.url(self.admin), secret_key=SECRET_KEY
+        )
+
+    @property
+    def plain_settings(self) -> Settings:
+        return Settings(database_url=self.url(self.admin), secret_key=SECRET_KEY)
+
+
+def psql(url: str, text: str) -> None:
+    environment = {**os.environ, "ADMIN_PASSWORD": "secret", "SERVICE_PASSWORD": "secret"}
+    command = [str(_find_programs(None) / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", url]
+    subprocess.run(command, input=text, env=environment, check=True, text=True)
+
+
+@pytest.fixture
+def make_roles(server_url: str) -> Iterator[Callable[[str], Roles]]:
+    """Return a function that runs a script of SQL, with names of its own for `cases` and `cases_…`."""
+    made: list[Roles] = []
+
+    def make(script: str) -> Roles:
+        name = f"c{uuid4().hex[:12]}"
+        psql(server_url, script.replace("cases", name))
+        url = make_conninfo(server_url, dbname=name)
+        made.append(Roles(name, f"{name}_owner", f"{name}_admin", f"{name}_service", url))
+        return made[-1]
+
+    with psycopg.connect(server_url, autocommit=True) as server:
+        yield make
+        for roles in made:
+            server.execute(f"drop database {roles.database} with (force)".encode())
+            for role in (roles.service, roles.admin, roles.owner):
+                server.execute(f"drop role if exists {role}".encode())
+
+
+@pytest.fixture
+def roles(make_roles: Callable[[str], Roles]) -> Roles:
+    return make_roles(ROLES)
+
+
+@pytest.fixture
+def plain(make_roles: Callable[[str], Roles]) -> Roles:
+    """One ordinary role that owns the database, and neither makes roles nor bypasses anything."""
+    return make_roles(
+        "create role cases_admin login password 'secret'; create database cases owner cases_admin encoding 'UTF8'"
+        " template template0"
+    )
+
+
+def test_init_db_may_be_repeated_by_the_role_that_administers(roles: Roles) -> None:
+    for _ in range(2):
+        DatabaseAtHand(roles.settings, None).initialize()
+    with psycopg.connect(roles.superuser_url) as connection:
+        owners = connection.execute(
+            "select distinct relowner::regrole::text from pg_class where relnamespace = 'public'::regnamespace"
+        ).fetchall()
+        policies = connection.execute(
+            "select distinct roles::text[] from pg_policies where policyname = 'administration'"
+        ).fetchall()
+    assert owners == [(roles.owner,)]
+    assert policies == [([roles.admin, roles.owner],)]
+
+
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
+    """Load, make, list, rotate and end with one role, serve and record with the same or another."""
+    given: Roles = request.getfixturevalue(kind)
+    settings = given.settings if kind == "roles" else given.plain_settings
+    at_hand = DatabaseAtHand(settings, None)
+    at_hand.initialize()
+    app = create_app(settings)
+    client = app.test_client()
+    with at_hand.connect() as connection:
+        for _ in range(2):
+            with DEMO_DATA.open("rb") as file:
+                summary = load(connection, [LoadFile(DEMO_DATA.name, file)], box=BOX)
+        assert sum(summary.written.values()) == 0
+        organization = Organization(connection, BOX)
+        visitor = organization.visitor()
+        assert len(visitor.cases(3)) == 3
+        assert client.get("/readyz").status_code == 200
+        answer = get(client, organization, visitor.path)
+        assert (answer.status_code, len(answer.json["results"])) == (200, 3)  # type: ignore[index]
+        wait_for(lambda: all(one.last_used_at for one in listed(connection, organization)))
+        assert administration.rotate_secrets(connection, box=BOX) >= 1
+        administration.revoke_token(connection, organization_id=organization.id, token_id=organization.token_id)
+        assert get(client, organization, visitor.path).status_code == 401
+        administration.retire_key(connection, organization_id=organization.id, key_id=organization.kid)
+    with app.extensions["cases_service"].database._pool.connection() as served:
+        assert served.execute("select count(*) from cases").fetchone() == (0,)
+    app.close()
+
+
+def listed(connection: psycopg.Connection, organization: Organization) -> list[KnownKey | KnownToken]:
+    return [
+        *administration.list_keys(connection, organization_id=organization.id),
+        *administration.list_tokens(connection, organization_id=organization.id),
+    ]
+
+
+def test_the_role_that_administers_cannot_change_the_schema_by_itself(roles: Roles) -> None:
+    at_hand = DatabaseAtHand(roles.settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        for text in ("drop table cases", "create table t ()", "alter table cases no force row level security"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(text.encode())
+        for table in ("organizations", "users", "api_tokens", "signing_keys"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"delete from {table}".encode())
+
+
+@pytest.mark.parametrize("role", ["admin", "owner"])
+def test_who_does_not_ask_for_every_organization_sees_none(roles: Roles, role: str) -> None:
+    at_hand = DatabaseAtHand(roles.settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        Organization(connection, BOX)
+    with psycopg.connect(roles.url(roles.admin)) as connection:
+        if role == "owner":
+            connection.execute(f"set role {roles.owner}".encode())
+        assert connection.execute("select count(*) from organizations").fetchone() == (0,)
+        connection.execute("set local cases.every_organization = 'on'")
+        assert connection.execute("select count(*) from organizations").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_schema_of_one_role_is_upgraded_by_it_and_may_be_given_roles_later(plain: Roles, version: int) -> None:
+    with psycopg.connect(plain.url(plain.admin), autocommit=True) as connection:
+        for number, file in migrations._files().items():
+            if number <= version:
+                connection.execute(file.read_bytes())
+        connection.execute("insert into schema_version (version) values (%s)", [version])
+        organization = Organization(connection, BOX)
+        visitor = organization.visitor()
+        visitor.cases(2)
+    DatabaseAtHand(plain.plain_settings, None).initialize()
+    with psycopg.connect(plain.superuser_url, autocommit=True) as connection:
+        connection.execute(f"create role {plain.service} login password 'secret'".encode())
+    DatabaseAtHand(plain.settings, None).initialize()
+    for settings in (plain.plain_settings, plain.settings):
+        app = create_app(settings)
+        answer = get(app.test_client(), organization, visitor.path)
+        assert (answer.status_code, len(answer.json["results"])) == (200, 2)  # type: ignore[index]
+        app.close()
+
+
+def test_a_service_role_that_does_not_exist_is_named(roles: Roles) -> None:
+    settings = Settings(database_url=roles.url("nobody_at_all"), admin_database_url=roles.url(roles.admin))
+    with pytest.raises(SchemaError, match="no role nobody_at_all"):
+        DatabaseAtHand(settings, None).initialize()
+
+
+def test_an_administrator_without_a_service_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match="CASES_ADMIN_DATABASE_URL"):
+        Settings(admin_database_url="host=db")
+
+
+def test_the_owner_dumps_every_organization_where_it_asks_for_them(plain: Roles) -> None:
+    at_hand = DatabaseAtHand(plain.plain_settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        organization = Organization(connection, BOX)
+    command = [str(_find_programs(None) / "pg_dump"), "--enable-row-security", plain.url(plain.admin)]
+    environment = {**os.environ, "PGOPTIONS": "-c cases.every_organization=on"}
+    dumped = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert str(organization.id) in dumped

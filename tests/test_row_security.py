@@ -1,0 +1,233 @@
+"""Row security: what keeps organizations apart where a statement does not."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+import pytest
+from psycopg import sql
+
+from cases_service.database import Connection, Database
+from cases_service.exchange import Query, Result, preamble
+from cases_service.filters import Filters
+from cases_service.settings import Settings
+from cases_service.sql import Statement, _number, statements
+from tests.factories import Organization
+
+TABLES = (
+    "organizations",
+    "users",
+    "api_tokens",
+    "signing_keys",
+    "visitors",
+    "contacts",
+    "case_funnel_stages",
+    "cases",
+)
+VIEWS = {
+    "case_contacts": "contact.organization_id",
+    "case_owners": "owner.organization_id",
+    "case_authors": "created_by_user.organization_id",
+    "case_editors": "updated_by_user.organization_id",
+    "case_stages": "case_funnel_stage.organization_id",
+}
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.require_database_url(), settings)
+    database.open()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def service(service_url: str) -> Iterator[psycopg.Connection]:
+    """A connection of the role that serves, which says nothing of an organization by itself."""
+    with psycopg.connect(service_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def two(organization: Organization) -> tuple[Organization, Organization]:
+    """Two organizations with a row in each table."""
+    other = Organization(organization.connection, organization.box)
+    for one in (organization, other):
+        stage = uuid4()
+        one.insert("case_funnel_stages", organization_id=one.id, id=stage, name="New", position=1)
+        visitor = one.visitor("the same customer")
+        one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
+    return organization, other
+
+
+def seen(connection: psycopg.Connection, relation: str, column: str = "organization_id") -> set[UUID]:
+    statement = sql.SQL("select distinct {} from {}").format(sql.Identifier(column), sql.Identifier(relation))
+    return {row[0] for row in connection.execute(statement)}
+
+
+def test_every_table_with_tenant_data_forces_row_security(connection: psycopg.Connection) -> None:
+    rows = connection.execute("""
+        select relname, relrowsecurity and relforcerowsecurity,
+            (select array_agg(polname::text order by polname) from pg_policy where polrelid = c.oid)
+        from pg_class c
+        where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and relname <> 'schema_version'
+    """).fetchall()
+    assert sorted(name for name, _, _ in rows) == sorted(TABLES)
+    assert all(forced for _, forced, _ in rows)
+    assert {tuple(policies) for _, _, policies in rows} == {("administration", "own_organization")}
+
+
+@pytest.mark.parametrize(("relation", "column"), [*((table, "organization_id") for table in TABLES), *VIEWS.items()])
+def test_the_service_sees_nothing_unless_it_says_whose(
+    service: psycopg.Connection, two: tuple[Organization, Organization], relation: str, column: str
+) -> None:
+    own, _ = two
+    assert seen(service, relation, column) == set()
+    with service.transaction():
+        service.execute(sql.SQL("set local cases.organization_id = {}").format(str(own.id)))
+        assert seen(service, relation, column) == {own.id}
+    assert seen(service, relation, column) == set()
+
+
+def test_the_service_does_not_see_every_organization_by_asking_for_it(
+    service: psycopg.Connection, two: tuple[Organization, Organization]
+) -> None:
+    service.execute("set cases.every_organization = 'on'")
+    assert [table for table in TABLES if seen(service, table)] == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_service_may_not_write(
+    service: psycopg.Connection, two: tuple[Organization, Organization], table: str
+) -> None:
+    column = {"organizations": "name", "users": "alias", "visitors": "external_id"}.get(table, "id")
+    with service.transaction():
+        service.execute(sql.SQL("set local cases.organization_id = {}").format(str(two[0].id)))
+        for text in (
+            f"insert into {table} (organization_id) values (gen_random_uuid())",
+            f"update {table} set {column} = {column}",
+            f"delete from {table}",
+            f"truncate {table}",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), service.transaction():
+                service.execute(text.encode())
+
+
+def test_of_tokens_and_keys_the_service_may_write_the_last_use_and_only_of_one_organization(
+    service: psycopg.Connection, two: tuple[Organization, Organization]
+) -> None:
+    own, _ = two
+    for table in ("api_tokens", "signing_keys"):
+        statement = f"update {table} set last_used_at = now()".encode()
+        assert service.execute(statement).rowcount == 0
+        with service.transaction():
+            service.execute(sql.SQL("set local cases.organization_id = {}").format(str(own.id)))
+            assert service.execute(statement).rowcount == 1
+    for text in ("update api_tokens set revoked_at = null", "update signing_keys set encrypted_secret = 'x'"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            service.execute(text.encode())
+
+
+def test_the_service_can_neither_make_nor_change_anything_else(service: psycopg.Connection) -> None:
+    for text in (
+        "create table t ()",
+        "create schema s",
+        "update schema_version set version = 0",
+        "alter table cases no force row level security",
+        "drop policy own_organization on cases",
+        "set role postgres",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            service.execute(text.encode())
+
+
+def cases_seen() -> Query[set[str]]:
+    return Query(Statement(b"cases_seen", b"select distinct organization_id from cases", ()), {}, first_column)
+
+
+def first_column(result: Result) -> set[str]:
+    return {row[0] for row in result.rows}
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("is_citus", [False, True])
+def test_a_read_is_limited_to_its_organization_and_the_next_one_on_the_connection_to_none(
+    settings: Settings, two: tuple[Organization, Organization], prepared: bool, is_citus: bool
+) -> None:
+    changed = msgspec.structs.replace(settings, prepared_statements=prepared, pool_size=1)
+    database = Database(settings.require_database_url(), changed)
+    database.open()
+
+    def as_on_citus(connection: Connection) -> None:
+        connection.exchange._is_citus = is_citus
+
+    database.read(as_on_citus)
+    for own in (*two, *two):
+        assert database.ask(own.id, cases_seen()) == {str(own.id)}
+        assert database.read(lambda given: seen(given, "cases")) == set()
+    database.close()
+
+
+def test_on_citus_the_servers_are_told_to_pass_the_organization_on() -> None:
+    commands = preamble(UUID(int=1), is_citus=True)
+    assert commands[1:] == (
+        b"set local citus.propagate_set_commands = 'local'",
+        b"set local cases.organization_id = '00000000-0000-0000-0000-000000000001'",
+    )
+
+
+PARAMETERS: dict[str, Any] = {
+    "after": "-infinity",
+    "after_id": UUID(int=0),
+    "row_limit": 100,
+    "furthest": "infinity",
+    "rearmost": "-infinity",
+    "nothing_else": False,
+    "look_behind": False,
+    "case_id": None,
+    "external_id": "the same customer",
+    **{f"with_{name}": True for name in ("contact", "owner", "created_by_user", "updated_by_user")},
+    "with_case_funnel_stage": True,
+    **Filters().parameters(),
+}
+DESCENDING = {
+    "after": "infinity",
+    "after_id": UUID(int=2**128 - 1),
+    "furthest": "-infinity",
+    "rearmost": "infinity",
+}
+IDS = """
+    select id from cases where organization_id = %(organization_id)s
+    union select id from contacts where organization_id = %(organization_id)s
+    union select id from visitors where organization_id = %(organization_id)s
+    union select id from users where organization_id = %(organization_id)s
+"""
+PAGES = [
+    (subject, name)
+    for subject in ("cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary")
+    for name in statements(subject)
+]
+
+
+@pytest.mark.parametrize(("subject", "name"), PAGES)
+def test_a_statement_without_its_predicates_shows_nobody_elses_cases(
+    database: Database, two: tuple[Organization, Organization], subject: str, name: str
+) -> None:
+    """Each comparison with the organization is made one of the column with itself, which is no comparison at all."""
+    own, other = two
+    text = statements(subject)[name]
+    stripped = re.sub(r'((?:\w+\.)?"?[\w.]*organization_id"?) = %\(organization_id\)s', r"\1 = \1", text)
+    assert "%(organization_id)s" not in stripped
+    foreign = {str(other.id), *(str(id_) for (id_,) in own.connection.execute(IDS, {"organization_id": other.id}))}
+    given = PARAMETERS | DESCENDING if "descending" in name else PARAMETERS
+
+    query = Query(_number(f"{subject}.{name}", stripped), given, lambda result: result.rows)
+    rows = database.ask(own.id, query)
+    assert len(rows) == 1
+    assert [value for value in rows[0] if str(value) in foreign] == []
+    assert database.ask(uuid4(), query) == []
+    # The same text does show them to one whom row security does not bind.
+    assert len(own.connection.execute(stripped, given).fetchall()) > 1 or subject == "summary"
