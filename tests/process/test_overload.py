@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_five_times_what_it_can_carry_is_shed_and_the_rest_is_answered(
     assert most > CAPACITY / 2
     with ThreadPoolExecutor(400) as threads:
         began = time.monotonic()
-        futures = []
+        futures: list[Future[tuple[Answer, float, float]]] = []
         while (now := time.monotonic() - began) < SECONDS:
             # As many as are due, however late this thread is.
             futures += [threads.submit(ask, service, template) for _ in range(int(now * 5 * CAPACITY) - len(futures))]
