@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory image \
-	lock .venv
+.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory docs \
+	image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -67,6 +67,20 @@ REQUESTS ?= 1000000
 bench-memory: .venv/benchmarks
 	$(BIN)/python -m benchmarks.memory --requests $(REQUESTS)
 
+# The documentation as a site in build/site, from a copy of the documents and of what they link to. Fails on a link that
+# leads nowhere, and on a page that would ask another host for anything.
+docs: .venv/docs
+	rm -rf build/docs build/site
+	mkdir -p build/docs
+	git ls-files -z --cached --others --exclude-standard -- '*.md' LICENSE compose.yaml benchmarks deploy docs \
+		| xargs -0 tar -cf - | tar -xf - -C build/docs
+	$(BIN)/zensical build --strict --clean
+	! grep -rE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//' build/site
+
+.venv/docs: .venv/complete requirements/docs.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock
+	touch $@
+
 .venv/benchmarks: .venv/complete requirements/benchmarks.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/benchmarks.lock
 	touch $@
@@ -101,3 +115,5 @@ lock:
 		-o requirements/benchmarks.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group audit -o requirements/audit.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		-c requirements/development.lock --group docs -o requirements/docs.lock
