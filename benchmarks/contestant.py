@@ -19,6 +19,7 @@ from uuid import UUID
 import psutil
 
 from benchmarks.credentials import Credentials
+from benchmarks.dataset import service_url
 from benchmarks.load import Client, NoAnswerError
 from cases_service.cursors import Collection, Cursor, Position, visitor_tag
 
@@ -39,6 +40,8 @@ class Contestant:
     title: str
     command: Callable[[str, int, int], Sequence[str]]
     cursor: Callable[[UUID, UUID, Place], str]
+    serves: bool = False
+    """Whether it logs in as a role for which row security holds; the peers read as the owner of the tables may."""
 
 
 class Running:
@@ -146,8 +149,8 @@ def _time(place: Place) -> datetime:
 
 
 CONTESTANTS: Final = (
-    Contestant("service", "the service", _service, _service_cursor),
-    Contestant("floor", "floor: WSGI + SQL + orjson", _floor, _floor_cursor),
+    Contestant("service", "the service", _service, _service_cursor, serves=True),
+    Contestant("floor", "floor: WSGI + SQL + orjson", _floor, _floor_cursor, serves=True),
     Contestant("fastapi", "FastAPI + SQLAlchemy", _fastapi, _fastapi_cursor),
     Contestant("drf", "Django REST framework", _drf, _drf_cursor),
 )
@@ -162,7 +165,7 @@ def run(
     settings = {name: value for name, value in os.environ.items() if not name.startswith("CASES_")}
     environment = {
         **settings,
-        "DATABASE_URL": credentials.database_url,
+        "DATABASE_URL": service_url(credentials.database_url) if contestant.serves else credentials.database_url,
         "CASES_SECRET_KEY": credentials.secret_key,
         "CASES_BIND": address,
         "CASES_WORKERS": str(workers),

@@ -25,6 +25,7 @@ FOLDER: Final = Path(__file__).parent
 ORGANIZATION: Final = UUID("0b5b1c5e-3d0f-4b5a-9d8e-6c1f2a7b9e10")
 ORDINARY_CASES: Final = 25
 CONTACTS: Final = (2, 20, 200)
+_SERVICE_ROLE: Final = "cases_benchmark"
 _SERVER: Final = {
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
@@ -114,12 +115,25 @@ def _prepared(url: str, size: Size) -> str:
             connection.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(name))
     with psycopg.connect(own, autocommit=True) as connection:
         if _holds(connection, size):
+            _let_serve(connection)
             return own
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(sql.SQL("drop database {}").format(name))
         connection.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(name))
     _make(own, size)
     return own
+
+
+def service_url(url: str) -> str:
+    """Return the URL of the same database for the role that row security holds for."""
+    return make_conninfo(url, user=_SERVICE_ROLE, password=_SERVICE_ROLE)
+
+
+def _let_serve(connection: Connection) -> None:
+    if connection.execute("select from pg_roles where rolname = %s", [_SERVICE_ROLE]).fetchone() is None:
+        role = sql.Identifier(_SERVICE_ROLE)
+        connection.execute(sql.SQL("create role {} login password {}").format(role, sql.Literal(_SERVICE_ROLE)))
+    init_db(connection, service_role=_SERVICE_ROLE)
 
 
 def _holds(connection: Connection, size: Size) -> bool:
@@ -131,7 +145,7 @@ def _holds(connection: Connection, size: Size) -> bool:
 def _make(url: str, size: Size) -> None:
     _say(f"making {size.cases:,} cases")
     with psycopg.connect(url, autocommit=True) as connection:
-        init_db(connection)
+        _let_serve(connection)
         connection.execute("set work_mem = '256MB'")
         connection.execute("set maintenance_work_mem = '512MB'")
         connection.execute("set synchronous_commit = off")

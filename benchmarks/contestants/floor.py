@@ -14,10 +14,12 @@ import jwt
 import orjson
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.conninfo import make_conninfo
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
 from benchmarks.contestants.credentials import api_token, signing_secret
+from benchmarks.dataset import ORGANIZATION
 from cases_service import instants
 from cases_service.database import connection_parameters
 from cases_service.settings import read_settings
@@ -26,6 +28,8 @@ from cases_service.sql import statements
 Row = Sequence[Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
+# What row security wants to know, once a session: there is one organization here.
+_ITS_ROWS: Final = f"-c cases.organization_id={ORGANIZATION}"
 _ACCESS: Final = statements("access")["get_access"]
 _CASES: Final = statements("cases")
 _EVERYTHING: Final = {
@@ -54,7 +58,7 @@ class Floor:
     def __init__(self) -> None:
         settings = read_settings()
         self.pool = ConnectionPool(
-            connection_parameters(settings.require_database_url(), settings),
+            connection_parameters(make_conninfo(settings.require_database_url(), options=_ITS_ROWS), settings),
             kwargs={"autocommit": True, "prepare_threshold": 0},
             configure=_configure,
             min_size=settings.connections,
