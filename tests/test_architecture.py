@@ -42,6 +42,8 @@ def test_one_module_owns_the_pool() -> None:
 def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
     assert importers("opentelemetry") == {"spans.py"}
     assert importers("cases_service.spans") == set()
+
+
 def test_one_module_counts_requests() -> None:
     """It takes a tenth of a second to import, for those who set a limit."""
     assert importers("limits") == {"rate_limits.py", "settings.py"}
