@@ -75,6 +75,7 @@ class Server:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.url = url_of(data_dir)
+        self.admin_url = url_of(data_dir, user="postgres")
         self._server: EmbeddedServer | None = None
 
     def start(self) -> None:
@@ -105,7 +106,7 @@ class Server:
         self.start()
 
     def execute(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with psycopg.connect(self.admin_url, autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 
@@ -184,7 +185,7 @@ def test_connections_cut_one_by_one(
 def test_slow(service: Service, server: Server, traffic_of: Callable[[Service], Traffic], report: Report) -> None:
     @contextmanager
     def locked() -> Iterator[None]:
-        with psycopg.connect(server.url) as connection:
+        with psycopg.connect(server.admin_url) as connection:
             connection.execute("lock table cases in access exclusive mode")
             yield
 
@@ -277,7 +278,7 @@ def test_disk_full(
         big.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
         def load() -> subprocess.CompletedProcess[str]:
-            command, variables = [COMMAND, "load", str(big)], environment(DATABASE_URL=server.url)
+            command, variables = [COMMAND, "load", str(big)], environment(DATABASE_URL=server.admin_url)
             return subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=60)
 
         @contextmanager

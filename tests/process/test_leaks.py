@@ -408,7 +408,7 @@ def test_nothing_secret_comes_out(world: World, redis_url: str, place: Path, lev
     port = Loud.free_port()
     variables = world.variables(
         CASES_LOG_LEVEL=level, CASES_LOG_FORMAT=form, CASES_WORKERS="1", CASES_THREADS="4", CASES_POOL_SIZE="1",
-        CASES_POOL_TIMEOUT="0.5", CASES_STATEMENT_TIMEOUT="2", CASES_GRACEFUL_TIMEOUT="2",
+        CASES_POOL_TIMEOUT="0.5", CASES_STATEMENT_TIMEOUT="2", CASES_GRACEFUL_TIMEOUT="9",
         CASES_RATE_LIMIT_TOKEN="1000000/hour", CASES_RATE_LIMIT_FAILED_AUTHENTICATIONS="1000000/hour",
         CASES_RATE_LIMIT_VISITOR="1000000/hour", CASES_RATE_LIMIT_STORAGE=redis_url,
     )  # fmt: skip
