@@ -1,4 +1,4 @@
-"""Shows the service to a newcomer: real data on an embedded PostgreSQL, and curl lines that work as they are pasted."""
+"""Shows the service to a newcomer: real data on an embedded PostgreSQL, a page of it, and curl lines to paste."""
 
 import json
 import os
@@ -21,12 +21,13 @@ from cases_service import administration, data_directory, visitor_tokens
 from cases_service import embedded_supervisor as supervisor
 from cases_service.administration import AdministrationError
 from cases_service.database_at_hand import database_at_hand
+from cases_service.demo_portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import become_gunicorn, listen
 from cases_service.settings import DemoCredentials, Settings, is_under_make
 from cases_service.signing_keys import HMAC_ALGORITHMS
-from cases_service.sql import source
+from cases_service.sql import source, statements
 
 DEMO_DATA: Final = source("demo_data/nyc311.ndjson")
 _ORGANIZATION: Final = UUID("53b97666-d364-5ae6-931e-d7745d57c1ac")
@@ -36,6 +37,7 @@ _PAGE_SIZE: Final = 5
 _DESCRIPTION: Final = "cases-service demo"
 _TOKEN_LIFETIME: Final = timedelta(hours=24)
 _JWT_SECONDS: Final = 12 * 3600
+_PORTAL_JWT_SECONDS: Final = 60
 _START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  nothing is bound here
@@ -79,16 +81,19 @@ def run_demo(settings: Settings) -> NoReturn:
         raise DemoError("demo brings its own PostgreSQL: unset DATABASE_URL, or use cases-service serve")
     _end_with_parent()
     listener = listen(settings.bind)
+    portal_listener = listen_beside(settings.bind)
+    portal_url = f"http://{_reachable(settings.bind)}:{portal_listener.getsockname()[1]}/"
     settings = _for_demo(settings, port=listener.getsockname()[1])
     data_directory.claim_for_demo(Path(settings.data_dir).absolute())
     with database_at_hand(settings, may_make=True) as database:
         database.initialize()
         with database.connect() as connection:
-            visit = _prepare(connection, database.settings)
+            visit, plan = _prepare(connection, database.settings)
+        hand_over(start_portal(plan, portal_listener))
         sys.stdout.flush()
         if os.fork() == 0:
             listener.close()
-            _print_lines(visit, database.settings)
+            _print_lines(visit, portal_url, database.settings)
         credentials = DemoCredentials(visit.api_token, visit.jwt)
         become_gunicorn(database.settings, [listener], embedded=database.embedded, demo_credentials=credentials)
 
@@ -101,6 +106,12 @@ def _end_with_parent() -> None:
         ask_for_interrupt()
 
 
+def _reachable(bind: str) -> str:
+    """Return a host by which this machine reaches what listens on an address."""
+    host, _, _ = bind.rpartition(":")
+    return _WILDCARDS.get(host, host)
+
+
 def _for_demo(settings: Settings, *, port: int) -> Settings:
     """Return settings under which the lines work, and a log for a person."""
     host, _, _ = settings.bind.rpartition(":")
@@ -108,14 +119,14 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
         settings,
         bind=f"{host}:{port}",
         admin_bind=None,
-        allowed_hosts=f"{settings.allowed_hosts},{_WILDCARDS.get(host, host)}",
+        allowed_hosts=f"{settings.allowed_hosts},{_reachable(settings.bind)}",
         public_url=None,
         log_format="console" if settings.log_format == "auto" and not sys.stderr.isatty() else settings.log_format,
     )
 
 
-def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> Visit:
-    """Bring data, an API token and a visitor's JWT into being; of an earlier demo all but its token is kept."""
+def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[Visit, Plan]:
+    """Bring data, an API token and a signing key into being; of an earlier demo all but its token is kept."""
     box = SecretBox(settings.secret_keys)
     with DEMO_DATA.open("rb") as file:
         load(connection, [LoadFile(DEMO_DATA.name, file)], box=box)
@@ -127,14 +138,38 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> Visit:
         description=_DESCRIPTION,
         expires_at=datetime.now(UTC) + _TOKEN_LIFETIME,
     )
-    jwt = _sign(connection, settings, box)
-    host, _, port = settings.bind.rpartition(":")
-    base = f"http://{_WILDCARDS.get(host, host)}:{port}"
-    return Visit(base, api_token, jwt)
+    key = _key(connection, box)
+    visit = Visit(
+        f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}", api_token, _sign(key, settings)
+    )
+    return visit, _plan(visit, key, settings, _visitors(connection))
 
 
-def _sign(connection: psycopg.Connection[Any], settings: Settings, box: SecretBox) -> str:
-    key_id, algorithm, secret = _key(connection, box)
+def _plan(visit: Visit, key: tuple[UUID, str, str], settings: Settings, visitors: list[DemoVisitor]) -> Plan:
+    key_id, algorithm, secret = key
+    service: dict[str, str | int | None] = {
+        "url": visit.base_url,
+        "organization": str(_ORGANIZATION),
+        "api_token": visit.api_token,
+        "key_id": str(key_id),
+        "algorithm": algorithm,
+        "secret": secret,
+        "audience": settings.jwt_audience,
+        "issuer": settings.jwt_issuer,
+        "jwt_seconds": min(_PORTAL_JWT_SECONDS, settings.jwt_max_ttl),
+    }
+    return Plan(service, sorted(settings.allowed_host_names), visitors)
+
+
+def _visitors(connection: psycopg.Connection[Any]) -> list[DemoVisitor]:
+    rows = connection.execute(
+        statements("demo")["list_visitors_to_show"].encode(), {"organization_id": _ORGANIZATION}
+    ).fetchall()
+    return [DemoVisitor(*row) for row in rows]
+
+
+def _sign(key: tuple[UUID, str, str], settings: Settings) -> str:
+    key_id, algorithm, secret = key
     return visitor_tokens.sign(
         _VISITOR,
         secret=secret,
@@ -161,13 +196,13 @@ def _key(connection: psycopg.Connection[Any], box: SecretBox) -> tuple[UUID, str
     return new.kid, new.algorithm, new.secret or ""
 
 
-def _print_lines(visit: Visit, settings: Settings) -> NoReturn:
+def _print_lines(visit: Visit, portal_url: str, settings: Settings) -> NoReturn:
     """Print the lines as soon as the service answers, and end; also when the service ends first."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     try:
         if _wait_until_ready(visit, parent=os.getppid()):
-            sys.stdout.write(_lines(visit, settings))
+            sys.stdout.write(_lines(visit, portal_url, settings))
             sys.stdout.flush()
     except (OSError, ValueError, LookupError) as error:
         sys.stderr.write(f"cases-service: the demo's first request failed ({type(error).__name__})\n")
@@ -188,11 +223,14 @@ def _wait_until_ready(visit: Visit, *, parent: int) -> bool:
     return False
 
 
-def _lines(visit: Visit, settings: Settings) -> str:
+def _lines(visit: Visit, portal_url: str, settings: Settings) -> str:
     first = f"{visit.cases_url}?page_size={_PAGE_SIZE}"
     page = visit.get(first)
     one = f"{visit.cases_url}/{page['results'][0]['id']}"
     return f"""
+What a signed-in customer sees, to open in a browser:
+{portal_url}
+
 The service answers. Its data, 1,000 real service requests from New York, are in {settings.data_dir}.
 {_docs_line(visit, settings)}
 The first page of a visitor's cases:

@@ -58,9 +58,13 @@ def test_flask_ends_at_the_blueprints() -> None:
     allowed = {
         "access.py", "application.py", "conditional.py", "problems.py", "rate_limits.py", "service.py", "spans.py",
         "tracing.py",
-        "blueprints/cases.py", "blueprints/docs.py", "blueprints/health.py",
+        "blueprints/cases.py", "blueprints/docs.py", "blueprints/health.py", "demo_portal/__main__.py",
     }  # fmt: skip
     assert importers("flask") == allowed
+
+
+def test_the_portal_is_the_demos_alone() -> None:
+    assert importers("cases_service.demo_portal") == {"demo.py", "demo_portal/__main__.py"}
 
 
 def test_blueprints_see_no_sql() -> None:

@@ -48,12 +48,13 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def browser(chromium: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """A tab of a desktop's size, with no cookies, no storage, and nothing in the logs."""
+    """A tab of a desktop's size in light colours, with no cookies, no storage, and nothing in the logs."""
     first = chromium.current_window_handle
     chromium.switch_to.new_window("tab")
     chromium.execute_cdp_cmd("Network.enable", {})
     chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
     resize(chromium, 1200, 900)
+    prefer(chromium, "light")
     for name in ("browser", "performance"):
         chromium.get_log(name)  # type: ignore[no-untyped-call]
     yield chromium
@@ -65,6 +66,13 @@ def resize(browser: webdriver.Chrome, width: int, height: int) -> None:
     """Give the page a viewport; a narrow one is a phone's."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def prefer(browser: webdriver.Chrome, scheme: str) -> None:
+    """Prefer light or dark, and nothing that moves."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    given = [{"name": name, "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": given})
 
 
 @pytest.fixture(scope="session")

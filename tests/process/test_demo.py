@@ -3,11 +3,14 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +41,28 @@ def paste(line: str, shell: str = "sh") -> dict[str, object]:
     pasted = subprocess.run([shell, "-c", line], env=environment(), check=True, capture_output=True, text=True)
     document: dict[str, object] = json.loads(pasted.stdout)
     return document
+
+
+def portal_of(demo: Service) -> str:
+    """Return the address of the portal, which comes before every other line to use."""
+    lines_of(demo)
+    found = re.search(r"^(http|curl).*$", demo.out, re.MULTILINE)
+    assert found, demo.out
+    return found[0]
+
+
+def read(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def is_gone(url: str) -> bool:
+    try:
+        read(url)
+    except urllib.error.URLError:
+        return True
+    return False
 
 
 def status_of(line: str) -> int:
@@ -74,6 +99,40 @@ def test_its_lines_show_two_pages_a_case_and_an_error(demo: Callable[..., Servic
     running.interrupt()
     assert running.process.wait(PATIENCE) == 0
     assert_gone(running, place / ".cases-data")
+
+
+def test_its_portal_shows_visitors_with_open_and_closed_cases(demo: Callable[..., Service]) -> None:
+    running = demo()
+    url = portal_of(running)
+    choices = re.findall(r"ZIP (\d+) \S (\d+) open, (\d+) closed", read(url))
+    assert len(choices) == len(set(choices)) == 6
+    _, opened, closed = map(int, choices[0])
+    assert min(opened, closed) > 1
+    summary = json.loads(read(f"{url}api/summary"))
+    assert (summary["total"], summary["by_status"]["Closed"]) == (opened + closed, closed)
+    assert len(json.loads(read(f"{url}api/cases/open"))["cases"]) == opened
+    running.interrupt()
+    assert running.process.wait(PATIENCE) == 0
+    wait_for(lambda: is_gone(url), story=running)
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_its_portal_ends_with_it(demo: Callable[..., Service], place: Path, number: signal.Signals) -> None:
+    running = demo()
+    url = portal_of(running)
+    assert not is_gone(url)
+    running.end(number)
+    wait_for(lambda: is_gone(url) and is_down(place / ".cases-data"), story=running)
+
+
+def test_its_portal_takes_another_port_where_its_own_is_busy(demo: Callable[..., Service]) -> None:
+    with socket.create_server((LOOPBACK, 0)) as other:
+        busy = other.getsockname()[1]
+        running = demo(address=f"{LOOPBACK}:{busy - 100}")
+        url = portal_of(running)
+        assert f":{busy}/" not in url
+        assert "Your cases" in read(url)
 
 
 def test_sigterm_ends_it_and_a_second_time_works_on_the_data_of_the_first(
@@ -179,6 +238,7 @@ def test_its_lines_work_whatever_the_environment_says(demo: Callable[..., Servic
     }
     running = demo(address="0.0.0.0:0", **settings)
     assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 400]
+    assert json.loads(read(f"{portal_of(running)}api/summary"))["total"] > 0
     running.end()
 
 

@@ -1,0 +1,29 @@
+-- Whom the demo's portal can be signed in as.
+
+-- name: list_visitors_to_show
+-- Visitors of several contacts who have most to show: open and closed cases, and the one with the most cases.
+with counted as (
+    select
+        v.external_id,
+        count(distinct c.id) as contacts,
+        count(*) filter (where not k.is_closed) as open_cases,
+        count(*) filter (where k.is_closed) as closed_cases,
+        count(*) as all_cases
+    from visitors v
+    join contacts c on c.organization_id = :organization_id and c.visitor_id = v.id
+    join cases k on k.organization_id = :organization_id and k.contact_id = c.id
+    where v.organization_id = :organization_id
+    group by v.external_id
+    having count(distinct c.id) > 1
+),
+placed as (
+    select
+        *,
+        row_number() over (order by least(open_cases, closed_cases) desc, all_cases desc, external_id) as by_variety,
+        row_number() over (order by all_cases desc, external_id) as by_size
+    from counted
+)
+select external_id, contacts, open_cases, closed_cases
+from placed
+where by_variety <= 5 or by_size = 1
+order by by_variety;

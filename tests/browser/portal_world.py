@@ -1,0 +1,134 @@
+"""A service on a database of its own, and the portal beside it, with visitors whose cases are known."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import psycopg
+
+from cases_service.demo_portal.launch import DemoVisitor, Plan, input_of, start_portal
+from cases_service.embedded import EmbeddedServer, join
+from cases_service.migrations import init_db
+from cases_service.secret_box import SecretBox
+from cases_service.server_process import listen
+from tests.factories import LONG_AGO, SECRET_KEY, Organization
+from tests.process.conftest import killed_at_end, serve_arguments, short_path
+from tests.process.embedded_data import FAST, stop, url_of
+from tests.process.running import LOOPBACK, PATIENCE, Service, environment
+
+EVIL = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> & “quotes”"
+LONG = "Unbroken" * 40
+AGENT_EMAIL = "agent.secret@example.com"
+AGENT_AVATAR = "https://images.example.com/agent.png"
+
+
+class Case(NamedTuple):
+    """What the page shows of a case."""
+
+    id: UUID
+    number: str
+
+
+class World:
+    """The visitors: ada has many cases, zoe a few, newcomer none, and stranger is unknown to the service."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.data_dir = place / "data"
+        self.server: EmbeddedServer | None = None
+        self.start_database()
+        with psycopg.connect(url_of(self.data_dir), autocommit=True) as connection:
+            init_db(connection)
+            self.fill(Organization(connection, SecretBox([SECRET_KEY])))
+
+    def start_database(self) -> None:
+        self.server = join(self.data_dir, settings=FAST)
+
+    def stop_database(self) -> None:
+        if self.server is not None:
+            stop(self.server)
+        self.server = None
+
+    def fill(self, organization: Organization) -> None:
+        self.organization_id, self.api_token = organization.id, organization.token
+        self.key_id, self.secret = organization.kid, organization.secret
+        agent = organization.user(
+            first_name="Grace", last_name="Hopper", email=AGENT_EMAIL, alias="Billing team", avatar_url=AGENT_AVATAR
+        )
+        stage = uuid4()
+        organization.insert(
+            "case_funnel_stages", organization_id=self.organization_id, id=stage, name="Inspection", position=2
+        )
+        ada = organization.visitor("ada", contacts=0)
+        contacts = [ada.contact(first_name="Ada", last_name=name) for name in ("by phone", "from chat", "imported")]
+        known = {"owner_id": agent, "case_funnel_stage_id": stage, "description": "It\nbegan so."}
+
+        def make(number: int, **values: Any) -> Case:
+            # Three at a time are of one moment, as imports make them; the contacts take turns.
+            created_at = LONG_AGO + timedelta(days=number // 3)
+            given = {"case_number": f"A-{number}", "subject": f"Subject {number}", **known, **values}
+            return Case(organization.case(contacts[number % 3], created_at, **given), given["case_number"])
+
+        closed = {"status": "Closed", "priority": 1}
+        self.closed = _newest_first([make(number, **closed) for number in range(47)])
+        opened = [make(number) for number in range(47, 50)]
+        opened.append(make(51, subject=EVIL, description=EVIL, status="In Progress", priority=5))
+        opened.append(make(54, subject=LONG, status="Pending", priority=4, latest_messaging_channel="whatsapp"))
+        opened.append(
+            make(57, status="Pending", is_waiting=True, unread_message_count=2, owner_id=None, subject=None, priority=2)
+        )
+        self.open = _newest_first(opened)
+        self.evil, self.waiting = opened[3], opened[5]
+        zoe = organization.visitor("zoe", contacts=2)
+        self.zoes = Case(organization.case(zoe.contact_ids[0], LONG_AGO, case_number="Z-1"), "Z-1")
+        organization.visitor("newcomer")
+
+    def plan(self, service: Service) -> Plan:
+        given: dict[str, str | int | None] = {
+            "url": service.url(""),
+            "organization": str(self.organization_id),
+            "api_token": self.api_token,
+            "key_id": str(self.key_id),
+            "secret": self.secret,
+        }
+        counts = {"ada": (3, 6, 47), "zoe": (2, 1, 0), "newcomer": (1, 0, 0), "stranger": (0, 0, 0)}
+        return Plan(given, ["localhost", LOOPBACK], [DemoVisitor(name, *numbers) for name, numbers in counts.items()])
+
+
+def _newest_first(cases: list[Case]) -> list[Case]:
+    """Order cases by time and id, as the API does; a number stands for a time, three for the same."""
+    return sorted(cases, key=lambda case: (int(case.number[2:]) // 3, case.id), reverse=True)
+
+
+class Portal(NamedTuple):
+    """The page's address, what it shows, and the service that it asks."""
+
+    url: str
+    world: World
+    service: Service
+
+
+@contextmanager
+def running_portal() -> Iterator[Portal]:
+    with short_path() as place:
+        world = World(place)
+        variables = {"DATABASE_URL": url_of(world.data_dir), "CASES_SECRET_KEY": SECRET_KEY}
+        service = Service(serve_arguments(), environment(**variables), place, cwd=place)
+        try:
+            with killed_at_end([service]):
+                service.wait_until_ready()
+                listener = listen(f"{LOOPBACK}:0")
+                url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/"
+                process = start_portal(world.plan(service), listener)
+                try:
+                    yield Portal(url, world, service)
+                finally:
+                    input_of(process).close()
+                    assert process.wait(PATIENCE) == 0
+        finally:
+            world.stop_database()
+            shutil.rmtree(world.data_dir, ignore_errors=True)

@@ -1,0 +1,412 @@
+"""The portal in a real browser: what its customer sees, and what nobody does."""
+
+import base64
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select
+
+from tests.browser.conftest import prefer, resize
+from tests.browser.portal_world import AGENT_AVATAR, AGENT_EMAIL, EVIL, LONG, Case, Portal, running_portal
+from tests.process.running import PATIENCE, wait_for
+
+# axe-core 4.14.1 as npm has it, under the MPL 2.0.
+AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
+PHONE = (390, 844)
+DESKTOP = (1200, 900)
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[Portal]:
+    with running_portal() as portal:
+        yield portal
+
+
+class Page:
+    """The portal as someone at the browser sees it."""
+
+    def __init__(self, browser: webdriver.Chrome, portal: Portal) -> None:
+        self.browser, self.portal = browser, portal
+
+    def open(self, hash_: str = "", *, visitor: str = "ada") -> None:
+        self.browser.get(self.portal.url)
+        if visitor != "ada":
+            self.switch(visitor)
+        if hash_:
+            self.browser.get(f"{self.portal.url}{hash_}")
+        self.settled()
+
+    def switch(self, visitor: str) -> None:
+        Select(self.one("#visitor")).select_by_value(visitor)
+        self.one(".demo button").click()
+        name = "return document.querySelector('.masthead strong')?.textContent"
+        wait_for(lambda: self.run(name) == visitor)
+
+    def settled(self) -> None:
+        wait_for(lambda: not self.all("[aria-busy=true], .placeholder"), story=self.text)
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    @property
+    def text(self) -> str:
+        text: str = self.run("return document.body.innerText")
+        return text
+
+    def numbers(self) -> list[str]:
+        """Return the numbers of the cases that are listed, from the top."""
+        script = "return [...document.querySelectorAll('.case-number')].map((e) => e.textContent.slice(1))"
+        numbers: list[str] = self.run(script)
+        return numbers
+
+    def row(self, case: Case) -> WebElement:
+        return self.one(f".case:has(a[href$='{case.id}'])")
+
+    def show_details(self, case: Case) -> WebElement:
+        self.one(f"a[href$='{case.id}']").click()
+        return self.details()
+
+    def details(self) -> WebElement:
+        dialog = wait_for(lambda: next(iter(self.all("dialog[open]")), None), story=self.text)
+        self.settled()
+        return dialog
+
+    def press(self, *keys: str) -> None:
+        self.browser.switch_to.active_element.send_keys(*keys)
+
+    def focused(self) -> str | None:
+        found: str | None = self.run("const e = document.activeElement; return e.id || e.getAttribute('href')")
+        return found
+
+    def scroll_until(self, is_reached: Callable[[], bool]) -> None:
+        def scroll() -> bool:
+            self.run("scrollTo(0, document.documentElement.scrollHeight)")
+            return is_reached()
+
+        wait_for(scroll, story=self.text)
+
+    def scroll_to_the_end(self) -> None:
+        """Scroll until nothing more comes."""
+        self.scroll_until(lambda: self.one("#progress").text.startswith("That is all"))
+
+    def assert_accessible(self) -> None:
+        # axe's own script is not the page's: it makes elements that the page's policy would not let it make.
+        self.run(AXE)
+        script = (
+            "axe.run({resultTypes: ['violations']}).then(arguments[0], (e) => arguments[0]({violations: [`${e}`]}))"
+        )
+        found = self.browser.execute_async_script(script)
+        assert found["violations"] == [], json.dumps(found["violations"], indent=1)
+        assert len(found["passes"]) > 10
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, portal: Portal) -> Page:
+    return Page(browser, portal)
+
+
+def numbers_of(cases: list[Case]) -> list[str]:
+    return [case.number for case in cases]
+
+
+def test_the_open_cases_are_listed_newest_first(page: Page) -> None:
+    page.open()
+    assert page.numbers() == numbers_of(page.portal.world.open)
+    assert page.one("#progress").text == "That is all: 6 cases"
+
+
+def test_a_row_says_what_matters_at_a_glance(page: Page) -> None:
+    page.open()
+    row = page.row(page.portal.world.waiting).text
+    for shown in ("A-57", "Pending", "2 unread", "Waiting for a reply", "Low priority", "via Ada by phone"):
+        assert shown in row
+    for shown in ("Stage: Inspection", "Not assigned yet", "Without a subject", "Sep 19, 2015"):
+        assert shown in row
+    assert re.search(r"Updated \d+ years ago", row)
+    other = page.row(page.portal.world.evil).text
+    assert "In Progress" in other
+    assert "Critical priority" in other
+    assert "Billing team" in other
+    assert "unread" not in other
+
+
+def test_the_header_counts_what_there_is(page: Page) -> None:
+    page.open()
+    assert page.one("#summary").text.split("\n") == [
+        "Open", "6", "Waiting for a reply", "1", "Unread messages", "2", "Closed", "47",
+    ]  # fmt: skip
+    assert [tab.text.split() for tab in page.all("[role=tab]")] == [["Open", "6"], ["Closed", "47"]]
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_scrolling_shows_every_closed_case_once(page: Page, size: tuple[int, int]) -> None:
+    resize(page.browser, *size)
+    page.open("#closed")
+    assert 0 < len(page.numbers()) < 47
+    page.scroll_to_the_end()
+    assert page.numbers() == numbers_of(page.portal.world.closed)
+    assert not page.one("#more").is_displayed()
+
+
+def test_without_scrolling_a_button_loads_more_from_the_keyboard(page: Page) -> None:
+    inert = "window.IntersectionObserver = class { observe() {} unobserve() {} }"
+    page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": inert})
+    page.open("#closed")
+    for shown in (10, 20, 30, 40):
+        assert len(page.numbers()) == shown
+        wait_for(lambda shown=shown: page.one("#progress").text == f"{shown} of 47 shown")  # type: ignore[misc]
+        page.run("document.querySelector('#more').focus()")
+        page.press(Keys.ENTER)
+        wait_for(lambda shown=shown: len(page.numbers()) > shown, story=page.text)  # type: ignore[misc]
+    assert page.numbers() == numbers_of(page.portal.world.closed)
+    assert page.focused() == f"#closed/{page.portal.world.closed[40].id}"
+
+
+def test_the_tabs_are_operated_by_the_keyboard(page: Page) -> None:
+    page.open()
+    page.one("#tab-open").click()
+    page.press(Keys.ARROW_RIGHT)
+    page.settled()
+    assert (page.focused(), page.one("#tab-closed").get_attribute("aria-selected")) == ("tab-closed", "true")
+    assert page.numbers()[:5] == numbers_of(page.portal.world.closed)[:5]
+    assert page.one("#panel").get_attribute("aria-labelledby") == "tab-closed"
+    page.press(Keys.HOME)
+    page.settled()
+    assert (page.focused(), page.numbers()) == ("tab-open", numbers_of(page.portal.world.open))
+    assert [tab.get_attribute("tabindex") for tab in page.all("[role=tab]")] == ["0", "-1"]
+
+
+def test_a_case_opens_from_the_keyboard_and_escape_leads_back_to_its_row(page: Page) -> None:
+    page.open()
+    case = page.portal.world.open[1]
+    page.run("document.querySelector(arguments[0]).focus()", f"a[href$='{case.id}']")
+    page.press(Keys.ENTER)
+    details = page.details()
+    assert page.focused() == "details-title"
+    for shown in (f"Case #{case.number}", "WhatsApp", "Billing team", "Ada by phone", "Inspection", "It\nbegan so."):
+        assert shown in details.text
+    for _ in range(6):
+        page.press(Keys.TAB)
+        assert page.run("return document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.press(Keys.ESCAPE)
+    wait_for(lambda: not page.all("dialog[open]"))
+    assert page.focused() == f"#open/{case.id}"
+    wait_for(lambda: page.browser.current_url.partition("#")[2] in ("", "open"), story=page.browser.current_url)
+
+
+def test_back_closes_a_case_and_forward_opens_it_again(page: Page) -> None:
+    page.open("#closed")
+    case = page.portal.world.closed[0]
+    assert "Closed\nAugust" not in page.text
+    assert "What happened" in page.show_details(case).text
+    page.browser.back()
+    wait_for(lambda: not page.all("dialog[open]"))
+    assert page.numbers()[0] == case.number
+    page.browser.forward()
+    assert case.number in page.details().text
+    page.one("dialog .close").click()
+    wait_for(lambda: page.browser.current_url.endswith("#closed"))
+
+
+def test_a_link_leads_to_a_case(page: Page) -> None:
+    case = page.portal.world.closed[40]
+    page.open(f"#closed/{case.id}")
+    assert f"Case #{case.number}" in page.details().text
+    page.one("dialog .close").click()
+    wait_for(lambda: page.browser.current_url.endswith("#closed"))
+    assert page.one("#tab-closed").get_attribute("aria-selected") == "true"
+
+
+def test_another_visitors_case_is_not_shown(page: Page) -> None:
+    page.open(f"#open/{page.portal.world.zoes.id}")
+    assert "There is no such case among yours." in page.details().text
+    assert page.portal.world.zoes.number not in page.browser.page_source
+
+
+def test_who_is_signed_in_decides_what_is_shown(page: Page) -> None:
+    page.open(visitor="zoe")
+    assert page.numbers() == [page.portal.world.zoes.number]
+    assert page.one(".masthead strong").text == "zoe"
+    page.switch("ada")
+    page.settled()
+    assert page.numbers() == numbers_of(page.portal.world.open)
+
+
+@pytest.mark.parametrize("visitor", ["newcomer", "stranger"])
+def test_without_cases_the_page_says_so(page: Page, visitor: str) -> None:
+    page.open(visitor=visitor)
+    assert "No open cases" in page.one("#notice").text
+    page.one("#tab-closed").click()
+    page.settled()
+    assert "No closed cases yet" in page.one("#notice").text
+    assert page.one("#summary").text.split("\n")[1::2] == ["0"] * 4
+    assert not page.one("#notice button").is_displayed()
+
+
+def test_while_the_database_is_away_the_page_says_so_and_can_be_tried_again(page: Page) -> None:
+    world = page.portal.world
+    page.open("#closed")
+    world.stop_database()
+    try:
+        page.scroll_until(lambda: page.one("#notice").is_displayed())
+        assert "cannot be shown right now" in page.one("#notice[role=alert]").text
+        assert page.numbers() == numbers_of(world.closed)[: len(page.numbers())]
+        page.one("#notice button").click()
+        wait_for(lambda: page.one("#notice button").is_displayed())
+        page.assert_accessible()
+        page.browser.refresh()
+        page.settled()
+        assert page.numbers() == []
+        assert "Nothing is lost" in page.one("#notice").text
+        page.browser.get(f"{page.portal.url}#closed/{world.closed[0].id}")
+        assert "This case cannot be shown right now." in page.details().text
+    finally:
+        world.start_database()
+    page.portal.service.wait_until_ready()
+    page.one("dialog .notice button").click()
+    wait_for(lambda: "What happened" in page.one("dialog").text, story=page.text)
+    page.one("dialog .close").click()
+    wait_for(lambda: not page.all("dialog[open]"))
+    page.one("#notice button").click()
+    wait_for(lambda: page.numbers() != [], story=page.text)
+    page.scroll_to_the_end()
+    assert page.numbers() == numbers_of(world.closed)
+    assert "47" in page.one("#summary").text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_axe_finds_nothing(page: Page, scheme: str, size: tuple[int, int]) -> None:
+    resize(page.browser, *size)
+    prefer(page.browser, scheme)
+    page.open()
+    page.assert_accessible()
+    page.show_details(page.portal.world.waiting)
+    page.assert_accessible()
+    page.open("#closed")
+    page.assert_accessible()
+    page.open(visitor="newcomer")
+    page.assert_accessible()
+
+
+def test_dark_is_dark_and_light_is_light(page: Page) -> None:
+    def lightness() -> int:
+        page.open()
+        colour = page.run("return getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    assert lightness() > 600
+    prefer(page.browser, "dark")
+    assert lightness() < 150
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_shows_it_without_scrolling_sideways(page: Page, width: int) -> None:
+    resize(page.browser, width, 700)
+    page.open()
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert LONG in page.text
+    assert page.run(overflow) == 0
+    page.show_details(page.portal.world.open[1])
+    assert page.run(overflow) == 0
+    assert page.run("const d = document.querySelector('dialog'); return d.scrollWidth - d.clientWidth") == 0
+    small = "return [...document.querySelectorAll('main button, dialog button')].filter((b) => b.offsetHeight).map("
+    heights = page.run(f"{small}(b) => Math.min(b.offsetHeight, b.offsetWidth))")
+    assert min(heights) >= 44
+
+
+def test_what_customers_wrote_is_text(page: Page) -> None:
+    page.open()
+    case = page.portal.world.evil
+    assert EVIL in page.row(case).text
+    details = page.show_details(case)
+    assert details.text.count(EVIL) == 2
+    assert page.all("img, iframe, body script, [style], [onerror]") == []
+    assert page.run("return window.hacked") is None
+
+
+def fetched(page: Page) -> list[str]:
+    """Return the URL of everything that the page has loaded."""
+    script = """return performance.getEntriesByType('navigation').concat(performance.getEntriesByType('resource'))
+        .map((entry) => entry.name)"""
+    urls: list[str] = page.run(script)
+    return urls
+
+
+def use_everything(page: Page) -> None:
+    page.open("#closed")
+    page.scroll_to_the_end()
+    page.one("#tab-open").click()
+    page.settled()
+    page.show_details(page.portal.world.evil)
+
+
+def test_nothing_is_loaded_from_elsewhere_and_the_policy_is_kept(page: Page) -> None:
+    use_everything(page)
+    assert {urlsplit(url).netloc for url in fetched(page)} == {urlsplit(page.portal.url).netloc}
+    assert len(fetched(page)) > 9
+    assert page.browser.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+def test_the_browser_never_has_token_key_or_jwt_nor_an_agents_address(page: Page) -> None:
+    use_everything(page)
+    read = "const [url, done] = arguments; fetch(url).then(async (a) => done(`${[...a.headers]} ${await a.text()}`))"
+    urls = fetched(page)
+    seen = [page.browser.execute_async_script(read, url) for url in urls]
+    seen += [*urls, page.browser.page_source, str(page.browser.get_cookies())]
+    seen.append(page.run("return JSON.stringify([localStorage, sessionStorage, document.cookie, history.state])"))
+    everything = "\n".join(seen)
+    assert "A-51" in everything
+    world = page.portal.world
+    for secret in (world.api_token, "cst_", world.secret, str(world.key_id), AGENT_EMAIL, AGENT_AVATAR, "Hopper"):
+        assert secret not in everything
+    # A JWT begins with the base64url of {" and has two dots; a session cookie of Flask is not one of ours.
+    assert [found for found in re.findall(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", everything) if is_jwt(found)] == []
+
+
+def is_jwt(text: str) -> bool:
+    return "alg" in json.loads(base64.urlsafe_b64decode(text.partition(".")[0] + "=="))
+
+
+def test_a_phone_loads_little(page: Page) -> None:
+    resize(page.browser, *PHONE)
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.open()
+    script = """return performance.getEntriesByType('navigation').concat(performance.getEntriesByType('resource'))
+        .reduce((sum, entry) => sum + entry.encodedBodySize, 0)"""
+    assert page.run(script) < 50_000
+    assert len(fetched(page)) <= 7
+
+
+@pytest.mark.parametrize(("path", "cache"), [("", "private, no-store"), ("api/cases/open", "private, no-store")])
+def test_every_answer_says_what_the_page_may_do(portal: Portal, path: str, cache: str) -> None:
+    with urllib.request.urlopen(f"{portal.url}{path}", timeout=PATIENCE) as answer:  # noqa: S310
+        policy = answer.headers["Content-Security-Policy"].split("; ")
+        assert answer.headers["Cache-Control"] == cache
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert policy[:2] == ["default-src 'none'", "script-src 'self'"]
+    assert "unsafe" not in "".join(policy)
+
+
+def test_the_demo_answers_to_no_name_but_its_own(portal: Portal) -> None:
+    request = urllib.request.Request(portal.url, headers={"Host": "rebound.example.com"})  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=PATIENCE)  # noqa: S310
