@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import psycopg
 
 from cases_service.demo_portal.launch import DemoVisitor, Plan, input_of, start_portal
-from cases_service.embedded import EmbeddedServer, join
+from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
 from cases_service.migrations import init_db
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import listen
@@ -39,10 +39,9 @@ class World:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.data_dir = place / "data"
-        self.server: EmbeddedServer | None = None
-        self.start_database()
-        with psycopg.connect(url_of(self.data_dir), autocommit=True) as connection:
-            init_db(connection)
+        self.server: EmbeddedServer | None = join(self.data_dir, settings=FAST)
+        with psycopg.connect(self.server.conninfo, autocommit=True) as connection:
+            init_db(connection, service_role=SERVICE_ROLE)
             self.fill(Organization(connection, SecretBox([SECRET_KEY])))
 
     def start_database(self) -> None:
