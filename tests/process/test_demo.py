@@ -1,5 +1,6 @@
 """The demo, as a newcomer runs it: its lines work as they are pasted, and nothing of it stays."""
 
+import http.client
 import json
 import os
 import pwd
@@ -9,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def read(url: str) -> str:
 def is_gone(url: str) -> bool:
     try:
         read(url)
-    except urllib.error.URLError:
+    except (OSError, http.client.HTTPException):  # refused, or cut off in the middle
         return True
     return False
 
