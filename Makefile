@@ -72,7 +72,7 @@ bench-memory: .venv/benchmarks
 docs: .venv/docs
 	rm -rf build/docs build/site
 	mkdir -p build/docs
-	git ls-files -z --cached --others --exclude-standard -- '*.md' LICENSE compose.yaml benchmarks deploy docs \
+	git ls-files -z --cached --others --exclude-standard -- '*.md' LICENSE compose.yaml benchmarks deploy docs examples \
 		| xargs -0 tar -cf - | tar -xf - -C build/docs
 	$(BIN)/zensical build --strict --clean
 	! grep -rE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//' build/site

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-DOCUMENTS += [ROOT / "examples/portal/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "examples/portal/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def rows(document: str, first: str) -> Iterator[list[str]]:
@@ -121,3 +121,15 @@ def test_the_pattern_for_secret_scanners_finds_api_tokens_and_nothing_longer() -
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_the_recipe_of_errors_says_what_to_do_about_every_code() -> None:
+    recipe = (ROOT / "docs/recipes/errors.md").read_text()
+    advised = {code for _, codes, *_ in rows(recipe, r"\d{3}(, \d{3})?") for code in re.findall(r"`(\w+)`", codes)}
+    assert advised == {kind.code for kind in errors.kinds()}
+
+
+def test_the_site_leads_to_every_document() -> None:
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    existing = {str(path.relative_to(ROOT)) for path in DOCUMENTS} | {"benchmarks/README.md"}
+    assert sorted(listed) == sorted(existing)

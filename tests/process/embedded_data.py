@@ -32,8 +32,8 @@ class Template:
         return shutil.copytree(self.data_dir, place / "data")
 
 
-def make_template(data_dir: Path) -> Template:
-    server = join(data_dir, settings=FAST)
+def make_template(data_dir: Path, *, bin_dir: Path | None = None) -> Template:
+    server = join(data_dir, bin_dir=bin_dir, settings=FAST)
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
         init_db(connection, service_role=SERVICE_ROLE)
         organization = Organization(connection, SecretBox([SECRET_KEY]))

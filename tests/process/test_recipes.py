@@ -185,13 +185,14 @@ def test_the_client_tells_the_code_of_an_error(client: ModuleType, surroundings:
 
 
 def test_the_client_asks_again_while_the_service_starts(
+    monkeypatch: pytest.MonkeyPatch,
     client: ModuleType,
     start: Callable[..., Service],
     database_url: str,
     surroundings: dict[str, str],
     customer: Visitor,
 ) -> None:
-    client.ATTEMPTS = 12  # a slow machine's start takes longer than the six
+    monkeypatch.setattr(client, "ATTEMPTS", 12)  # a slow machine's start takes longer than the six
     port = free_port()
     url = f"http://{LOOPBACK}:{port}{cases_path(surroundings['ORGANIZATION'], '-')}?page_size=7"
     with ThreadPoolExecutor() as pool:
@@ -201,9 +202,9 @@ def test_the_client_asks_again_while_the_service_starts(
 
 
 def test_the_client_gives_up_after_its_attempts(
-    client: ModuleType, serve: Callable[..., Service], surroundings: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, client: ModuleType, serve: Callable[..., Service], surroundings: dict[str, str]
 ) -> None:
-    client.ATTEMPTS = 2
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
     service = serve(DATABASE_URL=f"postgresql://{LOOPBACK}:{free_port()}/none")
     service.wait_for_log("Booting worker")
     with pytest.raises(client.CasesError) as raised:

@@ -1,0 +1,130 @@
+"""Backups, a lost secret key and a newer PostgreSQL, each by the lines of docs/day-two.md."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from cases_service.embedded import _find_programs
+from tests.documents import block, blocks
+from tests.factories import SECRET_KEY, Organization, cases_path
+from tests.process.embedded_data import make_template
+from tests.process.running import SCRIPTS, Service, environment
+
+DAY_TWO = "docs/day-two.md"
+# PostgreSQL of Debian's packages, older than that of the embedded package.
+OLDER = [path for path in Path("/usr/lib/postgresql").glob("1[567]/bin") if (path / "postgres").exists()]
+
+
+def run(script: str, directory: Path, *, postgres: Path | None = None, **variables: str) -> None:
+    """Run lines of the document with the programs of a PostgreSQL, by default the package's, and our commands."""
+    path = f"{_find_programs(postgres)}:{SCRIPTS}:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment(**(variables | {"PATH": path})),
+        cwd=directory,
+        check=True,
+    )
+
+
+def page(service: Service, organization: Organization, jwt: str) -> tuple[int, list[str]]:
+    """Return the status, and the numbers of the cases or the code of the error."""
+    headers = ("--header", f"Authorization: Token {organization.token}", "--header", f"X-External-Identity: {jwt}")
+    answer = service.curl(cases_path(organization.id, "-"), *headers)
+    cases = answer.json.get("results")
+    return answer.status, [answer.json["code"]] if cases is None else [case["case_number"] for case in cases]
+
+
+def test_a_backup_with_its_secret_key_is_the_service_again(
+    serve: Callable[..., Service], organization: Organization, server_url: str, database_url: str, place: Path
+) -> None:
+    visitor = organization.visitor()
+    visitor.cases(3)
+    jwt = organization.jwt(visitor.external_id)
+    before = page(serve(), organization, jwt)
+    assert (before[0], len(before[1])) == (200, 3)
+    run(
+        block(DAY_TWO, "bash", 'pg_dump --format custom --file cases.dump "$SUPERUSER_URL'),
+        place,
+        SUPERUSER_URL=database_url,
+    )
+    name = f"cases_restored_{uuid4().hex[:12]}"
+    restored = make_conninfo(server_url, dbname=name)
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create database {name} template template0 encoding 'UTF8'")
+        try:
+            run(block(DAY_TWO, "bash", '--dbname "$SUPERUSER_URL'), place, SUPERUSER_URL=restored)
+            run("cases-service init-db", place, DATABASE_URL=restored)
+            service = serve(DATABASE_URL=restored)
+            service.wait_until_ready()
+            assert page(service, organization, jwt) == before
+            assert service.end(signal.SIGTERM) == 0
+        finally:
+            server.execute(f"drop database {name} with (force)")
+
+
+def test_a_lost_secret_key_costs_the_hmac_keys_and_nothing_else(
+    serve: Callable[..., Service], organization: Organization, database_url: str, place: Path
+) -> None:
+    visitor = organization.visitor()
+    visitor.cases(3)
+    new_key = base64.urlsafe_b64encode(b"n" * 32).decode()
+    service = serve(CASES_SECRET_KEY=new_key)
+    assert page(service, organization, organization.jwt(visitor.external_id)) == (500, ["internal_error"])
+    (line,) = [event for event in service.events if event["event"] == "secret_not_opened"]
+    assert line["key_id"] == str(organization.kid)
+    (mend,) = (lines for lines in blocks(DAY_TWO, "bash") if "retire-key" in lines)
+    run(
+        mend,
+        place,
+        DATABASE_URL=database_url,
+        CASES_SECRET_KEY=new_key,
+        ORGANIZATION=str(organization.id),
+        OLD_KID=str(organization.kid),
+    )
+    new = json.loads((place / "new.json").read_text())
+    header = {"alg": "HS256", "kid": new["kid"]}
+    signed = organization.signed(organization.claims(visitor.external_id), header, new["secret"])
+    status, cases = page(service, organization, signed)
+    assert (status, len(cases)) == (200, 3)
+
+
+@pytest.mark.skipif(not OLDER, reason="no older PostgreSQL in /usr/lib/postgresql")
+def test_embedded_data_move_to_a_newer_postgresql(start: Callable[..., Service], place: Path) -> None:
+    older = OLDER[0]
+    template = make_template(place / ".cases-data", bin_dir=older)
+    key_file = place / ".cases-data/secret.key"
+    key_file.write_text(f"{SECRET_KEY}\n")
+    dump, aside, restore = (lines for lines in blocks(DAY_TWO, "bash") if ".cases-data" in lines)
+
+    def cases(service: Service) -> list[UUID]:
+        answer = service.curl(template.path, "--header", template.header)
+        return [UUID(case["id"]) for case in answer.json["results"]]
+
+    arguments = [str(SCRIPTS / "cases-service"), "serve", "--bind", "127.0.0.1:0"]
+    old = start(*arguments, CASES_POSTGRES_BIN=str(older))
+    old.wait_until_ready()
+    before = cases(old)
+    run(dump, place, postgres=older)
+    assert old.end(signal.SIGTERM) == 0
+    refused = start(*arguments)
+    assert refused.process.wait(60) == 1
+    assert "was made by PostgreSQL" in refused.log
+    run(aside, place)
+    new = start(*arguments)
+    new.wait_until_ready()
+    run(restore, place)
+    assert new.end(signal.SIGTERM) == 0
+    again = start(*arguments)
+    again.wait_until_ready()
+    assert cases(again) == before
+    assert len(before) == 3
+    assert again.end(signal.SIGTERM) == 0
