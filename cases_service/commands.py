@@ -188,7 +188,7 @@ def serve(bind: str | None) -> None:
 @cli.command()
 @bind_option
 def demo(bind: str | None) -> None:
-    """Serve real data, show a customer's page of it, and print curl lines to paste.
+    """Serve real data, with a page and curl lines.
 
     Needs no database and no configuration: it brings a PostgreSQL and public data. They are kept in
     CASES_DATA_DIR (.cases-data) and used again the next time. The page is a hundred ports further on, or

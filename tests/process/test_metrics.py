@@ -120,6 +120,7 @@ def test_operators_are_answered_while_every_thread_waits(
     start: Callable[..., Service], organization: Organization, database_url: str
 ) -> None:
     variables = {"CASES_WORKERS": "1", "CASES_THREADS": "2", "CASES_POOL_SIZE": "3", "CASES_STATEMENT_TIMEOUT": "30"}
+    variables["CASES_GRACEFUL_TIMEOUT"] = "90"
     given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_ADMIN_BIND": f"{LOOPBACK}:0"}
     service = start(*serve_arguments(), **given, **variables)
     admin = service.admin_port
