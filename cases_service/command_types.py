@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from cases_service.settings import check_bind
+from cases_service.settings import check_bind, check_url
 
 T = TypeVar("T")
 
@@ -49,6 +49,12 @@ def parse_future_time(text: str) -> datetime:
 def parse_address(text: str) -> str:
     """Return an address to listen on."""
     check_bind(text)
+    return text
+
+
+def parse_url(text: str) -> str:
+    """Return an address of HTTP."""
+    check_url(text, "--url")
     return text
 
 

@@ -21,7 +21,7 @@ import msgspec
 import psycopg
 from tqdm import tqdm
 
-from cases_service import __version__, administration, instants, visitor_tokens
+from cases_service import __version__, administration, doctor, instants, visitor_tokens
 from cases_service.administration import AdministrationError
 from cases_service.command_types import (
     accepting,
@@ -30,9 +30,10 @@ from cases_service.command_types import (
     parse_external_id,
     parse_future_time,
     parse_id,
+    parse_url,
 )
 from cases_service.data_directory import ForeignDirectoryError
-from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, database_at_hand
+from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.demo import DemoError, run_demo
 from cases_service.embedded import EmbeddedServerError
 from cases_service.errors import InternalError
@@ -52,6 +53,7 @@ _WRONG_CALL: Final = 2
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
 _LABEL_WIDTH: Final = 12
+_STATUS_WIDTH: Final = 9
 
 # What says in its message, in one line, what is wrong and what to do.
 _EXPLAINED: Final = (
@@ -112,7 +114,7 @@ def _last_words(error: Exception) -> str:
         case click.ClickException():
             words = error.format_message()
         case psycopg.Error():
-            words = _database_failure(error)
+            words = explain(error)
         case OSError():
             words = f"{error.filename or 'input or output'}: {error.strerror}"
         case _ if isinstance(error, _EXPLAINED):
@@ -122,14 +124,6 @@ def _last_words(error: Exception) -> str:
             place = f"{Path(frame.filename).name}:{frame.lineno}"
             words = f"unexpected {type(error).__name__} at {place}: please report it"
     return words
-
-
-def _database_failure(error: psycopg.Error) -> str:
-    if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
-        return f"cannot reach the database: {error}"
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-        return "the database has another schema: run cases-service init-db"
-    return f"the database refuses: {error.diag.message_primary or type(error).__name__}"
 
 
 @contextmanager
@@ -519,7 +513,8 @@ def _signing_key(keys: Sequence[StoredKey], organization_id: UUID, kid: UUID | N
 @cli.command("check-token")
 @organization_option
 @click.argument("token", metavar="[JWT]", required=False)
-def check_token(organization_id: UUID, token: str | None) -> None:
+@json_option
+def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None:  # noqa: FBT001  as above
     """Say what the service thinks of a visitor's JWT.
 
     The JWT is the argument or on standard input, where other users of the machine cannot see it. The
@@ -540,9 +535,12 @@ def check_token(organization_id: UUID, token: str | None) -> None:
         count = partial(_count_contacts, connection, organization_id)
         report = examine(text.strip(), keys, settings, now=time.time(), count_contacts=count)
     problem = report.problem
-    answer = "200" if problem is None else f"{problem.status} {problem.code}"
-    for label, finding in [*report.findings, ("answer", answer)]:
-        click.echo(f"{label:{_LABEL_WIDTH}}{finding}")
+    status, code = (200, None) if problem is None else (problem.status, problem.code)
+    if as_json:
+        click.echo(json.dumps({"status": status, "code": code, "findings": dict(report.findings)}))
+    else:
+        for label, finding in [*report.findings, ("answer", f"{status} {code or ''}".rstrip())]:
+            click.echo(f"{label:{_LABEL_WIDTH}}{finding}")
     if problem is not None:
         raise click.ClickException(f"{problem.code}: {problem.detail}")
 
@@ -558,3 +556,33 @@ def _material(key: StoredKey, organization_id: UUID, box: SecretBox) -> str:
 
 def _count_contacts(connection: psycopg.Connection[Any], organization_id: UUID, external_id: str) -> int | None:
     return administration.count_contacts(connection, organization_id=organization_id, external_id=external_id)
+
+
+@cli.command("doctor")
+@click.option(
+    "--url",
+    metavar="URL",
+    callback=accepting(parse_url),
+    help="Where the service answers. Default: CASES_BIND, if anybody listens there.",
+)
+@json_option
+def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Look for what is wrong here, or soon will be.
+
+    Settings, the database and its schema, rights, clocks, keys and tokens about to end, replicas, and the
+    service itself: a line each with what to do. Nothing is changed, and no secret is shown. The status is
+    1 if a check failed; a warning is none.
+
+    \b
+    Example, with the variables of the service:
+      cases-service doctor --url http://10.0.0.7:8000
+    """
+    findings = []
+    for finding in doctor.examine(url):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}")
+    if as_json:
+        _show(findings, as_json=True)
+    if failed := [finding.check for finding in findings if finding.status == "failure"]:
+        raise click.ClickException(f"{_counted(len(failed), 'check')} failed: {', '.join(failed)}")

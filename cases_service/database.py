@@ -6,7 +6,7 @@ Whatever keeps a read from its answer becomes one of the errors of the interface
 import select
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic, perf_counter
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -204,8 +204,7 @@ class Database(Reader):
         names = [*self._session, _CITUS]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
         is_citus = found.pop(_CITUS, None) is not None
-        dropped = sorted(name for name, value in found.items() if value.partition(",")[0] != self._session[name])
-        if dropped:
+        if dropped := dropped_settings(found, self._session):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
         prepares = self._prepare_threshold is not None
@@ -272,6 +271,11 @@ def session_settings(settings: Settings) -> dict[str, str]:
         "lock_timeout": f"{settings.lock_seconds * 1000:.0f}",
         "statement_timeout": f"{settings.statement_timeout * 1000:.0f}",
     }
+
+
+def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
+    """Return the settings that a session was not given as they were asked for."""
+    return sorted(name for name, value in found.items() if value.partition(",")[0] != asked[name])
 
 
 def connection_parameters(url: str, settings: Settings) -> str:

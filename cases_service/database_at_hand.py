@@ -65,6 +65,15 @@ def _default_user() -> str:
     return (option.val or b"").decode()
 
 
+def explain(error: psycopg.Error) -> str:
+    """Return what kept a command from the database, in words that say what to do."""
+    if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
+        return f"cannot reach the database: {error}"
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return "the database has another schema: run cases-service init-db"
+    return f"the database refuses: {error.diag.message_primary or type(error).__name__}"
+
+
 @contextmanager
 def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[DatabaseAtHand]:
     """Lend the database of these settings; an embedded server runs for as long as it has users.

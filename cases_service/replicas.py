@@ -85,7 +85,7 @@ class Replica:
 
     def __init__(self, url: str, primary: Database, settings: Settings) -> None:
         self._primary = primary
-        self._name = ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
+        self._name = name_of(url)
         self._database = Database(url, settings, name=self._name)
         self._maximum_lag = settings.read_max_lag
         self._marks: deque[_Mark] = deque()
@@ -152,6 +152,11 @@ class Replica:
             self._marks.popleft()
         while self._marks and replayed is not None and self._marks[0].end <= replayed:
             self._as_of = self._marks.popleft().at
+
+
+def name_of(url: str) -> str:
+    """Return where a connection string leads, without who enters."""
+    return ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
 
 
 def single_hosts(url: str | None) -> list[str]:

@@ -199,7 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.read_database_url is not None and self.database_url is None:
             raise SettingsError("CASES_READ_DATABASE_URL: expected together with DATABASE_URL, whose replicas it names")
         if self.public_url is not None:
-            _check_public_url(self.public_url)
+            check_url(self.public_url)
         check_bind(self.bind)
         if self.admin_bind is not None:
             check_bind(self.admin_bind, "CASES_ADMIN_BIND")
@@ -399,12 +399,6 @@ def _read_key_file(name: str) -> str:
         raise SettingsError(f"CASES_SECRET_KEY_FILE: cannot be read ({reason})") from None
 
 
-def _check_public_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise SettingsError("CASES_PUBLIC_URL: expected http(s)://host, with a port and a path at the most")
-
-
 def _check_database_url(url: str | None, variable: str) -> None:
     if url is None:
         return
@@ -466,3 +460,14 @@ def check_bind(address: str, variable: str = "CASES_BIND") -> None:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", address)
     if not match or not _is_port(match[2]):
         raise SettingsError(f"{variable}: expected HOST:PORT, such as 127.0.0.1:8000")
+
+
+def check_url(url: str, variable: str = "CASES_PUBLIC_URL") -> None:
+    """Raise SettingsError unless this is an address of HTTP, with a port and a path at the most."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.query or parts.fragment or parts.username is not None:
+        raise SettingsError(f"{variable}: expected http(s)://host, with a port and a path at the most")

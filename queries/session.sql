@@ -1,4 +1,4 @@
--- What a session was given.
+-- What a session was given, and what its role may do.
 
 -- name: get_session
 select lower(name), setting
@@ -12,3 +12,42 @@ select bool_and(row_security_active(oid))
 from pg_class
 where relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
     and relrowsecurity;
+
+-- name: get_clock
+select extract(epoch from clock_timestamp())::double precision;
+
+-- name: get_role
+select rolname, rolsuper, rolbypassrls
+from pg_roles
+where rolname = current_user;
+
+-- name: list_missing_rights
+-- What list_service_grants would give to this role, and it has not; and whether the service can do without.
+select 'select on ' || name as missing, false as is_dispensable
+from unnest(
+    array[
+        'schema_version', 'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts',
+        'case_funnel_stages', 'cases', 'case_contacts', 'case_owners', 'case_authors', 'case_editors', 'case_stages'
+    ]
+) as served (name)
+where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
+union all
+select 'update (last_used_at) on ' || name, true
+from unnest(array['api_tokens', 'signing_keys']) as recorded (name)
+where to_regclass(name) is null or not has_column_privilege(to_regclass(name), 'last_used_at', 'update');
+
+-- name: sees_every_organization
+-- Whether this session is shown all rows: row security does not bind it, or it may ask for them and has done so.
+select not row_security_active('signing_keys')
+    or (
+        coalesce(current_setting('cases.every_organization', true), '') = 'on'
+        and exists (
+            select
+            from pg_policies p
+            cross join unnest(p.roles) as member (name)
+            where p.schemaname = current_schema()
+                and p.tablename = 'signing_keys'
+                and p.policyname = 'administration'
+                and pg_has_role(member.name, 'usage')
+        )
+    );

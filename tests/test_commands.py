@@ -29,6 +29,7 @@ from cases_service.settings import read_settings
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
 from tests.process.running import COMMAND, environment
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 NEW_KEY = b64(b"n" * 32) + "="
 
 
@@ -101,6 +102,21 @@ class TestAllCommands:
     )
     def test_a_wrong_call_is_status_2(self, run: Run, arguments: tuple[str, ...], pattern: str) -> None:
         assert_fails(run(*arguments), 2, pattern)
+
+    @pytest.mark.parametrize(("typed", "completed"), [("check", {"check-token"}), ("list-keys --j", {"--json"})])
+    def test_bash_completes_it(self, typed: str, completed: set[str]) -> None:
+        """With the line that the README gives, and then what bash calls on a tab."""
+        (line,) = re.findall(r"^eval .*_CASES_SERVICE_COMPLETE=bash_source.*$", README, re.MULTILINE)
+        script = f"""{line}
+            COMP_WORDS=(cases-service {typed}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            $(complete -p cases-service | sed 's/.*-F \\([^ ]*\\).*/\\1/') cases-service
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        path = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+        ran = subprocess.run(
+            ["bash", "--norc", "-c", script], check=True, capture_output=True, text=True, env=environment(PATH=path)
+        )
+        assert (set(ran.stdout.split()), ran.stderr) == (completed, "")
 
     def test_a_token_in_the_place_of_an_id_is_not_repeated(self, run: Run, organization: Organization) -> None:
         result = run("revoke-token", "--organization", organization.id, organization.token)
@@ -569,6 +585,18 @@ class TestCheckToken:
         result = self.check(run, organization, organization.jwt("me")[:-4] + "AAAA")
         assert self.report(result)["signature"] == "not valid"
         assert "expires" not in self.report(result)
+
+    def test_a_program_reads_the_same_as_json(self, run: Run, organization: Organization) -> None:
+        jwt = organization.jwt(organization.visitor().external_id)
+        accepted = run("check-token", "--json", "--organization", organization.id, jwt)
+        document = json.loads(accepted.out)
+        assert (accepted.status, document["status"], document["code"]) == (0, 200, None)
+        assert document["findings"]["signature"] == f"valid, by {organization.kid}"
+
+        refused = run("check-token", "--json", "--organization", organization.id, organization.jwt("nobody"))
+        document = json.loads(refused.out)
+        assert (refused.status, document["status"], document["code"]) == (1, 404, "visitor_not_found")
+        assert document["findings"]["visitor"] == "'nobody'"
 
     def test_a_token_too_long_for_the_path_is_said(self, run: Run, organization: Organization) -> None:
         visitor = organization.visitor()

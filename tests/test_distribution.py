@@ -17,7 +17,13 @@ REQUESTS = ("access", "cases", "cases_by_status", "cases_by_priority", "cases_by
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
-ACROSS_ORGANIZATIONS = {"list_organizations_with_secrets"}
+# doctor looks at what opens the service, whoever's it is.
+ACROSS_ORGANIZATIONS = {
+    "list_organizations_with_secrets",
+    "list_retiring_keys_everywhere",
+    "list_live_secrets_everywhere",
+    "list_ending_tokens_everywhere",
+}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,30 @@
+-- What will soon keep organizations from the service, or already does: of all of them, which only commands may see.
+
+-- name: list_retiring_keys_everywhere
+-- And whether their organization has another one that stays.
+select
+    k.organization_id,
+    k.id,
+    k.retired_at,
+    exists (
+        select from signing_keys other where other.organization_id = k.organization_id and other.retired_at is null
+    ) as has_successor
+from signing_keys k
+where k.retired_at > now()
+    and k.retired_at <= now() + :within::interval
+order by k.retired_at, k.organization_id, k.id;
+
+-- name: list_live_secrets_everywhere
+select organization_id, id, algorithm, encrypted_secret
+from signing_keys
+where encrypted_secret is not null
+    and (retired_at is null or retired_at > now())
+order by organization_id, id;
+
+-- name: list_ending_tokens_everywhere
+select organization_id, id, expires_at
+from api_tokens
+where revoked_at is null
+    and expires_at > now()
+    and expires_at <= now() + :within::interval
+order by expires_at, organization_id, id;
