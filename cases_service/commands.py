@@ -156,6 +156,8 @@ def cli() -> None:
       cases-service create-token --organization ID --user ID
       cases-service create-key --organization ID
       cases-service serve
+    When something is wrong:
+      cases-service doctor
     """
 
 
@@ -223,7 +225,7 @@ def init_db() -> None:
 def load_files(files: tuple[str, ...]) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
-    A line is one object with its type and fields; the README describes them. A line whose id exists
+    A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
     replaces that row. All files are loaded, or none. FILE may be - for standard input.
 
     \b

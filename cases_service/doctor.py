@@ -241,10 +241,7 @@ def _check_replica(url: str, primary: Connection, settings: Settings) -> Verdict
         with _connect(url, settings) as replica:
             replayed = store.get_replayed_wal(replica)
             if replayed is None or end is None:
-                return (
-                    "warning",
-                    f"no replica of a primary in DATABASE_URL, so {instead}: check CASES_READ_DATABASE_URL",
-                )
+                return "warning", f"no replica of the server in DATABASE_URL, so {instead}"
             while replayed is not None and replayed < end:
                 if monotonic() > deadline:
                     return "warning", f"later than CASES_READ_MAX_LAG, {settings.read_max_lag:g} s, so {instead}"

@@ -198,22 +198,6 @@ def test_an_old_schema_and_none_are_failures(installation: Installation, stateme
     assert message in report.findings["schema"][1]
 
 
-def test_a_session_that_is_not_what_was_asked_for_is_a_failure(installation: Installation, service_role: str) -> None:
-    """As behind a pooler that keeps what a session asks for to itself: the role's own setting cannot be outdone."""
-    options = "-c search_path=ahead,pg_catalog,public"
-    installation.connection.execute("create schema ahead")
-    installation.connection.execute("""
-        create view ahead.pg_settings as
-        select name, case name when 'jit' then 'on' else setting end as setting from pg_catalog.pg_settings
-    """)
-    installation.connection.execute(f"grant all on schema ahead to {service_role}".encode())
-    installation.connection.execute(f"grant select on ahead.pg_settings to {service_role}".encode())
-    url = make_conninfo(installation.variables["DATABASE_URL"], options=options)
-    report = diagnose(installation.variables, DATABASE_URL=url)
-    assert report.problems() == {"session": "failure"}
-    assert "jit; see PgBouncer" in report.findings["session"][1]
-
-
 @pytest.mark.parametrize(("seconds", "direction"), [(60, "ahead of"), (-60, "behind")])
 def test_a_clock_that_differs_is_a_warning(
     installation: Installation, service_role: str, seconds: int, direction: str

@@ -21,7 +21,7 @@ from cases_service.database import Connection, Database, session_settings
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.factories import Organization, get
-from tests.process.running import wait_for
+from tests.process.running import COMMAND, environment, wait_for
 
 CONFIGURATION = (Path(__file__).parents[1] / "deploy/pgbouncer.ini").read_text()
 PROGRAM = os.environ.get("CASES_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -220,6 +220,19 @@ def test_a_connection_without_the_session_is_refused(
     with pytest.raises(UnavailableError):
         database.read(backend)
     database.close()
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize(("dropped", "found"), [("", "ok"), ("set enable_sort to off;", "failure")])
+def test_the_doctor_says_whether_the_session_is_what_the_statements_need(
+    database_url: str, make_pgbouncer: Callable[..., PgBouncer], dropped: str, found: str
+) -> None:
+    url = make_pgbouncer(dropped, "").url
+    given = {"DATABASE_URL": url, "CASES_ADMIN_DATABASE_URL": database_url, "CASES_STATEMENT_TIMEOUT": "0.5"}
+    ran = subprocess.run([COMMAND, "doctor"], check=False, capture_output=True, text=True, env=environment(**given))
+    findings = {check: status for status, check in re.findall("^([a-z]+) +([^:]+):", ran.stdout, re.MULTILINE)}
+    assert findings["session"] == found
+    assert [findings[check] for check in ("database", "schema", "rights", "row security")] == ["ok"] * 4
 
 
 @needs_pgbouncer

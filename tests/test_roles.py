@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+import msgspec
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -20,9 +21,9 @@ from cases_service.embedded import _find_programs
 from cases_service.loading import LoadFile, load
 from cases_service.migrations import SchemaError
 from cases_service.secret_box import SecretBox
-from cases_service.settings import Settings, SettingsError
+from cases_service.settings import Settings, SettingsError, environment_of
 from tests.factories import SECRET_KEY, Organization, get
-from tests.process.running import wait_for
+from tests.process.running import COMMAND, environment, wait_for
 
 ROLES = (Path(__file__).parents[1] / "deploy/roles.sql").read_text()
 BOX = SecretBox([SECRET_KEY])
@@ -103,6 +104,19 @@ def test_init_db_may_be_repeated_by_the_role_that_administers(roles: Roles) -> N
         ).fetchall()
     assert owners == [(roles.owner,)]
     assert policies == [([roles.admin, roles.owner],)]
+
+
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_the_doctor_finds_nothing_wrong(kind: str, request: pytest.FixtureRequest) -> None:
+    given: Roles = request.getfixturevalue(kind)
+    settings = given.settings if kind == "roles" else given.plain_settings
+    DatabaseAtHand(settings, None).initialize()
+    variables = environment_of(msgspec.structs.replace(settings, bind="127.0.0.1:1"))
+    command = [COMMAND, "doctor", "--json"]
+    ran = subprocess.run(command, check=True, capture_output=True, env=environment(**variables))
+    findings = {row["check"]: row["status"] for row in msgspec.json.decode(ran.stdout)}
+    assert {check for check, status in findings.items() if status != "ok"} == set()
+    assert {"rights", "row security", "administration", "signing keys"} <= set(findings)
 
 
 @pytest.mark.parametrize("kind", ["roles", "plain"])
