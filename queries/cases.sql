@@ -6,7 +6,8 @@
 --            all gave the same.
 --   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. Where there
 --            are that many, no key of the page lies beyond the last of them.
---   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one.
+--   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one: the
+--            bound, which is a column because row security lets nothing but plain comparisons reach an index.
 --   then     the whole cases, for the keys of the page alone.
 -- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. Without a cursor, :after is
 -- the infinity that everything lies behind, and nothing is to be looked for on the other side of it, down to :rearmost.
@@ -49,7 +50,10 @@ page as materialized (
     union all
     select key.created_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select max(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id order by n.created_at, n.id)
     ) last
@@ -59,10 +63,7 @@ page as materialized (
         where c.organization_id = :organization_id
             and c.contact_id = last.contact_id
             and (c.created_at, c.id) > (last.created_at, last.id)
-            and c.created_at <= coalesce(
-                (select max(n.created_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.created_at <= last.bound
         order by c.created_at, c.id
         limit :row_limit
     ) key
@@ -149,7 +150,10 @@ page as materialized (
     union all
     select key.created_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select min(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id order by n.created_at desc, n.id desc)
     ) last
@@ -159,10 +163,7 @@ page as materialized (
         where c.organization_id = :organization_id
             and c.contact_id = last.contact_id
             and (c.created_at, c.id) < (last.created_at, last.id)
-            and c.created_at >= coalesce(
-                (select min(n.created_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.created_at >= last.bound
         order by c.created_at desc, c.id desc
         limit :row_limit
     ) key
@@ -249,7 +250,10 @@ page as materialized (
     union all
     select key.updated_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select max(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id order by n.updated_at, n.id)
     ) last
@@ -259,10 +263,7 @@ page as materialized (
         where c.organization_id = :organization_id
             and c.contact_id = last.contact_id
             and (c.updated_at, c.id) > (last.updated_at, last.id)
-            and c.updated_at <= coalesce(
-                (select max(n.updated_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.updated_at <= last.bound
         order by c.updated_at, c.id
         limit :row_limit
     ) key
@@ -349,7 +350,10 @@ page as materialized (
     union all
     select key.updated_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select min(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id order by n.updated_at desc, n.id desc)
     ) last
@@ -359,10 +363,7 @@ page as materialized (
         where c.organization_id = :organization_id
             and c.contact_id = last.contact_id
             and (c.updated_at, c.id) < (last.updated_at, last.id)
-            and c.updated_at >= coalesce(
-                (select min(n.updated_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.updated_at >= last.bound
         order by c.updated_at desc, c.id desc
         limit :row_limit
     ) key

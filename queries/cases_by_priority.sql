@@ -51,7 +51,10 @@ page as materialized (
     union all
     select key.created_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select max(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id, n.priority order by n.created_at, n.id)
     ) last
@@ -62,10 +65,7 @@ page as materialized (
             and c.contact_id = last.contact_id
             and c.priority = last.priority
             and (c.created_at, c.id) > (last.created_at, last.id)
-            and c.created_at <= coalesce(
-                (select max(n.created_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.created_at <= last.bound
             and (:nothing_else or (
                 select
                     w.updated_at >= :updated_since
@@ -183,7 +183,10 @@ page as materialized (
     union all
     select key.created_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select min(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id, n.priority order by n.created_at desc, n.id desc)
     ) last
@@ -194,10 +197,7 @@ page as materialized (
             and c.contact_id = last.contact_id
             and c.priority = last.priority
             and (c.created_at, c.id) < (last.created_at, last.id)
-            and c.created_at >= coalesce(
-                (select min(n.created_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.created_at >= last.bound
             and (:nothing_else or (
                 select
                     w.updated_at >= :updated_since
@@ -315,7 +315,10 @@ page as materialized (
     union all
     select key.updated_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select max(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id, n.priority order by n.updated_at, n.id)
     ) last
@@ -326,10 +329,7 @@ page as materialized (
             and c.contact_id = last.contact_id
             and c.priority = last.priority
             and (c.updated_at, c.id) > (last.updated_at, last.id)
-            and c.updated_at <= coalesce(
-                (select max(n.updated_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.updated_at <= last.bound
             and (:nothing_else or (
                 select
                     w.created_at >= :created_since
@@ -447,7 +447,10 @@ page as materialized (
     union all
     select key.updated_at, key.id
     from (
-        select n.*, row_number() over stream as place
+        select
+            n.*,
+            row_number() over stream as place,
+            coalesce((select min(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
         window stream as (partition by n.contact_id, n.priority order by n.updated_at desc, n.id desc)
     ) last
@@ -458,10 +461,7 @@ page as materialized (
             and c.contact_id = last.contact_id
             and c.priority = last.priority
             and (c.updated_at, c.id) < (last.updated_at, last.id)
-            and c.updated_at >= coalesce(
-                (select min(n.updated_at) from nearest n having count(*) = :row_limit),
-                :furthest
-            )
+            and c.updated_at >= last.bound
             and (:nothing_else or (
                 select
                     w.created_at >= :created_since
