@@ -1,5 +1,6 @@
 """gunicorn's configuration, made from the service's settings. `gunicorn app:app` finds it where it is started."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -62,8 +63,10 @@ def when_ready(_server: Any) -> None:
 
 
 def post_worker_init(_worker: Any) -> None:
-    """Receive them in a worker."""
+    """Receive them in a worker, and spare the garbage collector what the start has made: it stays."""
     server_process.release_signals()
+    gc.collect()
+    gc.freeze()
 
 
 def pre_request(_worker: Any, _request: Any) -> None:

@@ -23,10 +23,7 @@ def answer(request: Request, document: Callable[[], bytes], *represented: bytes)
 
     """
     digest = xxh3_128_hexdigest(b"\0".join((_RELEASE, *represented)))
+    headers = [("ETag", f'W/"{digest}"'), ("Cache-Control", "private, no-cache")]
     if request.if_none_match.contains_weak(digest):
-        response = Response(status=304)
-    else:
-        response = Response(document(), content_type="application/json")
-    response.set_etag(digest, weak=True)
-    response.headers["Cache-Control"] = "private, no-cache"
-    return response
+        return Response(status=304, headers=headers)
+    return Response(document(), headers=headers, content_type="application/json")

@@ -174,8 +174,10 @@ def _check_validity(claims: Mapping[str, Any], rules: Rules, now: float) -> None
 def _check_subject(subject: object) -> None:
     if not isinstance(subject, str) or not 1 <= len(subject) <= _MAXIMUM_SUBJECT or "\0" in subject:
         raise TokenClaimInvalidError("The claim sub is the visitor's external id, a string of 1 to 256 characters.")
-    if any("\ud800" <= character <= "\udfff" for character in subject):
-        raise TokenClaimInvalidError("The claim sub holds half of a surrogate pair.")
+    try:
+        subject.encode()
+    except UnicodeEncodeError:
+        raise TokenClaimInvalidError("The claim sub holds half of a surrogate pair.") from None
 
 
 def _check_time(claims: Mapping[str, Any], name: str) -> None:
