@@ -19,12 +19,13 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from cases_service.sql import Statement
+from cases_service.sql import Statement, numbered
 
 T_co = TypeVar("T_co", covariant=True)
 Row = tuple[Any, ...]
 Send = Callable[[], None]
 
+_NAMING: Final = numbered("session")["name_organization"]
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
@@ -79,15 +80,20 @@ class Exchange:
 
         """
         transformer = Transformer(self._connection)
-        sends = [self._send_query(query, transformer) for query in queries]
-        begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus)
-        preparations = self._preparations(queries)
-        results = self._run([*begin, *preparations.values(), *sends, b"commit"])
+        # Up to its end, an exchange is a transaction by itself; only one that Citus passes on has to be told so.
+        is_explicit = self.writes or self._is_citus
+        begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus) if is_explicit else ()
+        end = (b"commit",) if is_explicit else ()
+        naming = () if is_explicit else (Query(_NAMING, {"organization_id": str(organization_id)}, _nothing),)
+        asked = (*naming, *queries)
+        preparations = self._preparations(asked)
+        sends = [self._send_query(query, transformer) for query in asked]
+        results = self._run([*begin, *preparations.values(), *sends, *end])
         prepared = zip(preparations, results[len(begin) :], strict=False)
         self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
         self._check(results)
-        of_queries = zip(queries, results[-1 - len(queries) : -1], strict=True)
-        return [query.read(_loaded(transformer, result)) for query, result in of_queries]
+        answers = results[len(results) - len(end) - len(queries) : len(results) - len(end)]
+        return [query.read(_loaded(transformer, result)) for query, result in zip(queries, answers, strict=True)]
 
     def _preparations(self, queries: Sequence[Query[Any]]) -> dict[bytes, Send]:
         """Return what prepares the statements that are not prepared yet."""
@@ -160,6 +166,10 @@ def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = Fa
     propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
     return begin, *propagate, setting.as_bytes()
+
+
+def _nothing(_: Result) -> None:
+    """Read nothing."""
 
 
 def _loaded(transformer: abc.Transformer, result: PGresult) -> Result:

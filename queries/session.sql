@@ -5,6 +5,10 @@ select lower(name), setting
 from pg_settings
 where lower(name) = any(:names);
 
+-- name: name_organization
+-- Whose rows the transaction is about, as row security reads it: up to its end.
+select set_config('cases.organization_id', :organization_id, true);
+
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.
 -- Null where there is no schema.
