@@ -5,9 +5,12 @@ gunicorn the workers count in files that they share (`metrics_files`), and which
 """
 
 import platform
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
+from time import sleep
 from typing import Any, Final, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -18,6 +21,8 @@ from cases_service import __version__, metrics_files
 from cases_service.errors import VisitorTokenError
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+_TRIES: Final = 20
+_PAUSE_SECONDS: Final = 0.01
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -133,6 +138,15 @@ def exposition() -> bytes:
     shared = metrics_files.directory()
     if shared is None:
         return generate_latest(registry)
+    for _ in range(_TRIES):
+        # For a moment, a file that a new worker makes is empty, and cannot be read.
+        with suppress(struct.error):
+            return _sums(shared)
+        sleep(_PAUSE_SECONDS)
+    return _sums(shared)
+
+
+def _sums(shared: Path) -> bytes:
     sums = CollectorRegistry()
     MultiProcessCollector(sums, path=str(shared))
     return generate_latest(sums)

@@ -49,6 +49,19 @@ def test_whichever_worker_is_asked_tells_of_all(serve: Callable[..., Service]) -
     assert value(scrape(service), "cases_pool_connections_max", pool="primary") == 12
 
 
+@IN_MEMORY
+def test_a_file_that_is_empty_for_a_moment_is_waited_for(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.wait_until_ready()
+    (directory,) = opened_by(service.workers()[0])
+    new = directory / "counter_new.db"
+    new.touch()
+    filled = threading.Timer(0.05, os.truncate, (new, 1024))
+    filled.start()
+    assert healthz(service) == 0
+    filled.join()
+
+
 def test_a_worker_that_is_killed_takes_no_count_along(serve: Callable[..., Service]) -> None:
     service = serve()
     service.wait_until_ready()
@@ -120,7 +133,7 @@ def test_operators_are_answered_while_every_thread_waits(
     start: Callable[..., Service], organization: Organization, database_url: str
 ) -> None:
     variables = {"CASES_WORKERS": "1", "CASES_THREADS": "2", "CASES_POOL_SIZE": "3", "CASES_STATEMENT_TIMEOUT": "30"}
-    variables["CASES_GRACEFUL_TIMEOUT"] = "90"
+    variables |= {"CASES_POOL_TIMEOUT": "20", "CASES_GRACEFUL_TIMEOUT": "300"}
     given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_ADMIN_BIND": f"{LOOPBACK}:0"}
     service = start(*serve_arguments(), **given, **variables)
     admin = service.admin_port
