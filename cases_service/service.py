@@ -74,7 +74,7 @@ class Readiness:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Service:
     """One for each application, so one for each worker.
 
@@ -95,11 +95,11 @@ class Service:
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cases", Replicas(self.database, self.settings))
-        object.__setattr__(self, "rate_limits", _rate_limits(self.settings))
-        object.__setattr__(self, "last_use", LastUse(self.database))
-        object.__setattr__(self, "gate", Gate(self.database, self.cases, self.rate_limits, self.last_use))
-        object.__setattr__(self, "readiness", Readiness(self.database))
+        self.cases = Replicas(self.database, self.settings)
+        self.rate_limits = _rate_limits(self.settings)
+        self.last_use = LastUse(self.database)
+        self.gate = Gate(self.database, self.cases, self.rate_limits, self.last_use)
+        self.readiness = Readiness(self.database)
 
     def open(self) -> None:
         """Begin to connect, in the background."""

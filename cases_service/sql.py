@@ -29,10 +29,11 @@ class Statement:
 @cache
 def numbered(subject: str) -> dict[str, Statement]:
     """Return the statements of queries/<subject>.sql by name, with numbered parameters."""
-    return {name: _number(f"{subject}.{name}", text) for name, text in statements(subject).items()}
+    return {name: number(f"{subject}.{name}", text) for name, text in statements(subject).items()}
 
 
-def _number(name: str, text: str) -> Statement:
+def number(name: str, text: str) -> Statement:
+    """Return a statement with psycopg's %(name)s parameters as one with numbered ones, in the order they come."""
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
     parts = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
     return Statement(name.encode(), parts.replace("%%", "%").encode(), names)

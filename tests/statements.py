@@ -1,12 +1,13 @@
 """Reads SQL with PostgreSQL's own parser, and tells which tables a statement does not pin to an organization."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pglast import ast, parse_sql
 from pglast.enums import A_Expr_Kind, BoolExprType, JoinType
+
+from cases_service.sql import number
 
 ORGANIZATION = "the organization of the request"
 Column = tuple[str, str]
@@ -38,18 +39,14 @@ class Statement:
     def __init__(self, text: str, keys: Mapping[str, str], free: Mapping[str, str] | None = None) -> None:
         self._keys = {**keys, **(free or {})}
         self._free = frozenset(free or {})
-        self._names: list[str] = []
         self.relations: list[str] = []
         self.unpinned: list[str] = []
         self.pins: set[str] = set()
-        (statement,) = parse_sql(re.sub(r"%\((\w+)\)s", self._number, text))
+        numbered = number("", text)
+        self._names = numbered.parameters
+        (statement,) = parse_sql(numbered.text.decode())
         self.kind = type(statement.stmt)
         self._visit(statement.stmt, None, frozenset())
-
-    def _number(self, match: re.Match[str]) -> str:
-        if match[1] not in self._names:
-            self._names.append(match[1])
-        return f"${self._names.index(match[1]) + 1}"
 
     def _visit(self, node: Any, outer: Scope | None, known: frozenset[str]) -> None:
         """Look at every query in a node; `known` are the names of WITH that it sees."""

@@ -13,7 +13,7 @@ from psycopg import sql
 from cases_service.application import create_app
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection, Database, query_count
-from cases_service.exchange import Query
+from cases_service.exchange import Query, preamble
 from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
 from cases_service.instants import to_microseconds
 from cases_service.secret_box import SecretBox
@@ -104,9 +104,8 @@ def plan_of(connection: Connection, organization_id: UUID, query: Query[Any]) ->
         sql.SQL(", ").join(sql.Literal(query.parameters[name]) for name in statement.parameters),
     )
     # Row security shows an EXPLAIN no more than the statement itself.
-    naming = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
     with connection.transaction():
-        connection.execute(naming)
+        connection.execute(preamble(organization_id)[-1])
         explained = connection.execute(explain).fetchone()
     assert explained
     plan: dict[str, Any] = explained[0][0]["Plan"]

@@ -14,7 +14,7 @@ from cases_service.database import Connection, Database
 from cases_service.exchange import Query, Result, preamble
 from cases_service.filters import Filters
 from cases_service.settings import Settings
-from cases_service.sql import Statement, _number, statements
+from cases_service.sql import Statement, number, statements
 from tests.factories import Organization
 
 TABLES = (
@@ -87,7 +87,7 @@ def test_the_service_sees_nothing_unless_it_says_whose(
     own, _ = two
     assert seen(service, relation, column) == set()
     with service.transaction():
-        service.execute(sql.SQL("set local cases.organization_id = {}").format(str(own.id)))
+        service.execute(preamble(own.id)[-1])
         assert seen(service, relation, column) == {own.id}
     assert seen(service, relation, column) == set()
 
@@ -105,7 +105,7 @@ def test_the_service_may_not_write(
 ) -> None:
     column = {"organizations": "name", "users": "alias", "visitors": "external_id"}.get(table, "id")
     with service.transaction():
-        service.execute(sql.SQL("set local cases.organization_id = {}").format(str(two[0].id)))
+        service.execute(preamble(two[0].id)[-1])
         for text in (
             f"insert into {table} (organization_id) values (gen_random_uuid())",
             f"update {table} set {column} = {column}",
@@ -124,7 +124,7 @@ def test_of_tokens_and_keys_the_service_may_write_the_last_use_and_only_of_one_o
         statement = f"update {table} set last_used_at = now()".encode()
         assert service.execute(statement).rowcount == 0
         with service.transaction():
-            service.execute(sql.SQL("set local cases.organization_id = {}").format(str(own.id)))
+            service.execute(preamble(own.id)[-1])
             assert service.execute(statement).rowcount == 1
     for text in ("update api_tokens set revoked_at = null", "update signing_keys set encrypted_secret = 'x'"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -224,7 +224,7 @@ def test_a_statement_without_its_predicates_shows_nobody_elses_cases(
     foreign = {str(other.id), *(str(id_) for (id_,) in own.connection.execute(IDS, {"organization_id": other.id}))}
     given = PARAMETERS | DESCENDING if "descending" in name else PARAMETERS
 
-    query = Query(_number(f"{subject}.{name}", stripped), given, lambda result: result.rows)
+    query = Query(number(f"{subject}.{name}", stripped), given, lambda result: result.rows)
     rows = database.ask(own.id, query)
     assert len(rows) == 1
     assert [value for value in rows[0] if str(value) in foreign] == []
