@@ -56,7 +56,8 @@ _LIVENESS: Final = {
 
 _CITUS: Final = "citus.propagate_set_commands"
 _POLL_SECONDS: Final = 0.1
-_AWAY_SECONDS: Final = 0.25
+_AWAY_SECONDS: Final = 0.5
+_RECONNECT_SECONDS: Final = 0.1
 
 
 class QueryCount(threading.local):
@@ -140,8 +141,9 @@ class Database(Reader):
             configure=self._configure,
             min_size=settings.connections,
             timeout=self._wait,
-            # The default backs off for minutes; so short a limit makes the next waiting request try anew.
-            reconnect_timeout=1.0,
+            # The default backs off for minutes. After so short a time the pool gives up, so that the next request makes
+            # it try anew: less than `_AWAY_SECONDS`, or the first request after an outage would wait in vain.
+            reconnect_timeout=_RECONNECT_SECONDS,
             open=False,
             name=name,
         )

@@ -143,7 +143,7 @@ def test_without_a_database_only_the_first_waits(settings: Settings) -> None:
         with pytest.raises(UnavailableError):
             database.read(backend)
         waited.append(time.monotonic() - started)
-    assert sum(waited[1:]) < waited[0]
+    assert max(waited[1:]) < waited[0] / 2
     database.close()
 
 

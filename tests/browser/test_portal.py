@@ -54,7 +54,7 @@ class Page:
         wait_for(lambda: self.run(name) == visitor)
 
     def settled(self) -> None:
-        wait_for(lambda: not self.all("[aria-busy=true], .placeholder"), story=self.text)
+        wait_for(lambda: not self.all("[aria-busy=true], .placeholder"), story=self)
 
     def one(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
@@ -70,6 +70,9 @@ class Page:
         text: str = self.run("return document.body.innerText")
         return text
 
+    def __str__(self) -> str:
+        return self.text
+
     def numbers(self) -> list[str]:
         """Return the numbers of the cases that are listed, from the top."""
         script = "return [...document.querySelectorAll('.case-number')].map((e) => e.textContent.slice(1))"
@@ -84,7 +87,7 @@ class Page:
         return self.details()
 
     def details(self) -> WebElement:
-        dialog = wait_for(lambda: next(iter(self.all("dialog[open]")), None), story=self.text)
+        dialog = wait_for(lambda: next(iter(self.all("dialog[open]")), None), story=self)
         self.settled()
         return dialog
 
@@ -100,7 +103,7 @@ class Page:
             self.run("scrollTo(0, document.documentElement.scrollHeight)")
             return is_reached()
 
-        wait_for(scroll, story=self.text)
+        wait_for(scroll, story=self)
 
     def scroll_to_the_end(self) -> None:
         """Scroll until nothing more comes."""
@@ -174,7 +177,7 @@ def test_without_scrolling_a_button_loads_more_from_the_keyboard(page: Page) -> 
         wait_for(lambda shown=shown: page.one("#progress").text == f"{shown} of 47 shown")  # type: ignore[misc]
         page.run("document.querySelector('#more').focus()")
         page.press(Keys.ENTER)
-        wait_for(lambda shown=shown: len(page.numbers()) > shown, story=page.text)  # type: ignore[misc]
+        wait_for(lambda shown=shown: len(page.numbers()) > shown, story=page)  # type: ignore[misc]
     assert page.numbers() == numbers_of(page.portal.world.closed)
     assert page.focused() == f"#closed/{page.portal.world.closed[40].id}"
 
@@ -281,11 +284,11 @@ def test_while_the_database_is_away_the_page_says_so_and_can_be_tried_again(page
         world.start_database()
     page.portal.service.wait_until_ready()
     page.one("dialog .notice button").click()
-    wait_for(lambda: "What happened" in page.one("dialog").text, story=page.text)
+    wait_for(lambda: "What happened" in page.one("dialog").text, story=page)
     page.one("dialog .close").click()
     wait_for(lambda: not page.all("dialog[open]"))
     page.one("#notice button").click()
-    wait_for(lambda: page.numbers() != [], story=page.text)
+    wait_for(lambda: page.numbers() != [], story=page)
     page.scroll_to_the_end()
     assert page.numbers() == numbers_of(world.closed)
     assert "47" in page.one("#summary").text

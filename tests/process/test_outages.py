@@ -12,7 +12,7 @@ from tests.process.embedded_data import FAST, Template, stop, url_of
 from tests.process.running import Answer, Service, wait_for
 
 BOUND_SECONDS = 5.0
-RETURN_SECONDS = 2.0
+READY_SECONDS = 2.0
 
 
 def ask(service: Service, template: Template) -> Answer:
@@ -27,14 +27,9 @@ def assert_unavailable(answer: Answer) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-def assert_back_in_time(service: Service, template: Template) -> None:
-    """Check that requests succeed again, and from two seconds on each of them, whichever worker it meets."""
-    began = time.monotonic()
-    wait_for(lambda: ask(service, template).status == 200, story=service.log)
-    first = time.monotonic()
-    assert first - began < RETURN_SECONDS
-    time.sleep(max(began + RETURN_SECONDS - first, 0))
-    assert [ask(service, template).status for _ in range(12)] == [200] * 12
+def assert_back(service: Service, template: Template) -> None:
+    """Check that from the first one on requests succeed again, whichever worker they meet."""
+    assert [ask(service, template).status for _ in range(12)] == [200] * 12, service.log
 
 
 def test_without_a_database_it_starts_and_recovers_by_itself(
@@ -45,9 +40,9 @@ def test_without_a_database_it_starts_and_recovers_by_itself(
     assert_unavailable(service.curl("/readyz"))
     assert_unavailable(ask(service, template))
     server = join(data_dir, settings=FAST)
-    assert_back_in_time(service, template)
+    assert_back(service, template)
     assert len(ask(service, template).json["results"]) == 3
-    wait_for(lambda: service.curl("/readyz").status == 200, seconds=RETURN_SECONDS)
+    wait_for(lambda: service.curl("/readyz").status == 200, seconds=READY_SECONDS)
     service.end()
     stop(server)
 
@@ -60,10 +55,14 @@ def test_a_restart_of_the_database_needs_none_of_the_service(
     service.wait_until_ready()
     assert ask(service, template).status == 200
     stop(server)
-    for _ in range(4):
-        assert_unavailable(ask(service, template))
+    for pause in (0.0, 0.1, 0.4, 0.9):
+        for _ in range(4):
+            assert_unavailable(ask(service, template))
+        time.sleep(pause)
+        server = join(data_dir, settings=FAST)
+        assert_back(service, template)
+        stop(server)
     server = join(data_dir, settings=FAST)
-    assert_back_in_time(service, template)
     assert "unexpected_error" not in service.log
     assert len(service.workers()) == 2
     service.end()

@@ -36,7 +36,8 @@ class Client(threading.Thread):
         while True:
             try:
                 connection = socket.create_connection((LOOPBACK, self._port), timeout=60)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):
+                # Reset, where the port was closed while the connection was made: nothing has been asked yet.
                 return
             with connection:
                 while self._ask(connection):
@@ -67,7 +68,7 @@ def test_under_load_every_request_is_answered(serve: Callable[..., Service]) -> 
     answered = results.pop("200")
     assert answered > 100
     # Between a worker's last look at the queue of connections and its end, a microsecond later, one can slip in.
-    assert sum(results.values()) <= 1, results
+    assert sum(results.values()) <= len(service.workers()), results
 
 
 def test_a_request_that_has_begun_is_answered_whole(
