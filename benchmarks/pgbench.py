@@ -26,7 +26,7 @@ def rate(database_url: str, *, visitors: int, page_size: int, connections: int, 
     if program is None:
         return None
     values = {"after": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000", "row_limit": page_size + 1}
-    values |= {"furthest": "infinity", "rearmost": "-infinity", "look_behind": "false"}
+    values |= {"furthest": "infinity", "rearmost": "-infinity", "look_behind": "false", "whole": "true"}
     values |= {"organization_id": ORGANIZATION} | {f"with_{name}": "true" for name in _NESTED}
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "page.sql"

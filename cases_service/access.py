@@ -45,10 +45,10 @@ log = structlog.get_logger()
 
 
 class Asked(NamedTuple):
-    """What a view asks the database, and what makes the response of the answer."""
+    """What a view asks the database, and what makes the response of the answer, or asks for something else."""
 
     query: Query[Any]
-    respond: Callable[[Any], Response]
+    respond: "Callable[[Any], Response | Asked]"
 
 
 class Gate:
@@ -91,9 +91,15 @@ class Gate:
             access, answer = self._database.ask_both(organization_id, _what_opens(token), asked.query)
             if access == guess:
                 self._last_use.note(organization_id, token.hash)
-                return asked.respond(answer)
+                return self._respond(organization_id, asked, answer)
         asked = view(self._open(token, organization_id))
-        return asked.respond(self._cases.ask(organization_id, asked.query))
+        return self._respond(organization_id, asked, self._cases.ask(organization_id, asked.query))
+
+    def _respond(self, organization_id: UUID, asked: Asked, answer: Any) -> Response:
+        response = asked.respond(answer)
+        while isinstance(response, Asked):
+            response = response.respond(self._cases.ask(organization_id, response.query))
+        return response
 
     def _open(self, token: ApiToken, organization_id: UUID) -> Access:
         self._remembered.pop(token.hash, None)

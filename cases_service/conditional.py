@@ -22,8 +22,17 @@ def answer(request: Request, document: Callable[[], bytes], *represented: bytes)
             Nothing is proven by it, so that a fast digest of 128 bits does.
 
     """
-    digest = xxh3_128_hexdigest(b"\0".join((_RELEASE, *represented)))
+    digest = _digest(represented)
     headers = [("ETag", f'W/"{digest}"'), ("Cache-Control", "private, no-cache")]
     if request.if_none_match.contains_weak(digest):
         return Response(status=304, headers=headers)
     return Response(document(), headers=headers, content_type="application/json")
+
+
+def is_known(request: Request, *represented: bytes) -> bool:
+    """Tell whether `answer` would be 304."""
+    return request.if_none_match.contains_weak(_digest(represented))
+
+
+def _digest(represented: tuple[bytes, ...]) -> str:
+    return xxh3_128_hexdigest(b"\0".join((_RELEASE, *represented)))

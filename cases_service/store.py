@@ -6,6 +6,7 @@ A function returns what to ask the database and how to read its answer; `exchang
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -28,6 +29,11 @@ _BY_CHANNEL: Final = numbered("cases_by_channel")
 _SUMMARY: Final = numbered("summary")
 _SCHEMA: Final = statements("schema")
 _REPLICATION: Final = statements("replication")
+# The columns of a page: whose it is, what lies before it, and of each case its place, its hashes, and all of it.
+_POSITION: Final = 2
+_ID: Final = 3
+_hashes: Final = itemgetter(slice(4, 10))
+_WHOLE: Final = 10
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
 
@@ -69,13 +75,14 @@ class Page:
 
     @property
     def cases(self) -> list[dict[str, Any]]:
-        """The cases as `CaseSchema` dumps them."""
+        """The cases as `CaseSchema` dumps them, where they were asked for whole."""
         return self.dump.dump(self.rows)
 
     @property
     def represented(self) -> bytes:
-        """What the cases are made from: the same bytes for the same cases, for less than the cases cost."""
-        return msgspec.msgpack.encode(self.rows if self.fields is None else [self.dump.pick(row) for row in self.rows])
+        """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
+        pick = _hashes if self.fields is None else self.dump.pick
+        return msgspec.msgpack.encode([pick(row) for row in self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,12 @@ def list_cases(
     fields: Fields,
     cursor: Cursor | None,
     page_size: int,
+    whole: bool = True,
 ) -> Query[Page | None]:
-    """Ask for a page of a visitor's cases: None where the visitor does not exist."""
+    """Ask for a page of a visitor's cases: None where the visitor does not exist.
+
+    One that is not asked for `whole` costs less, and can be told from another, but not be shown.
+    """
     backward = cursor is not None and cursor.backward
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
     order = f"{column}_{'ascending' if ascending else 'descending'}"
@@ -125,6 +136,7 @@ def list_cases(
         "rearmost": rearmost,
         "look_behind": cursor is not None,
         "row_limit": page_size + 1,
+        "whole": whole,
         **_wanted(fields),
     }
     if index is not None:
@@ -133,7 +145,9 @@ def list_cases(
     def read(result: Result) -> Page | None:
         if not result.rows:
             return None
-        return _page(result.rows, _dump(result, 3, fields), fields, cursor, ascending=ascending, page_size=page_size)
+        return _page(
+            result.rows, _dump(result, _WHOLE, fields), fields, cursor, ascending=ascending, page_size=page_size
+        )
 
     return Query(_page_statement(index, order), parameters, read)
 
@@ -246,7 +260,7 @@ def _page(
     """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
     visitor_id, has_before = UUID(rows[0][0]), rows[0][1]
     tag = visitor_tag(visitor_id)
-    found = [row for row in rows if row[4] is not None]
+    found = [row for row in rows if row[_POSITION] is not None]
     shown = found[:page_size]
     backward = cursor is not None and cursor.backward
     ahead = behind = None
@@ -265,7 +279,7 @@ def _page(
 
 
 def _position(row: Row) -> Position:
-    return Position(row[2], UUID(row[4]))
+    return Position(row[_POSITION], UUID(row[_ID]))
 
 
 def _dump(result: Result, offset: int, fields: Fields) -> RowDump:

@@ -9,6 +9,24 @@ create extension if not exists citus;
 -- Tables with foreign keys between them, in one transaction: their shards are made over one connection to each node.
 set local citus.multi_shard_modify_mode = 'sequential';
 
+-- Policies of distributed tables have no subqueries; without one the setting is read for each look-up in an index.
+alter policy own_organization on organizations
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on users
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on api_tokens
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on signing_keys
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on visitors
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on contacts
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on case_funnel_stages
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on cases
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+
 -- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
 select create_reference_table('schema_version');
 

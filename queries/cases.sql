@@ -8,7 +8,8 @@
 --            are that many, no key of the page lies beyond the last of them.
 --   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one: the
 --            bound, which is a column because row security lets nothing but plain comparisons reach an index.
---   then     the whole cases, for the keys of the page alone.
+--   then     the whole cases, for the keys of the page alone; where :whole says so, since to tell whether a page has
+--            changed their hashes do.
 -- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. Without a cursor, :after is
 -- the infinity that everything lies behind, and nothing is to be looked for on the other side of it, down to :rearmost.
 -- What :with_… says is not wanted is looked up with a null, which is no look-up.
@@ -88,12 +89,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -112,6 +115,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.created_at, p.id;
 
 -- name: list_by_created_at_descending
@@ -188,12 +192,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -212,6 +218,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.created_at desc, p.id desc;
 
 -- name: list_by_updated_at_ascending
@@ -288,12 +295,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -312,6 +321,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.updated_at, p.id;
 
 -- name: list_by_updated_at_descending
@@ -388,12 +398,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -412,6 +424,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.updated_at desc, p.id desc;
 
 -- name: get_case

@@ -109,12 +109,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -133,6 +135,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.created_at, p.id;
 
 -- name: list_by_status_and_created_at_descending
@@ -241,12 +244,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -265,6 +270,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.created_at desc, p.id desc;
 
 -- name: list_by_status_and_updated_at_ascending
@@ -373,12 +379,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -397,6 +405,7 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.updated_at, p.id;
 
 -- name: list_by_status_and_updated_at_descending
@@ -505,12 +514,14 @@ select
         ) behind
     ) as has_before,
     (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    p.id,
+    d.content_hash,
+    contact."contact.content_hash",
+    owner."owner.content_hash",
+    author."created_by_user.content_hash",
+    editor."updated_by_user.content_hash",
+    stage."case_funnel_stage.content_hash",
+    whole.*
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
@@ -529,4 +540,5 @@ left join case_editors editor
 left join case_stages stage
     on stage."case_funnel_stage.organization_id" = :organization_id
     and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
+left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
 order by p.updated_at desc, p.id desc;

@@ -183,6 +183,7 @@ PARAMETERS: dict[str, Any] = {
     "after": "-infinity",
     "after_id": UUID(int=0),
     "row_limit": 100,
+    "whole": True,
     "furthest": "infinity",
     "rearmost": "-infinity",
     "nothing_else": False,

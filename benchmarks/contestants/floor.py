@@ -110,14 +110,15 @@ class Floor:
             rearmost="infinity" if backward else "-infinity",
             look_behind=bool(position),
             row_limit=page_size + 1,
+            whole=True,
         )
-        shown = [row for row in rows[:page_size] if row[4] is not None]
+        shown = [row for row in rows[:page_size] if row[3] is not None]
         url = f"http://{environ['HTTP_HOST']}{environ['PATH_INFO']}?page_size={page_size}&cursor="
         ahead = f"{url}{_cursor(shown[-1], backward=backward)}" if len(rows) > page_size else None
         behind = f"{url}{_cursor(shown[0], backward=not backward)}" if shown and rows[0][1] else None
         if backward:
             shown, ahead, behind = shown[::-1], behind, ahead
-        return {"next": ahead, "previous": behind, "results": [_case(row[3:]) for row in shown]}
+        return {"next": ahead, "previous": behind, "results": [_case(row[10:]) for row in shown]}
 
     def _case(self, organization_id: UUID, external_id: str, case_id: str) -> dict[str, Any]:
         statement = _CASES["get_case"]
@@ -130,7 +131,7 @@ class Floor:
 
 
 def _cursor(row: Row, *, backward: bool) -> str:
-    return f"{'before' if backward else 'after'}_{row[2]}_{row[4]}"
+    return f"{'before' if backward else 'after'}_{row[2]}_{row[3]}"
 
 
 def _case(row: Row) -> dict[str, Any]:
@@ -141,18 +142,18 @@ def _case(row: Row) -> dict[str, Any]:
         "case_number": row[2],
         "contact_id": row[3],
         "contact": {
-            "id": row[23],
-            "organization_id": row[22],
-            "first_name": row[24],
-            "last_name": row[25],
-            "full_name": row[26],
-            "email": row[27],
-            "phone": row[28],
-            "created_at": row[29],
-            "updated_at": row[30],
+            "id": row[24],
+            "organization_id": row[23],
+            "first_name": row[25],
+            "last_name": row[26],
+            "full_name": row[27],
+            "email": row[28],
+            "phone": row[29],
+            "created_at": row[30],
+            "updated_at": row[31],
         },
         "owner_id": row[4],
-        "owner": _user(row, 31),
+        "owner": _user(row, 33),
         "subject": row[5],
         "description": row[6],
         "status": row[7],
@@ -166,12 +167,12 @@ def _case(row: Row) -> dict[str, Any]:
         "created_at": row[15],
         "updated_at": row[16],
         "created_by_user_id": row[17],
-        "created_by_user": _user(row, 40),
+        "created_by_user": _user(row, 43),
         "updated_by_user_id": row[18],
-        "updated_by_user": _user(row, 49),
+        "updated_by_user": _user(row, 53),
         "case_funnel_stage": None
-        if row[59] is None
-        else {"id": row[59], "organization_id": row[58], "name": row[60], "position": row[61]},
+        if row[64] is None
+        else {"id": row[64], "organization_id": row[63], "name": row[65], "position": row[66]},
         "case_funnel_stage_id": row[19],
         "channel_priority": row[10],
     }

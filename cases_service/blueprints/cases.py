@@ -12,7 +12,7 @@ from flask.globals import request_ctx
 
 from cases_service import store
 from cases_service.access import IDENTITY_HEADER, IN_HEADER, Asked, identify
-from cases_service.conditional import answer
+from cases_service.conditional import answer, is_known
 from cases_service.cursors import Collection, Cursor
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
 from cases_service.parameters import (
@@ -55,7 +55,8 @@ def list_cases(access: Access, token: str) -> Asked:
     collection = Collection(access.organization_id, parameters["ordering"], filters.canonical())
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
-    query = store.list_cases(
+    ask = partial(
+        store.list_cases,
         organization_id=access.organization_id,
         external_id=_external_id(access, token),
         ordering=collection.ordering,
@@ -64,7 +65,11 @@ def list_cases(access: Access, token: str) -> Asked:
         cursor=cursor,
         page_size=parameters["page_size"],
     )
-    return Asked(query, partial(_respond_with_page, token, collection, cursor))
+    respond = partial(_respond_with_page, token, collection, cursor)
+    if not request.if_none_match or parameters["attributes"] is not None:
+        return Asked(ask(), respond)
+    # Most likely the caller has the page already. Where it has not, the page is asked for once more.
+    return Asked(ask(whole=False), partial(respond, instead=Asked(ask(), respond)))
 
 
 @blueprint.get("/summary")
@@ -100,7 +105,9 @@ def _external_id(access: Access, token: str) -> str:
     return external_id
 
 
-def _respond_with_page(token: str, collection: Collection, cursor: Cursor | None, page: Page | None) -> Response:
+def _respond_with_page(
+    token: str, collection: Collection, cursor: Cursor | None, page: Page | None, *, instead: Asked | None = None
+) -> Response | Asked:
     if page is None:
         raise VisitorNotFoundError
     if cursor is not None:
@@ -111,7 +118,10 @@ def _respond_with_page(token: str, collection: Collection, cursor: Cursor | None
         link = partial(_link, token, collection.organization_id)
         return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
-    return answer(request, document, page.represented, f"{following} {preceding} {request.args.get('fields')}".encode())
+    represented = page.represented, f"{following} {preceding} {request.args.get('fields')}".encode()
+    if instead is not None and not is_known(request, *represented):
+        return instead
+    return answer(request, document, *represented)
 
 
 def _respond_with_summary(summary: dict[str, Any] | None) -> Response:

@@ -5,9 +5,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from cases_service.database import query_count
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
 
 
@@ -119,3 +121,75 @@ def test_preconditions_come_after_every_check(client: FlaskClient, visitor: Visi
     nobody = f"/api/v5/orgs/{visitor.organization.id}/external-visitors/{visitor.organization.jwt('nobody')}/cases"
     assert_problem(get(client, visitor.organization, nobody, **given), 404, "visitor_not_found")
     assert_problem(get(client, visitor.organization, f"{visitor.path}?page_size=0", **given), 400, "invalid_parameter")
+
+
+# Another value for each column from which an attribute comes, of the table that has it and of each object in a case.
+CHANGES: dict[str, dict[str, Any]] = {
+    "users": dict.fromkeys(("email", "first_name", "last_name", "alias", "title", "avatar_url"), "other"),
+    "contacts": {
+        **dict.fromkeys(("first_name", "last_name", "email", "phone"), "other"),
+        **dict.fromkeys(("created_at", "updated_at"), LONG_AGO + timedelta(microseconds=1)),
+    },
+    "case_funnel_stages": {"name": "other", "position": 2},
+    "cases": {
+        **dict.fromkeys(("case_number", "subject", "description"), "other"),
+        **dict.fromkeys(("owner_id", "created_by_user_id", "updated_by_user_id", "case_funnel_stage_id"), None),
+        **dict.fromkeys(("created_at", "updated_at", "closed_at"), LONG_AGO + timedelta(microseconds=1)),
+        "status": "Pending",
+        "priority": 5,
+        "latest_messaging_channel": "email",
+        "channel_priority": 2,
+        "is_waiting": True,
+        "unread_message_count": 1,
+        "contact_id": None,
+    },
+}
+DERIVED = {"full_name", "is_closed", "facet", "channel_number", "content_hash"}
+IDENTITY = {"organization_id", "id"}
+
+
+@pytest.mark.parametrize(("table", "column"), [(table, column) for table in CHANGES for column in CHANGES[table]])
+def test_every_column_that_is_shown_counts(
+    client: FlaskClient, organization: Organization, table: str, column: str
+) -> None:
+    visitor = organization.visitor(contacts=2)
+    stage, agents = uuid4(), [organization.user() for _ in range(3)]
+    organization.insert("case_funnel_stages", organization_id=organization.id, id=stage, name="New", position=1)
+    case = organization.case(
+        visitor.contact_ids[0],
+        owner_id=agents[0],
+        created_by_user_id=agents[1],
+        updated_by_user_id=agents[2],
+        case_funnel_stage_id=stage,
+        status="Closed" if column == "closed_at" else "Open",
+    )
+    organization.case(visitor.contact_ids[0])
+    keys = {"users": agents, "contacts": visitor.contact_ids[:1], "case_funnel_stages": [stage], "cases": [case]}
+    for key in keys[table]:
+        tag = get(client, organization, visitor.path).headers["ETag"]
+        value = CHANGES[table][column]
+        organization.update(table, "id", key, **{column: visitor.contact_ids[1] if column == "contact_id" else value})
+        assert get(client, organization, visitor.path, **{"If-None-Match": tag}).status_code == 200
+        tag = get(client, organization, visitor.path).headers["ETag"]
+        assert get(client, organization, visitor.path, **{"If-None-Match": tag}).status_code == 304
+
+
+@pytest.mark.parametrize("table", CHANGES)
+def test_no_column_is_forgotten(session_connection: psycopg.Connection, table: str) -> None:
+    found = session_connection.execute(
+        "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped", [table]
+    )
+    hidden = {"visitor_id"} if table == "contacts" else set()
+    assert {name for (name,) in found} - IDENTITY - hidden - DERIVED == set(CHANGES[table])
+
+
+def test_a_poll_that_finds_nothing_new_is_two_statements_and_one_that_does_is_three(
+    client: FlaskClient, visitor: Visitor
+) -> None:
+    for query in ("", "?is_closed=false&ordering=-updated_at", "?page_size=1"):
+        path = f"{visitor.path}{query}"
+        tag = get(client, visitor.organization, path).headers["ETag"]
+        assert get(client, visitor.organization, path, **{"If-None-Match": tag}).status_code == 304
+        assert query_count.value == 2
+        assert get(client, visitor.organization, path, **{"If-None-Match": '"older"'}).status_code == 200
+        assert query_count.value == 3
