@@ -1,5 +1,5 @@
 -- What an ETag is made of, so that a page that has not changed is not sent to find that out. Each table is written anew,
--- and nobody reads or writes it meanwhile: see Upgrading in docs/day-two.md for how long that takes.
+-- and nobody reads or writes it meanwhile: see Upgrade the service in docs/day-two.md for how long that takes.
 alter table users add column content_hash bigint not null generated always as (
     hash_array_extended(array[id], 1)
     # hash_array_extended(array[email, first_name, last_name, alias, title, avatar_url] collate "C", 2)
