@@ -81,9 +81,9 @@ class Bench:
 
 def throughput(bench: Bench) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Return what each contestant does under full load, for each kind of request, round by round."""
-    requests = {kind: _requests(bench, kind) for kind in PAGES}
+    requests = {kind: requests_of(bench, kind) for kind in PAGES}
     requests[NOT_MODIFIED] = _conditional_requests(bench)
-    _warm_up(bench, [requests[kind] for kind in PAGES])
+    warm_up(bench, [requests[kind] for kind in PAGES])
     found: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in SERVICE_KINDS}
     for number, order in bench.turns(bench.plan.rounds):
         _say(f"throughput, round {number + 1} of {bench.plan.rounds}")
@@ -93,14 +93,14 @@ def throughput(bench: Bench) -> dict[str, dict[str, list[dict[str, Any]]]]:
                 if kind == NOT_MODIFIED and name != "service":
                     continue
                 status = 304 if kind == NOT_MODIFIED else 200
-                sample = _full_load(bench, running, requests[kind], status)
+                sample = full_load(bench, running, requests[kind], status)
                 found[kind].setdefault(name, []).append({"round": number, **sample})
             if number % bench.plan.peers_every == 0:
                 _add_pgbench(bench, found, kind, number)
     return found
 
 
-def _warm_up(bench: Bench, kinds: Sequence[Sequence[bytes]]) -> None:
+def warm_up(bench: Bench, kinds: Sequence[Sequence[bytes]]) -> None:
     """Let every process open its connections, prepare its statements and fill its caches."""
     for running in bench.running.values():
         _say(f"warming up: {running.contestant.title}")
@@ -109,7 +109,7 @@ def _warm_up(bench: Bench, kinds: Sequence[Sequence[bytes]]) -> None:
                 closed_loop(clients, requests, seconds=bench.plan.warm_up_seconds)
 
 
-def _requests(bench: Bench, kind: str) -> list[bytes]:
+def requests_of(bench: Bench, kind: str) -> list[bytes]:
     """Return requests of one kind for many ordinary visitors."""
     names = [f"ordinary-{number}" for number in range(1, _VISITORS + 1)]
     if kind == "detail":
@@ -133,7 +133,8 @@ def _conditional_requests(bench: Bench) -> list[bytes]:
     return requests
 
 
-def _full_load(bench: Bench, running: Running, requests: Sequence[bytes], status: int) -> dict[str, Any]:
+def full_load(bench: Bench, running: Running, requests: Sequence[bytes], status: int = 200) -> dict[str, Any]:
+    """Return what a contestant does with every connection busy."""
     plan = bench.plan
     with running.clients(plan.connections, plan.workers, requests[0]) as clients:
         closed_loop(clients, requests, seconds=plan.seconds / 5, status=status)
@@ -174,7 +175,7 @@ def _add_pgbench(bench: Bench, found: dict[str, dict[str, list[dict[str, Any]]]]
 
 def tail(bench: Bench, best: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
     """Return latencies of pages of 25 where each contestant gets a share of its own best throughput."""
-    requests = _requests(bench, "page of 25")
+    requests = requests_of(bench, "page of 25")
     found: dict[str, list[dict[str, Any]]] = {}
     for number, order in bench.turns(bench.plan.tail_rounds):
         _say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {bench.plan.tail_rounds}")

@@ -53,18 +53,18 @@ class Ratio:
 def ratios(results: Results) -> list[Ratio]:
     """Return all promised measures."""
     loads = results["throughput"]
-    found = [_paired(f"requests/s, {kind}, service : floor", loads[kind], "floor", 0.85) for kind in PAGES]
+    found = [paired(f"requests/s, {kind}, service : floor", loads[kind], "floor", 0.85) for kind in PAGES]
     for name, bound in (("fastapi", 6.0), ("drf", 8.0)):
         title = TITLES[name]
         found += [
-            _paired(f"requests/s, {kind}, service : {title}", loads[kind], name, bound, gated=False)
+            paired(f"requests/s, {kind}, service : {title}", loads[kind], name, bound, gated=False)
             for kind in PAGES[:2]
         ]
     both = {"service": loads[NOT_MODIFIED].get("service", []), "200": loads["page of 25"].get("service", [])}
-    found.append(_paired("requests/s, 304 : 200, page of 25", both, "200", 1.2))
+    found.append(paired("requests/s, 304 : 200, page of 25", both, "200", 1.2))
     share = f"{TAIL_SHARE:.0%}".replace("%", " %")
     name = f"p99 latency at {share} of the own best throughput, service : floor"
-    found.append(_paired(name, results["tail"], "floor", 1.3, figure="p99_ms", at_least=False))
+    found.append(paired(name, results["tail"], "floor", 1.3, figure="p99_ms", at_least=False))
     for contacts, bound in _FLAT.items():
         pages = results["flatness"]["visitors"][str(contacts)]
         values = [page["ratio"] for page in pages.values()]
@@ -73,7 +73,7 @@ def ratios(results: Results) -> list[Ratio]:
     return found
 
 
-def _paired(
+def paired(
     measure: str,
     rounds: dict[str, Rounds],
     other: str,
@@ -135,11 +135,11 @@ def write(results: Results, folder: Path) -> str:
     promised = ratios(results)
     document = {**results, "ratios": [{**asdict(ratio), "reached": ratio.reached} for ratio in promised]}
     (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    table = markdown(results, promised)
-    (folder / "results.md").write_text(table, encoding="utf-8")
+    tables = markdown(results, promised)
+    (folder / "results.md").write_text(tables, encoding="utf-8")
     for name, picture in _plots(results).items():
         (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
-    return table
+    return tables
 
 
 def markdown(results: Results, promised: list[Ratio]) -> str:
@@ -147,10 +147,10 @@ def markdown(results: Results, promised: list[Ratio]) -> str:
     parts = [
         "# Results",
         "Written by `make bench`. Ratios matter; absolute figures are those of the machine below, and drift.",
-        _table(("", ""), [(name, value) for name, value in {**results["machine"], **results["setup"]}.items()]),
+        table(("", ""), [(name, value) for name, value in {**results["machine"], **results["setup"]}.items()]),
         "## What was promised",
         "Medians, with the quarters of the rounds below and above; for flatness the least and the greatest.",
-        _table(("measure", "median", "spread", "bound", ""), [_ratio_row(ratio) for ratio in promised]),
+        table(("measure", "median", "spread", "bound", ""), [_ratio_row(ratio) for ratio in promised]),
         "## Throughput",
         *(part for kind, loads in results["throughput"].items() for part in (f"### {kind}", _loads(loads))),
         f"## Latency at {TAIL_SHARE:.0%} of the own best throughput, page of 25".replace("%", " %"),
@@ -168,7 +168,8 @@ def markdown(results: Results, promised: list[Ratio]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table of Markdown."""
     names = [str(cell) for cell in head]
     lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -185,7 +186,7 @@ def _ratio_row(ratio: Ratio) -> tuple[str, ...]:
 
 def _loads(loads: dict[str, Rounds], *, asked: bool = False) -> str:
     head = ("", "asked/s" if asked else "requests/s", "spread", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "errors")
-    return _table(head, [_load_row(name, rounds, "asked" if asked else "rate") for name, rounds in loads.items()])
+    return table(head, [_load_row(name, rounds, "asked" if asked else "rate") for name, rounds in loads.items()])
 
 
 def _load_row(name: str, rounds: Rounds, figure: str) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ def _flatness(flatness: dict[str, Any]) -> str:
         ordered = sorted(pages.items(), key=lambda item: item[1]["ratio"])
         middle, (name, worst) = median(page["ratio"] for page in pages.values()), ordered[-1]
         rows.append((contacts, len(pages), f"{middle:.2f}", f"{worst['ratio']:.2f}", f"{worst['ms']:.2f}", f"`{name}`"))
-    return _table(("contacts", "pages", "median ratio", "worst ratio", "worst ms", "worst page"), rows)
+    return table(("contacts", "pages", "median ratio", "worst ratio", "worst ms", "worst page"), rows)
 
 
 def _curve(curve: dict[str, dict[str, float | None]]) -> str:
@@ -215,12 +216,12 @@ def _curve(curve: dict[str, dict[str, float | None]]) -> str:
         (TITLES[name], *(_NOTHING if points[label] is None else f"{points[label]:,.1f}" for label in labels))
         for name, points in curve.items()
     ]
-    return _table(("", *labels), rows)
+    return table(("", *labels), rows)
 
 
 def _answers(answers: dict[str, dict[str, str]]) -> str:
     kinds = list(next(iter(answers.values())))
-    return _table(("", *kinds), [(TITLES[name], *(found[kind] for kind in kinds)) for name, found in answers.items()])
+    return table(("", *kinds), [(TITLES[name], *(found[kind] for kind in kinds)) for name, found in answers.items()])
 
 
 def _plots(results: Results) -> dict[str, str]:
