@@ -123,3 +123,14 @@ def test_each_statement_of_a_request_names_the_organization_for_each_table() -> 
 def test_every_module_says_what_it_knows() -> None:
     for module in MODULES:
         assert ast.get_docstring(ast.parse(module.read_text())), module
+
+
+@pytest.mark.parametrize("lock", sorted((PACKAGE.parent / "requirements").glob("*.lock")), ids=lambda path: path.stem)
+def test_every_package_is_locked_by_its_hashes(lock: Path) -> None:
+    """And comes from whatever registry whoever installs it has chosen."""
+    text = lock.read_text()
+    requirements = [entry for entry in re.split(r"\n(?=\S)", re.sub(r"(?m)^ *#.*\n", "", text)) if entry.strip()]
+    assert len(requirements) > 1
+    for requirement in requirements:
+        assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", requirement, re.DOTALL), requirement
+    assert "://" not in text

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -13,26 +11,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import _find_programs
-from tests.documents import block, blocks
+from tests.documents import block, blocks, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template
-from tests.process.running import SCRIPTS, Service, environment
+from tests.process.running import SCRIPTS, Service
 
 DAY_TWO = "docs/day-two.md"
 # PostgreSQL of Debian's packages, older than that of the embedded package.
 OLDER = [path for path in Path("/usr/lib/postgresql").glob("1[567]/bin") if (path / "postgres").exists()]
-
-
-def run(script: str, directory: Path, *, postgres: Path | None = None, **variables: str) -> None:
-    """Run lines of the document with the programs of a PostgreSQL, by default the package's, and our commands."""
-    path = f"{_find_programs(postgres)}:{SCRIPTS}:{os.environ['PATH']}"
-    subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment(**(variables | {"PATH": path})),
-        cwd=directory,
-        check=True,
-    )
 
 
 def page(service: Service, organization: Organization, jwt: str) -> tuple[int, list[str]]:
@@ -113,7 +99,7 @@ def test_embedded_data_move_to_a_newer_postgresql(start: Callable[..., Service],
     old = start(*arguments, CASES_POSTGRES_BIN=str(older))
     old.wait_until_ready()
     before = cases(old)
-    run(dump, place, postgres=older)
+    run(dump, place, older)
     assert old.end(signal.SIGTERM) == 0
     refused = start(*arguments)
     assert refused.process.wait(60) == 1

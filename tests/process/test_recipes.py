@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import sqlite3
@@ -19,10 +18,10 @@ import psycopg
 import pytest
 
 from cases_service.secret_box import SecretBox
-from tests.documents import block, blocks
+from tests.documents import block, blocks, run
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, cases_path
 from tests.process.conftest import serve_arguments
-from tests.process.running import LOOPBACK, SCRIPTS, Service, environment
+from tests.process.running import LOOPBACK, Service, environment
 
 SIGNING = "docs/recipes/signing.md"
 WALKING = "docs/recipes/walking.md"
@@ -36,20 +35,6 @@ PROGRAMS = {
 }
 KEY_FILES = {"RS256": "rs.pem", "RS512": "rs.pem", "ES256": "es256.pem", "ES384": "es384.pem", "EdDSA": "eddsa.pem"}
 AWKWARD = 'Zoë "4711" \\ 客'
-
-
-def run(script: str, directory: Path, **variables: str) -> str:
-    """Run lines of the documents in bash, with the project's commands in the path."""
-    path = f"{SCRIPTS}:{os.environ['PATH']}"
-    given = environment(**(variables | {"PATH": path}))
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=given,
-        cwd=directory,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
 
 
 def need(*programs: str) -> None:

@@ -71,17 +71,17 @@ class Traffic:
     def suffer(self, fault: Callable[[], AbstractContextManager[None]], *, seconds: float, times: int = 1) -> Outcome:
         """Let a fault happen and end, again and again, and check that requests are answered by 200 in between."""
         for _ in range(times):
-            self._wait_for_answers(20)
+            self.wait_for_answers(20)
             with fault():
                 time.sleep(seconds)
             ended = time.monotonic()
             time.sleep(RETURN_SECONDS)
-            self._wait_for_answers(20)
+            self.wait_for_answers(20)
             self.outcome.recovery = max(self.outcome.recovery, self._last_refusal - ended)
             self.outcome.tries += 1
         return self.outcome
 
-    def _wait_for_answers(self, number: int) -> None:
+    def wait_for_answers(self, number: int) -> None:
         until = self.outcome.statuses["200"] + number
         wait_for(lambda: self.outcome.statuses["200"] >= until, story=self._service)
 
