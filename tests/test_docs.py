@@ -1,5 +1,6 @@
 """The documents say what the code does: settings, commands, parameters, attributes, error codes and links."""
 
+import ast
 import re
 import typing
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from cases_service.settings import Settings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
+SECURITY = (ROOT / "docs/security.md").read_text()
+FAULTS = (ROOT / "docs/operations.md").read_text().split("**Fail-over.**")[0]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 DOCUMENTS += [ROOT / "examples/portal/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -108,7 +111,7 @@ def test_the_load_document_lists_every_field() -> None:
 
 
 def test_the_pattern_for_secret_scanners_finds_api_tokens_and_nothing_longer() -> None:
-    (pattern,) = re.findall(r"^    (cst_\S+)$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    (pattern,) = re.findall(r"^    (cst_\S+)$", SECURITY, re.MULTILINE)
     for _ in range(100):
         token = new_token(uuid4())
         for text in (token, f"token={token}\n", f'"{token}"'):
@@ -121,6 +124,34 @@ def test_the_pattern_for_secret_scanners_finds_api_tokens_and_nothing_longer() -
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tests_that_it_names_exist(document: Path) -> None:
+    for file, name in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", document.read_text()):
+        assert (ROOT / file).exists(), file
+        tree = ast.parse((ROOT / file).read_text())
+        assert not name or name in {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}, f"{file}::{name}"
+
+
+def test_each_threat_and_each_fault_names_a_test() -> None:
+    threats = list(rows(SECURITY.split("**What is not stopped**")[0], r"|(who|a) .*"))
+    faults = list(rows(FAULTS, r"(?!fault|-).+"))
+    assert min(len(threats), len(faults)) > 10
+    assert [cells for cells in (*threats, *faults) if "tests/" not in cells[-1]] == []
+
+
+def test_the_faults_name_alerts_and_lines_of_the_log_that_exist() -> None:
+    alerts = set(re.findall(r"alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text()))
+    code = "".join(file.read_text() for file in (ROOT / "cases_service").glob("*.py"))
+    calls = "".join(re.findall(r"\blog\.\w+\(.*", code))
+    seen = [name for _, _, cell, *_ in rows(FAULTS, r"(?!fault|-).+") for name in re.findall(r"`(\w+)`", cell)]
+    for name in seen:
+        if name.startswith("pg_"):
+            continue
+        known = name in alerts or f'"{name}"' in calls or name in {kind.code for kind in errors.kinds()}
+        assert known or name in README + (ROOT / "docs/observability.md").read_text(), name
+    assert len(set(seen) & alerts) > 5
 
 
 def test_the_recipe_of_errors_says_what_to_do_about_every_code() -> None:
