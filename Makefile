@@ -43,7 +43,8 @@ fuzz: .venv
 # and fails where it cannot tell.
 audit: .venv/audit/complete
 	.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		$(addprefix --requirement ,$(wildcard requirements/*.lock))
+		$(addprefix --requirement ,$(wildcard requirements/*.lock)) \
+		|| { echo "audit: a weakness was found, or PyPI did not answer for a package: see above" >&2; exit 1; }
 
 .venv/audit/complete: .venv/complete requirements/audit.lock
 	$(PYTHON) -m venv --clear .venv/audit
