@@ -17,7 +17,7 @@ test: .venv
 torture: .venv
 	CASES_TEST_TORTURE=1 $(BIN)/pytest -n 0 tests/process/test_faults.py tests/process/test_overload.py \
 		tests/process/test_slow_clients.py tests/process/test_proxies.py tests/process/test_stopping.py \
-		tests/process/test_load_faults.py
+		tests/process/test_load_faults.py tests/process/test_consistency.py
 
 # Whether a worker's memory, threads and open files grow under clients of every kind.
 SOAK_SECONDS ?= 3600

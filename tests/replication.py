@@ -89,7 +89,9 @@ class ReplicaServer:
         try:
             yield
         finally:
-            self.execute("select pg_wal_replay_resume()")
+            # What it goes on to replay may end the very statement that says so.
+            with suppress(psycopg.errors.SerializationFailure):
+                self.execute("select pg_wal_replay_resume()")
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """Data directories of embedded servers, made once and copied."""
 
+import os
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
-from cases_service.embedded_supervisor import SERVER_LOCK
+from cases_service.embedded_supervisor import CLUSTER, SERVER_LOCK
 from cases_service.migrations import init_db
 from cases_service.secret_box import SecretBox
 from tests.factories import SECRET_KEY, Organization
@@ -53,6 +55,15 @@ def make_template(data_dir: Path, *, bin_dir: Path | None = None) -> Template:
 def stop(server: EmbeddedServer) -> None:
     server.leave()
     assert server.wait_stopped(20)
+
+
+def crash(data_dir: Path) -> None:
+    """End a running server as a machine's failure does: none of its processes outlives another."""
+    number = int((data_dir / CLUSTER / "postmaster.pid").read_text().splitlines()[0])
+    os.kill(number, signal.SIGSTOP)  # or it would notice, and the others through it
+    for child in Path(f"/proc/{number}/task/{number}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    os.kill(number, signal.SIGKILL)
 
 
 def url_of(data_dir: Path, *, user: str = SERVICE_ROLE) -> str:

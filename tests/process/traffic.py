@@ -13,7 +13,7 @@ from tests.process.running import Service, read_answer, wait_for
 
 PAUSE_SECONDS = 0.01
 RETURN_SECONDS = 2.0
-_REFUSALS = {(503, "unavailable"), (503, "overloaded"), (504, "timeout")}
+REFUSALS = {(503, "unavailable"), (503, "overloaded"), (504, "timeout")}
 
 
 @dataclass
@@ -31,6 +31,15 @@ class Outcome:
     @property
     def requests(self) -> int:
         return sum(self.statuses.values()) + len(self.lost)
+
+    def add(self, other: Self) -> None:
+        """Count what became of other requests, too."""
+        self.statuses += other.statuses
+        self.wrong += other.wrong
+        self.lost += other.lost
+        self.slowest = max(self.slowest, other.slowest)
+        self.tries += other.tries
+        self.recovery = max(self.recovery, other.recovery)
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -116,5 +125,5 @@ class Traffic:
                 return
             # What was asked before the end of a fault may still be refused after it.
             self._last_refusal = began
-            if (status, document.get("code")) not in _REFUSALS:
+            if (status, document.get("code")) not in REFUSALS:
                 self.outcome.wrong.append(f"{status} {body[:200]!r}")
