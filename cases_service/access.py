@@ -7,7 +7,6 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-import structlog
 from flask import Request, Response
 
 from cases_service import store, visitor_tokens
@@ -41,13 +40,19 @@ MAXIMUM_IN_HEADER: Final = 8000
 _REMEMBERED: Final = 1024
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
 
-log = structlog.get_logger()
+
+class Identity(NamedTuple):
+    """Whom a visitor's JWT speaks of, and the key that proves it."""
+
+    external_id: str
+    key_id: UUID
 
 
 class Asked(NamedTuple):
-    """What a view asks the database, and what makes the response of the answer, or asks for something else."""
+    """What a view asks the database, by which key's proof, and what makes the response of the answer or asks again."""
 
     query: Query[Any]
+    key_id: UUID
     respond: "Callable[[Any], Response | Asked]"
 
 
@@ -96,6 +101,7 @@ class Gate:
         return self._respond(organization_id, asked, self._cases.ask(organization_id, asked.query))
 
     def _respond(self, organization_id: UUID, asked: Asked, answer: Any) -> Response:
+        self._last_use.note(organization_id, asked.key_id)
         response = asked.respond(answer)
         while isinstance(response, Asked):
             response = response.respond(self._cases.ask(organization_id, response.query))
@@ -134,15 +140,11 @@ def _what_opens(token: ApiToken) -> Query[Access | None]:
     return store.get_access(organization_id=token.organization_id, token_hash=token.hash)
 
 
-def identify(
-    request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules, *, last_use: LastUse
-) -> str:
-    """Return the external identity that the request's JWT proves to this organization."""
+def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> Identity:
+    """Return the identity that the request's JWT proves to this organization, if its keys are still those of access."""
     token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
     signed = _signed_claims(token, access.organization_id, access.keys, box)
-    external_id = visitor_tokens.subject(signed.claims, rules)
-    last_use.note(access.organization_id, signed.key_id)
-    return external_id
+    return Identity(visitor_tokens.subject(signed.claims, rules), signed.key_id)
 
 
 @lru_cache(maxsize=256)
@@ -182,10 +184,4 @@ def visitor_token(in_path: str, in_header: str | None) -> str:
 def _material(organization_id: UUID, key: StoredKey, box: SecretBox) -> str:
     if key.public_key is not None:
         return key.public_key
-    try:
-        return box.open(
-            key.encrypted_secret or "", organization_id=organization_id, key_id=key.id, algorithm=key.algorithm
-        )
-    except SecretNotOpenedError:
-        log.error("secret_not_opened", key_id=str(key.id), advice="check CASES_SECRET_KEY")
-        raise
+    return box.open(key.encrypted_secret or "", organization_id=organization_id, key_id=key.id, algorithm=key.algorithm)

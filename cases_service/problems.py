@@ -7,6 +7,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from cases_service.errors import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
 from cases_service.schemas import ProblemSchema
+from cases_service.secret_box import SecretNotOpenedError
 
 log = structlog.get_logger()
 
@@ -17,6 +18,7 @@ def register(app: Flask) -> None:
     """Let an application answer each error with its problem document."""
     app.register_error_handler(ProblemError, respond)
     app.register_error_handler(HTTPException, _routing_problem)
+    app.register_error_handler(SecretNotOpenedError, _secret_not_opened)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -33,6 +35,11 @@ def _routing_problem(error: HTTPException) -> Response:
         return respond(MethodNotAllowedError(list(error.valid_methods or [])))
     # Flask itself raises nothing else here: the service reads no form, no body and no file.
     return respond(NotFoundError())
+
+
+def _secret_not_opened(error: SecretNotOpenedError) -> Response:
+    log.error("secret_not_opened", request_id=g.request_id, key_id=str(error), advice="check CASES_SECRET_KEY")
+    return respond(InternalError())
 
 
 def _unexpected(error: Exception) -> Response:

@@ -8,7 +8,10 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class SecretNotOpenedError(Exception):
-    """A stored secret opens with none of the configured keys, or belongs to another signing key."""
+    """A stored secret opens with none of the configured keys, or belongs to another signing key.
+
+    The message is the signing key's id, where that is known.
+    """
 
 
 class NoSecretKeyError(Exception):
@@ -40,14 +43,14 @@ class SecretBox:
 
     def _open(self, sealed: str, *, organization_id: UUID, key_id: UUID, algorithm: str) -> str:
         if self._fernet is None:
-            raise SecretNotOpenedError
+            raise SecretNotOpenedError(key_id)
         try:
             text = self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken:
-            raise SecretNotOpenedError from None
+            raise SecretNotOpenedError(key_id) from None
         label = _label(organization_id, key_id, algorithm)
         if not text.startswith(label):
-            raise SecretNotOpenedError
+            raise SecretNotOpenedError(key_id)
         return text[len(label) :]
 
 

@@ -13,7 +13,7 @@ from cases_service.database import Database
 from cases_service.last_use import LastUse
 from cases_service.settings import Settings
 from tests.conftest import LogLines
-from tests.factories import LONG_AGO, Organization, get
+from tests.factories import LONG_AGO, Organization, cases_path, get, hs256
 from tests.process.running import wait_for
 
 Times = tuple[datetime | None, datetime | None]
@@ -70,6 +70,24 @@ def test_a_refused_token_and_a_refused_jwt_are_no_use(
     assert get(client, other, other.visitor().path).status_code == 200
     wait_for(lambda: None not in times(other))
     assert times(organization)[1] is None
+
+
+def test_a_key_that_was_retired_meanwhile_is_not_used(
+    client: FlaskClient, recorder: LastUse, organization: Organization
+) -> None:
+    visitor = organization.visitor()
+    kid, secret = organization.key("HS512")
+    claims = organization.claims(visitor.external_id)
+    signed = hs256(claims, {"alg": "HS512", "kid": str(kid)}, secret, "sha512")
+    assert get(client, organization, visitor.path).status_code == 200
+    # What the token opened before says that the key is live, and is only a guess.
+    administration.retire_key(organization.connection, organization_id=organization.id, key_id=kid)
+    assert get(client, organization, cases_path(organization.id, signed)).status_code == 400
+    other = Organization(organization.connection, organization.box)
+    assert get(client, other, other.visitor().path).status_code == 200
+    wait_for(lambda: None not in times(other))
+    keys = administration.list_keys(organization.connection, organization_id=organization.id)
+    assert [key.last_used_at for key in keys if key.kid == kid] == [None]
 
 
 def test_a_minute_passes_between_two_records_whoever_makes_them(recorder: LastUse, organization: Organization) -> None:

@@ -11,7 +11,7 @@ from flask import Blueprint, Response, g, request
 from flask.globals import request_ctx
 
 from cases_service import store
-from cases_service.access import IDENTITY_HEADER, IN_HEADER, Asked, identify
+from cases_service.access import IDENTITY_HEADER, IN_HEADER, Asked, Identity, identify
 from cases_service.conditional import answer, is_known
 from cases_service.cursors import Collection, Cursor
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
@@ -55,10 +55,11 @@ def list_cases(access: Access, token: str) -> Asked:
     collection = Collection(access.organization_id, parameters["ordering"], filters.canonical())
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
+    visitor = _identify(access, token)
     ask = partial(
         store.list_cases,
         organization_id=access.organization_id,
-        external_id=_external_id(access, token),
+        external_id=visitor.external_id,
         ordering=collection.ordering,
         filters=filters,
         fields=parameters["attributes"],
@@ -67,9 +68,10 @@ def list_cases(access: Access, token: str) -> Asked:
     )
     respond = partial(_respond_with_page, token, collection, cursor)
     if not request.if_none_match or parameters["attributes"] is not None:
-        return Asked(ask(), respond)
+        return Asked(ask(), visitor.key_id, respond)
     # Most likely the caller has the page already. Where it has not, the page is asked for once more.
-    return Asked(ask(whole=False), partial(respond, instead=Asked(ask(), respond)))
+    whole = Asked(ask(), visitor.key_id, respond)
+    return Asked(ask(whole=False), visitor.key_id, partial(respond, instead=whole))
 
 
 @blueprint.get("/summary")
@@ -77,10 +79,11 @@ def list_cases(access: Access, token: str) -> Asked:
 def summarize_cases(access: Access, token: str) -> Asked:
     """Answer the cases of the visitor in a few numbers."""
     filters = filters_of(read_parameters(_FILTERS, request.query_string))
+    visitor = _identify(access, token)
     query = store.summarize_cases(
-        organization_id=access.organization_id, external_id=_external_id(access, token), filters=filters
+        organization_id=access.organization_id, external_id=visitor.external_id, filters=filters
     )
-    return Asked(query, _respond_with_summary)
+    return Asked(query, visitor.key_id, _respond_with_summary)
 
 
 @blueprint.get("/<case_id>")
@@ -88,21 +91,22 @@ def summarize_cases(access: Access, token: str) -> Asked:
 def get_case(access: Access, token: str, case_id: str) -> Asked:
     """Answer one case of a contact of the visitor."""
     parameters = read_parameters(_DETAIL, request.query_string)
+    visitor = _identify(access, token)
     query = store.get_case(
         organization_id=access.organization_id,
-        external_id=_external_id(access, token),
+        external_id=visitor.external_id,
         case_id=_uuid_or_none(case_id),
         fields=parameters["attributes"],
     )
-    return Asked(query, _respond_with_case)
+    return Asked(query, visitor.key_id, _respond_with_case)
 
 
-def _external_id(access: Access, token: str) -> str:
+def _identify(access: Access, token: str) -> Identity:
     service = current_service()
-    external_id = identify(request, token, access, service.secret_box, service.settings, last_use=service.last_use)
+    visitor = identify(request, token, access, service.secret_box, service.settings)
     if service.rate_limits is not None:
-        service.rate_limits.count_visitor(access.organization_id, external_id)
-    return external_id
+        service.rate_limits.count_visitor(access.organization_id, visitor.external_id)
+    return visitor
 
 
 def _respond_with_page(
