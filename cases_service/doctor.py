@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from importlib import import_module
 from time import monotonic, sleep, time
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -68,7 +69,21 @@ def examine(url: str | None = None) -> Iterator[Finding]:
             yield from _examine_database(database)
     except (NoDatabaseError, EmbeddedServerError, ForeignDirectoryError) as error:
         yield Finding("database", "failure", _line(str(error)))
+    yield Finding("rate limits", *_check_rate_limits(settings))
     yield from _examine_service(settings, url)
+
+
+def _check_rate_limits(settings: Settings) -> Verdict:
+    if not settings.limits_rates:
+        return "ok", "none is set"
+    if settings.rate_limit_storage == "memory://":
+        return "ok", "each worker counts for itself (CASES_RATE_LIMIT_STORAGE names a Redis for all of them)"
+    rate_limits = import_module("cases_service.rate_limits")  # it takes a tenth of a second
+    try:
+        rate_limits.try_storage(settings)
+    except rate_limits.StorageAwayError as error:
+        return "failure", f"requests pass uncounted, as Redis does not count: {error}; check CASES_RATE_LIMIT_STORAGE"
+    return "ok", "Redis counts for all workers"
 
 
 def _check_names(unknown: Sequence[str]) -> Verdict:

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import structlog
 from flask import Response, g, request
-from limits import RateLimitItem, parse_many
+from limits import RateLimitItem, parse, parse_many
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -35,6 +35,10 @@ _PAUSE_SECONDS: Final = 5.0
 _WITH_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 
 log = structlog.get_logger()
+
+
+class StorageAwayError(RuntimeError):
+    """The storage does not do what counting needs. The message is a line, and holds no password."""
 
 
 class Window(NamedTuple):
@@ -128,6 +132,23 @@ class RateLimits:
     def _subject(self, kind: str, identity: bytes) -> str:
         digest = hashlib.blake2b(identity, digest_size=16, key=self._hash_key).hexdigest()
         return f"{kind}/{digest}"
+
+
+def try_storage(settings: Settings) -> None:
+    """Ask the storage of the counters what a request asks it.
+
+    Raises:
+        StorageAwayError: It does not answer, or refuses.
+
+    """
+    storage = _open(settings.rate_limit_storage)
+    try:
+        SlidingWindowCounterRateLimiter(storage).get_window_stats(parse("1/second"), "doctor")
+    except StorageError as error:
+        raise StorageAwayError(" ".join(str(error.__cause__).split())) from None
+    finally:
+        if isinstance(storage, RedisStorage):
+            storage.storage.close()
 
 
 class _Storage:

@@ -21,6 +21,7 @@ from cases_service.secret_box import SecretBox
 from tests.factories import SECRET_KEY, Organization, b64
 from tests.process.conftest import data_dir, place, serve, start, template  # noqa: F401  fixtures
 from tests.process.running import COMMAND, LOOPBACK, Service, environment
+from tests.redis_server import needs_redis, redis_server
 from tests.replication import ReplicaServer, data_directory, primary_server
 
 PASSWORD = "hunter2"
@@ -30,7 +31,7 @@ SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
     "settings", "database", "session", "clock", "administration", "schema", "rights", "row security",
-    "signing keys", "stored secrets", "API tokens", "/healthz", "/readyz",
+    "signing keys", "stored secrets", "API tokens", "rate limits", "/healthz", "/readyz",
 ]  # fmt: skip
 
 
@@ -350,6 +351,30 @@ def test_a_running_service_is_asked(
     report = diagnose(installation.variables, "--url", f"http://{operation}")
     assert report.problems() == {"schema": "failure", "/readyz": "failure"}
     assert "503 unavailable" in report.findings["/readyz"][1]
+
+
+@needs_redis
+def test_a_redis_that_does_not_count_is_a_failure(installation: Installation) -> None:
+    def said(url: str) -> tuple[str, str]:
+        limits = {"CASES_RATE_LIMIT_TOKEN": "9/minute", "CASES_RATE_LIMIT_STORAGE": url}
+        report = diagnose(installation.variables, **limits)
+        assert set(report.problems()) <= {"rate limits"}
+        return report.findings["rate limits"]
+
+    assert said("memory://")[0] == "ok"
+    with redis_server() as redis:
+        assert said(redis.url) == ("ok", "Redis counts for all workers")
+        assert redis.client.keys() == []
+        status, message = said(redis.url.replace(redis.password, PASSWORD))
+        assert status == "failure"
+        assert "invalid username-password pair" in message
+        redis.client.acl_setuser("reader", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+ping"])
+        assert "no permissions" in said(f"redis://reader:{PASSWORD}@{LOOPBACK}:{redis.port}")[1]
+        redis.stop()
+        status, message = said(redis.url)
+        assert status == "failure"
+        assert re.search("refused.*; check CASES_RATE_LIMIT_STORAGE", message)
+        assert redis.password not in message
 
 
 def test_nobody_at_a_given_address_is_a_failure(installation: Installation) -> None:
