@@ -48,7 +48,12 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 
 def on_starting(server: Any) -> None:
-    """Warn once of what is most likely a mistake."""
+    """Refuse what the worker cannot do, and warn once of what is most likely a mistake."""
+    if server.cfg.is_ssl:
+        sys.exit(
+            "cases-service: gunicorn's --certfile and --keyfile: TLS ends at a proxy in front, and not here;"
+            " leave them out and see docs/deployment.md"
+        )
     for name in unknown_names():
         server.log.warning("%s is not a setting of this service", name)
     if not _settings.secret_keys:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_it_ends_the_start_of_plain_gunicorn_in_the_same_way(gunicorn: Callable[
 
 def test_gunicorn_without_a_database_url_says_so(gunicorn: Callable[..., Service]) -> None:
     assert last_line(gunicorn(DATABASE_URL="")).startswith("cases-service: DATABASE_URL: ")
+
+
+@pytest.mark.parametrize("how", ["serve", "gunicorn"])
+def test_tls_of_gunicorns_own_is_refused_in_one_line(request: pytest.FixtureRequest, how: str, place: Path) -> None:
+    made = "openssl req -x509 -newkey ed25519 -nodes -subj /CN=localhost -keyout key.pem -out certificate.pem"
+    subprocess.run(made.split(), cwd=place, check=True, capture_output=True)
+    arguments = f"--certfile {place}/certificate.pem --keyfile {place}/key.pem"
+    service = request.getfixturevalue(how)(GUNICORN_CMD_ARGS=arguments)
+    assert service.process.wait(PATIENCE) == 1
+    # gunicorn says that it starts before it lets anybody look at its arguments.
+    _, line = service.log.splitlines()
+    assert line.startswith("cases-service: gunicorn's --certfile and --keyfile: TLS ends at a proxy in front")
 
 
 @pytest.mark.parametrize("how", ["serve", "gunicorn"])
