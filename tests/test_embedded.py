@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cases_service import data_directory
 from cases_service import embedded_supervisor as supervisor
 from cases_service.embedded import EmbeddedServer, EmbeddedServerError, _find_programs, join
 
@@ -591,6 +592,13 @@ def test_a_directory_with_other_files_is_left_alone(place: Path) -> None:
     with pytest.raises(EmbeddedServerError, match="holds other files"):
         join(place)
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
+
+
+def test_a_secret_key_that_is_brought_back_is_the_new_servers(place: Path) -> None:
+    (place / "secret.key").write_text("kept elsewhere")
+    with join(place, settings=FAST) as server:
+        assert ask(server.conninfo, "SELECT current_database()") == "cases"
+    assert data_directory.secret_key_file(place).read_text() == "kept elsewhere"
 
 
 def test_an_empty_directory_is_taken_and_closed_to_others(place: Path) -> None:
