@@ -110,7 +110,7 @@ image:
 # Names, versions and hashes; no addresses. Needs uv.
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra redis -o requirements/production.lock
+		pyproject.toml --extra redis --extra tracing -o requirements/production.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group build -o requirements/build.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \

@@ -3,15 +3,17 @@
 import re
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kubernetes_validate
 import msgspec
 import pytest
 
-from cases_service.settings import Settings
-from tests.documents import ROOT
+from cases_service.settings import Settings, read_settings
+from tests.documents import ROOT, block, run
 from tests.process.running import COMMAND, LOOPBACK, PATIENCE, Service
 
 KUBERNETES = sorted(path for path in (ROOT / "deploy/kubernetes").rglob("*") if path.is_file())
@@ -23,8 +25,7 @@ RELEASES = ["1.30", "1.37"]
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("manifest", KUBERNETES, ids=lambda path: path.name)
 def test_kubernetes_accepts_the_manifest(manifest: Path, release: str) -> None:
-    validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
-    said = validator.validate_file(str(manifest), release, strict=True, quiet=False, no_warn=False)
+    said = kubernetes_validate.validate_file(str(manifest), release, strict=True, quiet=False, no_warn=False)
     assert said == 0  # its reasons are on standard output
 
 
@@ -76,3 +77,28 @@ def test_the_service_tells_systemd_when_it_listens(
     )
     assert manager.recv(1024).startswith(b"READY=1\n")
     service.connect().close()
+
+
+def assert_private(secret_key: Path, mode: int) -> None:
+    assert stat.S_IMODE(secret_key.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(secret_key.stat().st_mode) == mode
+    assert len(read_settings({"CASES_SECRET_KEY_FILE": str(secret_key)}).secret_keys) == 1
+
+
+def test_what_compose_mounts_is_made_as_the_document_says(tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    run(block("docs/container.md", "sh", "secrets/cases_secret_key"), tmp_path)
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert_private(tmp_path / "secrets/cases_secret_key", 0o444)
+    for asked in set(re.findall(r"\$\{(\w+):\?", (ROOT / "compose.yaml").read_text())):
+        assert f"\n{asked}=\n" in (tmp_path / ".env").read_text()
+
+
+def test_what_the_unit_reads_is_made_as_the_document_says(tmp_path: Path) -> None:
+    run(block("docs/deployment.md", "sh", "install -d").replace("/etc/visitor-cases", f"{tmp_path}/etc"), tmp_path)
+    files = [file.name for file in (tmp_path / "etc").iterdir()]
+    assert set(re.findall(r"/etc/visitor-cases/([\w-]+)", UNIT.read_text())) | {"admin"} == set(files)
+    assert_private(tmp_path / "etc/secret-key", 0o600)
+    given = dict((tmp_path / "etc" / name).read_text().strip().split("=", 1) for name in ("environment", "admin"))
+    settings = read_settings(given)
+    assert (settings.database_url, settings.admin_database_url) == tuple(given.values())
