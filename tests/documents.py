@@ -6,23 +6,49 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import NamedTuple
+
+from cases_service.embedded import _find_programs
+from tests.process.running import SCRIPTS, environment
 
 from cases_service.embedded import _find_programs
 from tests.process.running import SCRIPTS, environment
 
 ROOT = Path(__file__).parent.parent
+_FENCED = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A code block, and where it stands."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+
+
+def all_blocks(document: str) -> Iterator[Block]:
+    """Return the code blocks of a document, in order."""
+    text = (ROOT / document).read_text()
+    for found in _FENCED.finditer(text):
+        yield Block(document, text.count("\n", 0, found.start()) + 1, found[2], dedent(found[3]))
+
+
+def without_blocks(document: str) -> str:
+    """Return what stands beside the code blocks of a document."""
+    return _FENCED.sub("", (ROOT / document).read_text())
 
 
 def blocks(document: str, language: str) -> Iterator[str]:
     """Return the code blocks of a document in a language, in order."""
-    for found in re.finditer(
-        rf"^( *)```{language}\n(.*?)^\1```$", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE
-    ):
-        yield dedent(found[2])
+    return (found.text for found in all_blocks(document) if found.language == language)
 
 
 def block(document: str, language: str, containing: str) -> str:
-    """Return the one code block of a document in a language that contains this."""
+    """Return the one code block of a document in a language that contains this.
+
+    Who takes it runs it: test_code_blocks.py reads the calls, and so the arguments have to be literals.
+    """
     (found,) = (text for text in blocks(document, language) if containing in text)
     return found
 

@@ -26,10 +26,10 @@ from psycopg.conninfo import make_conninfo
 from cases_service import __version__, commands, visitor_tokens
 from cases_service.secret_box import SecretBox
 from cases_service.settings import read_settings
+from tests.documents import block
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
 from tests.process.running import COMMAND, environment
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
 NEW_KEY = b64(b"n" * 32) + "="
 
 
@@ -106,8 +106,7 @@ class TestAllCommands:
     @pytest.mark.parametrize(("typed", "completed"), [("check", {"check-token"}), ("list-keys --j", {"--json"})])
     def test_bash_completes_it(self, typed: str, completed: set[str]) -> None:
         """With the line that the README gives, and then what bash calls on a tab."""
-        (line,) = re.findall(r"^eval .*_CASES_SERVICE_COMPLETE=bash_source.*$", README, re.MULTILINE)
-        script = f"""{line}
+        script = f"""{block("README.md", "sh", "_CASES_SERVICE_COMPLETE=bash_source")}
             COMP_WORDS=(cases-service {typed}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
             $(complete -p cases-service | sed 's/.*-F \\([^ ]*\\).*/\\1/') cases-service
             printf '%s\\n' "${{COMPREPLY[@]}}"

@@ -1,6 +1,5 @@
 """The example portal as its README has a company mount it: behind a login, against the running service."""
 
-import re
 import sys
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.documents import block
 from tests.factories import Organization, Visitor
 from tests.process.conftest import service
 from tests.process.running import PROJECT, Service
@@ -37,9 +37,8 @@ def company(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(EXAMPLE)
-    (code,) = re.findall(r"```python\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "company"}
-    exec(code, names)  # noqa: S102  the README's own
+    exec(block("examples/portal/README.md", "python", "create_portal"), names)  # noqa: S102  the README's own
     app: Flask = names["app"]
     return app.test_client()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import psycopg
@@ -20,6 +21,7 @@ from cases_service.migrations import init_db
 from cases_service.replicas import Replicas, single_hosts
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings, SettingsError, read_settings
+from tests.documents import block, run
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, get
 from tests.process.embedded_data import url_of
 from tests.process.running import wait_for
@@ -310,3 +312,10 @@ def test_replicas_that_cannot_be_meant_end_the_start(environment: dict[str, str]
     with pytest.raises(SettingsError, match=r"^CASES_READ_DATABASE_URL: ") as caught:
         read_settings(environment)
     assert "secret" not in str(caught.value)
+
+
+def test_the_document_names_two_replicas(tmp_path: Path) -> None:
+    said = run(f"{block('docs/scaling.md', 'sh', 'CASES_READ_DATABASE_URL')}echo $CASES_READ_DATABASE_URL", tmp_path)
+    settings = read_settings({"DATABASE_URL": "host=primary", "CASES_READ_DATABASE_URL": said.strip()})
+    hosts = [conninfo_to_dict(url)["host"] for url in single_hosts(settings.read_database_url)]
+    assert hosts == ["replica-1", "replica-2"]

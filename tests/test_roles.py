@@ -22,6 +22,7 @@ from cases_service.loading import LoadFile, load
 from cases_service.migrations import SchemaError
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings, SettingsError, environment_of
+from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, get
 from tests.process.running import COMMAND, environment, wait_for
 
@@ -104,6 +105,21 @@ def test_init_db_may_be_repeated_by_the_role_that_administers(roles: Roles) -> N
         ).fetchall()
     assert owners == [(roles.owner,)]
     assert policies == [([roles.admin, roles.owner],)]
+
+
+def test_the_lines_of_the_document_make_the_roles_and_what_they_need(
+    make_roles: Callable[[str], Roles], tmp_path: Path
+) -> None:
+    roles = make_roles(block("docs/security.md", "sql", "create role cases_owner").replace("…", "secret"))
+    lines = block("docs/security.md", "sh", "CASES_ADMIN_DATABASE_URL=")
+    for role, name in (("cases_service", roles.service), ("cases_admin", roles.admin)):
+        assert f"postgresql://{role}@db.internal/cases" in lines
+        lines = lines.replace(f"postgresql://{role}@db.internal/cases", f"'{roles.url(name)}'")
+    assert run(lines, tmp_path).startswith("schema version ")
+    with psycopg.connect(roles.url(roles.service)) as connection:
+        assert connection.execute("select count(*) from cases").fetchone() == (0,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("delete from cases")
 
 
 @pytest.mark.parametrize("kind", ["roles", "plain"])

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests.documents import block, blocks, run
+from cases_service.embedded import _find_programs
+from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template
 from tests.process.running import SCRIPTS, Service
@@ -67,9 +68,8 @@ def test_a_lost_secret_key_costs_the_hmac_keys_and_nothing_else(
     assert page(service, organization, organization.jwt(visitor.external_id)) == (500, ["internal_error"])
     (line,) = [event for event in service.events if event["event"] == "secret_not_opened"]
     assert line["key_id"] == str(organization.kid)
-    (mend,) = (lines for lines in blocks(DAY_TWO, "bash") if "retire-key" in lines)
     run(
-        mend,
+        block(DAY_TWO, "bash", "retire-key"),
         place,
         DATABASE_URL=database_url,
         CASES_SECRET_KEY=new_key,
@@ -89,7 +89,6 @@ def test_embedded_data_move_to_a_newer_postgresql(start: Callable[..., Service],
     template = make_template(place / ".cases-data", bin_dir=older)
     key_file = place / ".cases-data/secret.key"
     key_file.write_text(f"{SECRET_KEY}\n")
-    dump, aside, restore = (lines for lines in blocks(DAY_TWO, "bash") if ".cases-data" in lines)
 
     def cases(service: Service) -> list[UUID]:
         answer = service.curl(template.path, "--header", template.header)
@@ -99,18 +98,23 @@ def test_embedded_data_move_to_a_newer_postgresql(start: Callable[..., Service],
     old = start(*arguments, CASES_POSTGRES_BIN=str(older))
     old.wait_until_ready()
     before = cases(old)
-    run(dump, place, older)
+    run(block(DAY_TWO, "bash", '--file cases.dump "host='), place, older)
     assert old.end(signal.SIGTERM) == 0
     refused = start(*arguments)
     assert refused.process.wait(60) == 1
     assert "was made by PostgreSQL" in refused.log
-    run(aside, place)
+    run(block(DAY_TWO, "bash", "mv .cases-data"), place)
     new = start(*arguments)
     new.wait_until_ready()
-    run(restore, place)
+    run(block(DAY_TWO, "bash", "drop database cases"), place)
     assert new.end(signal.SIGTERM) == 0
     again = start(*arguments)
     again.wait_until_ready()
     assert cases(again) == before
     assert len(before) == 3
     assert again.end(signal.SIGTERM) == 0
+
+
+def test_the_programs_of_the_package_are_found(place: Path) -> None:
+    found = run(f"{block(DAY_TWO, 'bash', 'export PATH')}command -v pg_dump", place)
+    assert found.strip() == str(_find_programs(None) / "pg_dump")

@@ -3,7 +3,6 @@
 import importlib
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,11 @@ from uuid import uuid4
 
 import pytest
 
+from tests.documents import block, run
 from tests.factories import Organization, Visitor
-from tests.process.running import PATIENCE, SCRIPTS, Service
+from tests.process.running import SCRIPTS, Service
 
+API = "docs/api.md"
 GENERATOR = SCRIPTS / "openapi-python-client"
 
 
@@ -23,18 +24,8 @@ def client_package(service: Service, tmp_path_factory: pytest.TempPathFactory) -
     if not GENERATOR.exists():
         pytest.skip("openapi-python-client is not installed")
     place = tmp_path_factory.mktemp("generated")
-    document = place / "openapi.json"
-    document.write_bytes(service.curl("/openapi.json").body)
-    arguments = ["--path", str(document), "--output-path", str(place / "cases_client"), "--meta", "none"]
-    generated = subprocess.run(
-        [GENERATOR, "generate", "--fail-on-warning", *arguments],
-        env={"PATH": f"{SCRIPTS}:/usr/bin:/bin", "HOME": str(place), "LANG": "C.UTF-8"},
-        timeout=PATIENCE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert generated.returncode == 0, generated.stdout + generated.stderr
+    script = block(API, "sh", "openapi-python-client generate").replace("http://127.0.0.1:8000", service.url(""))
+    run(script.replace(" generate ", " generate --fail-on-warning "), place, HOME=str(place), LANG="C.UTF-8")
     sys.path.insert(0, str(place))
     yield place
     sys.path.remove(str(place))
@@ -73,6 +64,19 @@ def test_it_lists_counts_and_shows_cases(client: Any, organization: Organization
     assert (case.id, case.organization_id, case.contact.organization_id) == (ids[2], organization.id, organization.id)
     assert (case.status, case.priority_label, case.owner, case.closed_at) == ("Open", "Normal", None, None)
     assert json.loads(json.dumps(case.to_dict()))["created_at"].startswith("2015-08-31T16:32:19.879")
+
+
+def test_it_prints_what_the_document_has_it_print(
+    client: Any, service: Service, organization: Organization, visitor: Visitor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case_id,) = visitor.cases(1)
+    organization.update("cases", "id", case_id, case_number="7", subject="Noise")
+    source = block(API, "python", "list_cases.sync").replace("http://127.0.0.1:8000", service.url(""))
+    given: dict[str, Any] = {"API_TOKEN": organization.token, "ORGANIZATION_ID": organization.id}
+    names = given | {"JWT": organization.jwt(visitor.external_id)}
+    exec(source, names)  # noqa: S102  the document is ours
+    names["client"].get_httpx_client().close()
+    assert capsys.readouterr().out == "7 Open Noise\n"
 
 
 def test_it_understands_errors(client: Any, organization: Organization) -> None:

@@ -18,20 +18,21 @@ import psycopg
 import pytest
 
 from cases_service.secret_box import SecretBox
-from tests.documents import block, blocks, run
+from tests.documents import block, run
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, cases_path
 from tests.process.conftest import serve_arguments
 from tests.process.running import LOOPBACK, Service, environment
 
 SIGNING = "docs/recipes/signing.md"
 WALKING = "docs/recipes/walking.md"
-# The family, how the block is found, what the program is called, and how it is run.
+ROTATING = "docs/recipes/rotating-a-key.md"
+# The family, its program, what the program is called, and how it is run.
 PROGRAMS = {
-    "Python": ("python", "sign.py", [sys.executable]),
-    "Node": ("js", "sign.mjs", ["node"]),
-    "PHP": ("php", "sign.php", ["php"]),
-    "Java": ("java", "Sign.java", ["java", "-XX:TieredStopAtLevel=1"]),
-    "openssl": ("bash", "sign.sh", ["bash"]),
+    "Python": (block(SIGNING, "python", "KEY_FILE"), "sign.py", [sys.executable]),
+    "Node": (block(SIGNING, "js", "KEY_FILE"), "sign.mjs", ["node"]),
+    "PHP": (block(SIGNING, "php", "KEY_FILE"), "sign.php", ["php"]),
+    "Java": (block(SIGNING, "java", "KEY_FILE"), "Sign.java", ["java", "-XX:TieredStopAtLevel=1"]),
+    "openssl": (block(SIGNING, "bash", "KEY_FILE"), "sign.sh", ["bash"]),
 }
 KEY_FILES = {"RS256": "rs.pem", "RS512": "rs.pem", "ES256": "es256.pem", "ES384": "es384.pem", "EdDSA": "eddsa.pem"}
 AWKWARD = 'Zoë "4711" \\ 客'
@@ -106,9 +107,8 @@ def test_what_a_recipe_signs_is_answered(
     program: str,
     algorithm: str,
 ) -> None:
-    language, name, command = PROGRAMS[program]
+    source, name, command = PROGRAMS[program]
     need(command[0], "jq")
-    source = block(SIGNING, language, "KEY_FILE")
     (tmp_path / name).write_text(source)
     kid, key_file = keys[algorithm]
     signed = subprocess.run(
@@ -256,12 +256,11 @@ def test_a_key_is_rotated_without_a_refused_request(
             service, organization, organization.signed(organization.claims(visitor.external_id), header, secret)
         )
 
-    make, retire = blocks("docs/recipes/rotating-a-key.md", "bash")
     given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY": SECRET_KEY, "ORGANIZATION": str(organization.id)}
-    run(make, tmp_path, **given)
+    run(block(ROTATING, "bash", "create-key"), tmp_path, **given)
     new = json.loads((tmp_path / "new.json").read_text())
     assert (answered(old_kid, old_secret), answered(new["kid"], new["secret"])) == (200, 200)
-    run(retire, tmp_path, OLD_KID=str(old_kid), **given)
+    run(block(ROTATING, "bash", "retire-key"), tmp_path, OLD_KID=str(old_kid), **given)
     assert (answered(old_kid, old_secret), answered(new["kid"], new["secret"])) == (400, 200)
 
 

@@ -14,8 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from cases_service import __version__
-from tests.factories import Organization, b64
-from tests.process.running import LOOPBACK, PATIENCE, Service, environment, wait_for
+from tests.documents import block
+from tests.factories import SECRET_KEY, Organization, b64
+from tests.process.running import LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for
 
 LIST = "/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
 OUTSIDE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -100,6 +101,23 @@ def test_a_request_is_a_span_with_its_round_trips_below(
     assert len(collector.spans()) == 3
     shown = {item.key: item.value.string_value for item in collector.resources()[0].resource.attributes}
     assert (shown["service.name"], shown["service.version"]) == ("visitor-cases-service", __version__)
+
+
+def test_the_lines_of_the_document_turn_traces_on(
+    start: Callable[..., Service], service_url: str, organization: Organization, collector: Collector
+) -> None:
+    lines = block("docs/observability.md", "sh", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    lines = lines.replace("http://collector:4318", collector.variables["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    lines = lines.replace("cases-service serve", f"exec cases-service serve --bind {LOOPBACK}:0")
+    variables = collector.variables | {"DATABASE_URL": service_url, "CASES_SECRET_KEY": SECRET_KEY}
+    del variables["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    service = start("bash", "-ec", lines, PATH=f"{SCRIPTS}:/usr/bin:/bin", **variables)
+    service.wait_for_log("Listening at")
+    service.wait_until_ready()
+    path = organization.visitor().path
+    assert service.curl(path, "--header", f"Authorization: Token {organization.token}").status == 200
+    wait_for(collector.roots, story=service)
+    assert service.end() == 0
 
 
 def test_no_span_tells_what_a_caller_sent(
