@@ -11,9 +11,6 @@ from typing import NamedTuple
 from cases_service.embedded import _find_programs
 from tests.process.running import SCRIPTS, environment
 
-from cases_service.embedded import _find_programs
-from tests.process.running import SCRIPTS, environment
-
 ROOT = Path(__file__).parent.parent
 _FENCED = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
