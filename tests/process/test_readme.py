@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from cases_service.demo import DEMO_DATA
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
-from tests.process.running import COMMAND, LOOPBACK, SCRIPTS, Service, environment, wait_for
+from tests.process.running import COMMAND, LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for
 
 API = "docs/api.md"
 NYC_311 = "53b97666-d364-5ae6-931e-d7745d57c1ac"
@@ -106,7 +106,8 @@ def test_ones_own_data_are_loaded_and_served(start: Callable[..., Service], new_
         script = script.replace(old, new)
     path = f"{SCRIPTS}:/usr/bin:/bin"
     service = start("bash", "-ec", script, PATH=path)
-    wait_for(lambda: "Listening at" in service.log, lambda: service.process.poll() is not None, service)
+    # Four commands come first.
+    wait_for(lambda: "Listening at" in service.log, lambda: service.process.poll() is not None, service, 5 * PATIENCE)
     service.wait_until_ready()
     token = next(line for line in service.out.splitlines() if line.startswith("cst_"))
     answer = service.curl(cases_path(NYC_311, "-"), "--header", f"Authorization: Token {token}")
