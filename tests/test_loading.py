@@ -166,7 +166,8 @@ def another_connection(company: Company) -> Iterator[psycopg.Connection]:
 def loader(company: Company, program: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a process that can load its standard input, and runs a program."""
     prelude = """
-import sys, psycopg
+import signal, sys, psycopg
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests may have had ignored
 from cases_service import loading
 from cases_service.secret_box import SecretBox
 def load_standard_input():

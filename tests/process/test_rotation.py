@@ -18,7 +18,7 @@ from cases_service.secret_box import SecretBox
 from tests.documents import ROOT, block, run
 from tests.factories import SECRET_KEY, Organization, Visitor, cases_path
 from tests.process.conftest import serve_arguments
-from tests.process.embedded_data import FAST, stop
+from tests.process.embedded_data import FAST, Template, stop, url_of
 from tests.process.running import Service, wait_for
 from tests.process.traffic import Traffic
 from tests.redis_server import RedisServer, needs_redis, redis_server
@@ -86,20 +86,25 @@ def test_an_hmac_key_by_a_key_pair(
     assert (refused.status, refused.json["code"]) == (400, "token_algorithm_not_allowed")
 
 
-def test_the_secret_key(
-    serve: Callable[..., Service],
-    connection: psycopg.Connection,
-    organization: Organization,
-    visitor: Visitor,
-    database_url: str,
-    place: Path,
-) -> None:
+def opened(url: str, secret_key: str) -> str:
+    """Return the one signing secret of a database, as a secret key opens it."""
+    with psycopg.connect(url) as connection:
+        ((organization_id, key_id, algorithm, sealed),) = connection.execute(
+            "select organization_id, id, algorithm, encrypted_secret from signing_keys"
+        )
+    return SecretBox([secret_key]).open(sealed, organization_id=organization_id, key_id=key_id, algorithm=algorithm)
+
+
+def test_the_secret_key(start: Callable[..., Service], template: Template, data_dir: Path, place: Path) -> None:
     """Of one instance that is never stopped: its workers are replaced, and read the file anew."""
+    server = join(data_dir, settings=FAST)
+    secret = opened(server.conninfo, SECRET_KEY)
     key_file = place / "secret-key"
     key_file.write_text(f"{SECRET_KEY}\n")
     key_file.chmod(0o600)
-    given = {"DATABASE_URL": database_url, "CASES_SECRET_KEY_FILE": str(key_file)}
-    service = serve(**PATIENT | {"CASES_SECRET_KEY": "", "CASES_SECRET_KEY_FILE": str(key_file)})
+    given = {"DATABASE_URL": server.conninfo, "CASES_SECRET_KEY_FILE": str(key_file)}
+    variables = PATIENT | {"CASES_SECRET_KEY": "", "CASES_SECRET_KEY_FILE": str(key_file)}
+    service = start(*serve_arguments(), DATABASE_URL=url_of(data_dir), **variables)
 
     def reload() -> None:
         workers = len(service.workers())
@@ -107,7 +112,7 @@ def test_the_secret_key(
         wait_for(lambda: len(service.workers()) == workers + 2, story=service)
         wait_for(lambda: service.log.count("Worker exiting") == workers, story=service)
 
-    with asking(service, visitor.path, organization.token) as traffic:
+    with asking(service, template.path, template.header.rpartition(" ")[2]) as traffic:
         run(block(SECURITY, "sh", "> new-key"), place, **given)
         reload()
         traffic.wait_for_answers(20)
@@ -115,14 +120,11 @@ def test_the_secret_key(
         traffic.wait_for_answers(20)
         run(block(SECURITY, "sh", "cat new-key > "), place, **given)
         reload()
-    sealed = connection.execute(
-        "select encrypted_secret from signing_keys where id = %s", [organization.kid]
-    ).fetchone()
-    assert sealed
-    binding = {"organization_id": organization.id, "key_id": organization.kid, "algorithm": "HS256"}
-    assert SecretBox([key_file.read_text().strip()]).open(sealed[0], **binding) == organization.secret
-    assert key_file.read_text().strip() != SECRET_KEY
+    new = key_file.read_text().strip()
+    assert new != SECRET_KEY
+    assert opened(server.conninfo, new) == secret
     assert service.end() == 0
+    stop(server)
 
 
 class Installation:
