@@ -180,13 +180,13 @@ where place - 1 = any(%(places)s);
 -- name: list_true_cases
 -- The plain truth, slowly: a visitor's cases in the order of creation, written without the service's statements.
 select
-    to_jsonb(c) - '{facet, channel_number}'::text[] || jsonb_build_object(
+    to_jsonb(c) - '{facet, channel_number, content_hash}'::text[] || jsonb_build_object(
         'priority_label', (array['None', 'Low', 'Normal', 'High', 'Critical'])[c.priority],
-        'contact', to_jsonb(x) - 'visitor_id',
-        'owner', to_jsonb(o),
-        'created_by_user', to_jsonb(a),
-        'updated_by_user', to_jsonb(e),
-        'case_funnel_stage', to_jsonb(s)
+        'contact', to_jsonb(x) - '{visitor_id, content_hash}'::text[],
+        'owner', to_jsonb(o) - 'content_hash',
+        'created_by_user', to_jsonb(a) - 'content_hash',
+        'updated_by_user', to_jsonb(e) - 'content_hash',
+        'case_funnel_stage', to_jsonb(s) - 'content_hash'
     )
 from visitors v
 join contacts x on x.organization_id = v.organization_id and x.visitor_id = v.id
