@@ -287,6 +287,7 @@ class TestTokens:
             ("--expires-at", "2999-01-31T12:00:00", "expected ISO 8601 with a zone"),
             ("--expires-at", "2999-01-31", "expected ISO 8601 with a zone"),
             ("--expires-at", "tomorrow", "expected ISO 8601 with a zone"),
+            ("--expires-at", "9999-12-31T23:59:59-14:00", "expected a time before the year 10000"),
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
             ("--user", "me", "expected a UUID"),
