@@ -141,9 +141,13 @@ def retire_key(connection: Connection, *, organization_id: UUID, key_id: UUID) -
 
 
 def live_keys(connection: Connection, *, organization_id: UUID) -> Sequence[StoredKey]:
-    """Return the keys that verify now, the oldest first."""
-    rows = connection.execute(_STATEMENTS["list_live_keys"], {"organization_id": organization_id}).fetchall()
-    return [StoredKey(*row) for row in rows]
+    """Return the keys that verify now, the oldest first.
+
+    Raises:
+        AdministrationError: The organization does not exist.
+
+    """
+    return [StoredKey(*row) for row in _list(connection, "list_live_keys", organization_id)]
 
 
 def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str:

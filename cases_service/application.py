@@ -43,7 +43,7 @@ class Application(Flask):
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request. The host of an absolute target counts in the place of Host (RFC 9112, section 3.2.2)."""
         target = environ.get("RAW_URI", "/")
-        if not target.startswith("/") and "HTTP_HOST" in environ:
+        if "://" in target and not target.startswith("/") and "HTTP_HOST" in environ:
             environ["HTTP_HOST"] = urlsplit(target).netloc
         return super().__call__(environ, start_response)
 

@@ -43,7 +43,11 @@ def parse_future_time(text: str) -> datetime:
         raise ValueError("expected ISO 8601 with a zone, such as 2030-01-31T12:00:00Z")
     if time <= datetime.now(UTC):
         raise ValueError("expected a time in the future")
-    return time
+    try:
+        # In UTC the last hours of 9999 west of Greenwich are in 10000, which PostgreSQL keeps and Python cannot read.
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("expected a time before the year 10000") from None
 
 
 def parse_address(text: str) -> str:

@@ -22,6 +22,7 @@ import psycopg
 from tqdm import tqdm
 
 from cases_service import __version__, administration, doctor, instants, visitor_tokens
+from cases_service.access import verification_keys
 from cases_service.administration import AdministrationError
 from cases_service.command_types import (
     accepting,
@@ -36,7 +37,6 @@ from cases_service.data_directory import ForeignDirectoryError
 from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.demo import DemoError, run_demo
 from cases_service.embedded import EmbeddedServerError
-from cases_service.errors import InternalError
 from cases_service.loading import LoadError, LoadFile, LoadSummary, load
 from cases_service.migrations import SchemaError
 from cases_service.secret_box import NoSecretKeyError, SecretBox
@@ -45,7 +45,6 @@ from cases_service.settings import SettingsError, read_settings
 from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
 from cases_service.store import StoredKey
 from cases_service.token_report import examine
-from cases_service.visitor_tokens import VerificationKey
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1
@@ -530,10 +529,8 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
     text = sys.stdin.buffer.read().decode("latin-1") if token is None else token
     settings = read_settings()
     with _connection() as (connection, box):
-        keys = [
-            VerificationKey(key.id, key.algorithm, partial(_material, key, organization_id, box))
-            for key in administration.live_keys(connection, organization_id=organization_id)
-        ]
+        live = administration.live_keys(connection, organization_id=organization_id)
+        keys = verification_keys(organization_id, live, box)
         count = partial(_count_contacts, connection, organization_id)
         report = examine(text.strip(), keys, settings, now=time.time(), count_contacts=count)
     problem = report.problem
@@ -545,15 +542,6 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
             click.echo(f"{label:{_LABEL_WIDTH}}{finding}")
     if problem is not None:
         raise click.ClickException(f"{problem.code}: {problem.detail}")
-
-
-def _material(key: StoredKey, organization_id: UUID, box: SecretBox) -> str:
-    if key.public_key is not None:
-        return key.public_key
-    try:
-        return administration.open_secret(key, organization_id=organization_id, box=box)
-    except AdministrationError as error:
-        raise InternalError(str(error)) from None
 
 
 def _count_contacts(connection: psycopg.Connection[Any], organization_id: UUID, external_id: str) -> int | None:

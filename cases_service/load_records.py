@@ -204,6 +204,7 @@ _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
 _LONGEST_TIME: Final = len("2015-08-31T16:32:17.879123Z")
 _DIGITS_OF_64_BITS: Final = 19
 _NAME_SHOWN: Final = 64
+_HALF_PAIR: Final = frozenset(map(chr, range(0xD800, 0xE000)))
 
 
 def read_fields(line: bytes) -> dict[str, Any]:
@@ -238,12 +239,24 @@ def _object(line: bytes) -> dict[str, Any]:
     except msgspec.ValidationError:
         pass
     except msgspec.DecodeError as error:
-        raise FieldError(None, f"not a JSON object ({error})") from None
+        raise _half_pair(line) or FieldError(None, f"not a JSON object ({error})") from None
     except UnicodeDecodeError:
         raise FieldError(None, "not a JSON object in UTF-8") from None
     except RecursionError:
         raise FieldError(None, "nested too deeply") from None
     raise _fault(_object_with_wide_numbers(line))
+
+
+def _half_pair(line: bytes) -> FieldError | None:
+    """Return which field holds half of a surrogate pair: JSON's grammar allows it, msgspec and UTF-8 do not."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    for name, value in fields.items() if isinstance(fields, dict) else ():
+        if isinstance(value, str) and not _HALF_PAIR.isdisjoint(value):
+            return FieldError(_shown(name), "half of a surrogate pair (\\ud800 to \\udfff) cannot be stored")
+    return None
 
 
 def _object_with_wide_numbers(line: bytes) -> dict[str, Any]:

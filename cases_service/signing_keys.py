@@ -1,5 +1,6 @@
 """Knows which keys may verify a visitor's JWT: the algorithms, their key material and its limits."""
 
+import re
 import secrets
 from typing import Final
 
@@ -16,6 +17,8 @@ ALGORITHMS: Final = (*HMAC_ALGORITHMS, *RSA_ALGORITHMS, *CURVES, "EdDSA")
 MINIMUM_SECRET_BYTES: Final = 32
 RSA_BITS: Final = range(2048, 4097)
 MAXIMUM_LIVE_KEYS: Final = 10
+# Public keys are stored as they are given: a file that holds the private half as well must not be one.
+_ONE_PUBLIC_KEY: Final = re.compile(r"\s*-----BEGIN ((?:RSA )?PUBLIC KEY)-----[A-Za-z0-9+/=\s]*-----END \1-----\s*")
 
 
 class KeyMaterialError(ValueError):
@@ -34,11 +37,13 @@ def check_secret(secret: str) -> None:
 
 
 def check_public_key(pem: str, *, algorithm: str) -> None:
-    """Raise KeyMaterialError unless this is a public key in PEM (SubjectPublicKeyInfo) that the algorithm takes."""
+    """Raise KeyMaterialError unless this is a public key in PEM that the algorithm takes, and nothing else."""
     try:
-        key = load_pem_public_key(pem.encode())
+        key = load_pem_public_key(pem.encode()) if _ONE_PUBLIC_KEY.fullmatch(pem) else None
     except (ValueError, UnsupportedAlgorithm):
-        raise KeyMaterialError("expected a public key in PEM, beginning with -----BEGIN PUBLIC KEY-----") from None
+        key = None
+    if key is None:
+        raise KeyMaterialError("expected a public key in PEM, and nothing beside it: -----BEGIN PUBLIC KEY-----")
     if algorithm in RSA_ALGORITHMS:
         if not isinstance(key, RSAPublicKey) or key.key_size not in RSA_BITS:
             raise KeyMaterialError(f"{algorithm} takes an RSA key of {RSA_BITS[0]} to {RSA_BITS[-1]} bits")

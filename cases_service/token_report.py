@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cases_service.access import IN_HEADER, MAXIMUM_IN_PATH, visitor_token
-from cases_service.errors import ProblemError, TokenSignatureInvalidError, VisitorNotFoundError
+from cases_service.errors import InternalError, ProblemError, TokenSignatureInvalidError, VisitorNotFoundError
+from cases_service.secret_box import SecretNotOpenedError
 from cases_service.signing_keys import ALGORITHMS
 from cases_service.visitor_tokens import Rules, VerificationKey, candidates, check_claims, find_key, parse
 
@@ -73,6 +74,10 @@ def _walk(
     except TokenSignatureInvalidError:
         yield "signature", "not valid"
         raise
+    except SecretNotOpenedError as error:
+        raise InternalError(
+            f"the secret of signing key {error} opens with none of the keys in CASES_SECRET_KEY"
+        ) from None
     yield "signature", f"valid, by {key.id}"
     yield from _times(parsed.claims, now)
     check_claims(parsed.claims, rules, now)

@@ -30,6 +30,7 @@ from cases_service.errors import (
     TokenNotYetValidError,
     TokenSignatureInvalidError,
 )
+from cases_service.secret_box import SecretNotOpenedError
 from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS
 
 _YEAR_10000: Final = 253_402_300_800
@@ -87,6 +88,7 @@ def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Signed:
 
     Raises:
         VisitorTokenError: The token is refused; the class says why.
+        SecretNotOpenedError: What may have signed it does not open.
 
     """
     parsed = parse(token)
@@ -123,11 +125,21 @@ def parse(token: str) -> ParsedToken:
 
 
 def find_key(parsed: ParsedToken, keys: Sequence[VerificationKey]) -> VerificationKey:
-    """Return the key that signed a token, or raise what speaks against its algorithm, key id or signature."""
+    """Return the key that signed a token, or raise what speaks against its algorithm, key id or signature.
+
+    Raises:
+        VisitorTokenError: No key has signed it; the class says why.
+        SecretNotOpenedError: No other key has signed it than perhaps one whose secret does not open.
+
+    """
+    unopened = None
     for key in candidates(parsed.header, keys):
-        if _verifies(key, parsed):
-            return key
-    raise TokenSignatureInvalidError
+        try:
+            if _verifies(key, parsed):
+                return key
+        except SecretNotOpenedError as error:
+            unopened = unopened or error
+    raise unopened or TokenSignatureInvalidError
 
 
 def candidates(header: dict[str, Any], keys: Sequence[VerificationKey]) -> list[VerificationKey]:

@@ -287,6 +287,7 @@ class TestTokens:
             ("--expires-at", "2999-01-31T12:00:00", "expected ISO 8601 with a zone"),
             ("--expires-at", "2999-01-31", "expected ISO 8601 with a zone"),
             ("--expires-at", "tomorrow", "expected ISO 8601 with a zone"),
+            ("--expires-at", "9999-12-31T23:59:59-14:00", "expected a time before the year 10000"),
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
             ("--user", "me", "expected a UUID"),
@@ -443,9 +444,11 @@ class TestLists:
         assert run("list-keys", "--organization", organization.id) == Result(0, "", "")
         assert run("list-keys", "--organization", organization.id, "--json") == Result(0, "[]\n", "")
 
-    @pytest.mark.parametrize("name", ["list-tokens", "list-keys"])
-    def test_an_unknown_organization_is_an_error(self, run: Run, name: str) -> None:
-        assert_fails(run(name, "--organization", uuid4()), 1, "there is no organization")
+    @pytest.mark.parametrize(
+        "call", [["list-tokens"], ["list-keys"], ["sign", "--external-id", "me"], ["check-token", "a.b.c"]]
+    )
+    def test_an_unknown_organization_is_an_error(self, run: Run, call: list[str]) -> None:
+        assert_fails(run(*call, "--organization", uuid4()), 1, "there is no organization")
 
 
 class TestSign:
@@ -605,7 +608,8 @@ class TestCheckToken:
         assert self.report(result)["place"].startswith("in the header only")
 
     def test_an_organization_without_keys_is_noticed(self, run: Run, organization: Organization) -> None:
-        result = run("check-token", "--organization", uuid4(), organization.jwt("me"))
+        organization.connection.execute("delete from signing_keys where organization_id = %s", [organization.id])
+        result = run("check-token", "--organization", organization.id, organization.jwt("me"))
         assert (result.status, self.report(result)["live keys"]) == (1, "0")
 
     def test_a_secret_that_does_not_open_is_an_internal_error(self, run: Run, organization: Organization) -> None:

@@ -194,8 +194,6 @@ def test_a_line_that_is_no_object_is_refused(content: bytes) -> None:
         b'{"type": "case"}, ',
         b'{"type": NaN}',
         b'{"type": "a\tb"}',
-        b'{"type": "\\ud800"}',
-        b'{"type": "\\udc00\\ud800"}',
         b'{"type": "a\x00b"}',
         b"\xff\xfe{\x00}\x00",
         b'\xef\xbb\xbf{"type": "case"}',
@@ -253,6 +251,15 @@ def test_a_nul_is_refused_in_every_text(record_type: str, field: str) -> None:
     assert refusal(line(record_type, **{field: "a\0b"})) == (
         field,
         "a NUL character (\\u0000) cannot be stored",
+    )
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\udfff", "\\udc00\\ud800", "\\ud800x"])
+@pytest.mark.parametrize(("record_type", "field"), TEXTS)
+def test_half_of_a_surrogate_pair_is_refused_in_every_text(record_type: str, field: str, half: str) -> None:
+    assert refusal(line(record_type, **{field: "HERE"}).replace(b"HERE", half.encode())) == (
+        field,
+        "half of a surrogate pair (\\ud800 to \\udfff) cannot be stored",
     )
 
 

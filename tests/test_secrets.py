@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,6 +133,20 @@ def test_a_public_key_fits_its_own_algorithm_only(public_keys: dict[str, str], a
         else:
             with pytest.raises(KeyMaterialError):
                 check_public_key(key, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_white_space_around_a_public_key_does_no_harm(public_keys: dict[str, str], line_end: str) -> None:
+    check_public_key(f"\n{public_keys['RS256']}\n".replace("\n", line_end), algorithm="RS256")
+
+
+def test_nothing_but_the_public_key_is_taken_with_it(public_keys: dict[str, str]) -> None:
+    private = ed25519.Ed25519PrivateKey.generate()
+    secret = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    public = pem(private.public_key())
+    for text in (public + secret, secret + public, public + public_keys["EdDSA"], f"Public-Key: (256 bit)\n{public}"):
+        with pytest.raises(KeyMaterialError):
+            check_public_key(text, algorithm="EdDSA")
 
 
 @pytest.mark.parametrize("text", ["", "x", "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----"])

@@ -20,7 +20,7 @@ from werkzeug.test import TestResponse
 from cases_service import administration
 from cases_service.api_tokens import ApiToken
 from tests.conftest import LogLines
-from tests.factories import Organization, Visitor, assert_problem, b64, cases_path, get, hs256
+from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, b64, cases_path, get, hs256
 
 HEADER = {"alg": "HS256", "typ": "JWT"}
 
@@ -616,6 +616,15 @@ def test_a_secret_that_no_key_opens_is_an_internal_error(
         told = [line["key_id"] for line in lines if line["event"] == "secret_not_opened"]
         assert told == [str(organization.kid)]
         assert organization.secret not in str(lines)
+
+
+def test_a_secret_that_no_key_opens_stands_in_no_other_keys_way(
+    client: FlaskClient, organization: Organization, visitor: Visitor
+) -> None:
+    organization.update("signing_keys", "id", organization.kid, encrypted_secret="lost", created_at=LONG_AGO)
+    _, organization.secret = organization.key()
+    for path in (visitor.path, visitor.path):
+        assert get(client, organization, path).status_code == 200
 
 
 def test_a_secret_copied_to_another_key_does_not_open(ask: Ask, organization: Organization, visitor: Visitor) -> None:

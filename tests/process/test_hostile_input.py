@@ -68,6 +68,16 @@ def test_links_lead_to_the_host_of_an_absolute_target(service: Service, visitor:
 NOT_FOUND = (404, "not_found")
 
 
+@pytest.mark.parametrize(("method", "target"), [("OPTIONS", "*"), ("CONNECT", "localhost:443")])
+@pytest.mark.parametrize(("host", "expected"), [("localhost", NOT_FOUND), ("evil.example", (400, "host_not_allowed"))])
+def test_a_target_that_is_no_url_leaves_the_host_to_the_header(
+    service: Service, method: str, target: str, host: str, expected: tuple[int, str | None]
+) -> None:
+    request = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    head, _, body = service.send(request.encode()).partition(b"\r\n\r\n")
+    assert outcome(parse_answer(head, body)) == expected
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
