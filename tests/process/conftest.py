@@ -10,7 +10,7 @@ import pytest
 
 from tests.factories import SECRET_KEY
 from tests.process.embedded_data import Template, make_template
-from tests.process.running import COMMAND, GUNICORN, LOOPBACK, PROJECT, Service, environment
+from tests.process.running import COMMAND, GUNICORN, LOOPBACK, PROJECT, Service, environment, wait_for
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -27,10 +27,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def short_path() -> Iterator[Path]:
     """Lend a directory whose path is short enough for the sockets in it."""
     path = Path(tempfile.mkdtemp(prefix="cases-", dir="/tmp"))  # pytest's are too long
+
+    def is_removed() -> bool:
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        # A server that ends by itself removes its own files meanwhile.
+        wait_for(is_removed)
 
 
 @contextlib.contextmanager
