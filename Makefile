@@ -12,8 +12,8 @@ demo: .venv
 test: .venv
 	$(BIN)/pytest -n auto
 
-# What can go wrong goes wrong many times over: half an hour, and a table of what became of the requests. As root it
-# also drops packets and fills a disk, in a network namespace and on a file system of its own.
+# What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
+# As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.
 torture: .venv
 	CASES_TEST_TORTURE=1 $(BIN)/pytest -n 0 tests/process/test_faults.py tests/process/test_overload.py \
 		tests/process/test_slow_clients.py tests/process/test_proxies.py tests/process/test_stopping.py \
