@@ -67,11 +67,14 @@ def list_cases(access: Access, token: str) -> Asked:
         page_size=parameters["page_size"],
     )
     respond = partial(_respond_with_page, token, collection, cursor)
-    if not request.if_none_match or parameters["attributes"] is not None:
+
+    def ask_whole() -> Asked:
         return Asked(ask(), visitor.key_id, respond)
+
+    if not request.if_none_match or parameters["attributes"] is not None:
+        return ask_whole()
     # Most likely the caller has the page already. Where it has not, the page is asked for once more.
-    whole = Asked(ask(), visitor.key_id, respond)
-    return Asked(ask(whole=False), visitor.key_id, partial(respond, instead=whole))
+    return Asked(ask(whole=False), visitor.key_id, partial(respond, instead=ask_whole))
 
 
 @blueprint.get("/summary")
@@ -110,7 +113,12 @@ def _identify(access: Access, token: str) -> Identity:
 
 
 def _respond_with_page(
-    token: str, collection: Collection, cursor: Cursor | None, page: Page | None, *, instead: Asked | None = None
+    token: str,
+    collection: Collection,
+    cursor: Cursor | None,
+    page: Page | None,
+    *,
+    instead: Callable[[], Asked] | None = None,
 ) -> Response | Asked:
     if page is None:
         raise VisitorNotFoundError
@@ -124,7 +132,7 @@ def _respond_with_page(
 
     represented = page.represented, f"{following} {preceding} {request.args.get('fields')}".encode()
     if instead is not None and not is_known(request, *represented):
-        return instead
+        return instead()
     return answer(request, document, *represented)
 
 
