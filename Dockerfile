@@ -17,8 +17,10 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     tools/bin/pip install --only-binary :all: --require-hashes -r requirements/build.lock
 COPY . .
+# Some libraries bring their own tests along, which nothing here runs.
 RUN tools/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir dist . \
-    && tools/bin/pip --python /opt/venv/bin/python install --no-index --no-deps dist/*.whl
+    && tools/bin/pip --python /opt/venv/bin/python install --no-index --no-deps dist/*.whl \
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE}
 # The base image's own pip goes too: nothing here installs anything. The name is for libpq, which looks one up.
