@@ -234,9 +234,11 @@ create table cases (
 );
 
 -- One index for each sort column, in the order of the page query, which takes the next keys of every
--- contact from it. Read backwards it serves the descending order.
+-- contact from it. Read backwards it serves the descending order. The second also holds all that the summary counts and
+-- filters by, so that it leaves the cases themselves alone.
 create index cases_of_contact_by_creation on cases (organization_id, contact_id, created_at, id);
-create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id);
+create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id)
+    include (created_at, status, priority, channel_number, is_waiting, unread_message_count);
 
 -- The same for the cases of one status, one priority, and one channel: a filter that matches few of a visitor's many
 -- cases is served from here.

@@ -62,6 +62,7 @@ _pool_attempts: Final = _counter("cases_pool_connection_attempts", "Attempts to 
 _pool_failures: Final = _counter("cases_pool_connection_failures", "Attempts to connect that failed.", ["pool"])
 _pool_broken: Final = _counter("cases_pool_connections_broken", "Connections that were lost or given up.", ["pool"])
 _pool_queued: Final = _counter("cases_pool_queued", "Reads that had their turn and waited for a connection.", ["pool"])
+_replica_workers: Final = _gauge("cases_replica_workers", "Worker processes that read from the replica.", ["pool"])
 _workers: Final = _gauge("cases_workers", "Worker processes that serve.")
 _build: Final = Gauge(
     "cases_build_info",
@@ -131,6 +132,11 @@ def count_pool(pool: str, stats: dict[str, int]) -> None:
     _pool_failures.labels(pool).inc(stats.get("connections_errors", 0))
     _pool_broken.labels(pool).inc(stats.get("connections_lost", 0) + stats.get("returns_bad", 0))
     _pool_queued.labels(pool).inc(stats.get("requests_queued", 0))
+
+
+def count_replica(pool: str, *, is_ready: bool) -> None:
+    """Count this worker among those that read from a replica, or no longer."""
+    _replica_workers.labels(pool).set(is_ready)
 
 
 def exposition() -> bytes:

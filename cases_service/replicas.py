@@ -17,7 +17,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cases_service import store
+from cases_service import metrics, store
 from cases_service.database import Connection, Database, Reader
 from cases_service.errors import ProblemError, UnavailableError
 from cases_service.settings import Settings
@@ -113,8 +113,9 @@ class Replica:
         self._database.close()
 
     def count(self) -> None:
-        """Bring the metrics of its pool up to date."""
+        """Bring the metrics of its pool up to date, and whether it is read from."""
         self._database.count()
+        metrics.count_replica(self._name, is_ready=self.is_ready)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Do what `Database.read` does. After a failure it is not ready until it has been asked again, at once."""

@@ -1,7 +1,8 @@
 -- The cases of a visitor in a few numbers.
 
 -- name: summarize_cases
--- One row for a visitor, none where there is no such visitor. Reads each case that passes the filters.
+-- One row for a visitor, none where there is no such visitor. Reads the entries of all of the visitor's cases, or of
+-- those in a range of updated_at, from the index cases_of_contact_by_update.
 select
     count(c.id) as total,
     count(c.id) filter (where c.status = 'Open') as open,

@@ -18,7 +18,7 @@ from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
 from cases_service.instants import to_microseconds
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
-from cases_service.store import ORDERINGS, list_cases
+from cases_service.store import ORDERINGS, list_cases, summarize_cases
 from tests.factories import Organization, Visitor, get
 
 PAGE_SIZE = 25
@@ -38,6 +38,8 @@ class Heavy:
 
 @pytest.fixture(scope="module")
 def heavy(session_connection: psycopg.Connection, box: SecretBox) -> Heavy:
+    # Vacuum marks pages as visible to all only where the commits are on disk.
+    session_connection.execute("set synchronous_commit = on")
     organization = Organization(session_connection, box)
     ordinary = organization.visitor(contacts=2)
     by_contacts = {contacts: organization.visitor(contacts=contacts) for contacts in (2, 20, 200)}
@@ -48,6 +50,7 @@ def heavy(session_connection: psycopg.Connection, box: SecretBox) -> Heavy:
     fill(lopsided, CASES, lopsided.contact_ids[:1])
     for table in ("contacts", "cases"):
         session_connection.execute(f"vacuum analyze {table}")
+    session_connection.execute("reset synchronous_commit")
     return Heavy(organization, ordinary, by_contacts, lopsided)
 
 
@@ -95,9 +98,9 @@ def cursors(visitor: Visitor) -> list[Cursor | None]:
     return [None, *(Cursor(Position(m, UUID(int=0)), backward, tag) for m in moments for backward in (False, True))]
 
 
-def plan_of(connection: Connection, organization_id: UUID, query: Query[Any]) -> dict[str, Any]:
-    """Ask, and explain the very plan that was prepared for it."""
-    (page,) = connection.ask(organization_id, query)
+def explained(connection: Connection, organization_id: UUID, query: Query[Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the answer, and the very plan that was prepared for it."""
+    (answer,) = connection.ask(organization_id, query)
     statement = query.statement
     explain = sql.SQL("explain (analyze, buffers, timing off, format json) execute {}({})").format(
         sql.Identifier(statement.name.decode()),
@@ -106,11 +109,9 @@ def plan_of(connection: Connection, organization_id: UUID, query: Query[Any]) ->
     # Row security shows an EXPLAIN no more than the statement itself.
     with connection.transaction():
         connection.execute(preamble(organization_id)[-1])
-        explained = connection.execute(explain).fetchone()
-    assert explained
-    plan: dict[str, Any] = explained[0][0]["Plan"]
-    assert plan["Actual Rows"] >= len(page.rows)
-    return plan
+        row = connection.execute(explain).fetchone()
+    assert row
+    return answer, row[0][0]["Plan"]
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -133,13 +134,19 @@ def cost(
         cursor=cursor,
         page_size=PAGE_SIZE,
     )
-    plan = database.read(lambda connection: plan_of(connection, visitor.organization.id, query))
+    page, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
+    assert plan["Actual Rows"] >= len(page.rows)
     scans = [node for node in nodes(plan) if "Relation Name" in node]
     assert all(node["Node Type"] in ("Index Scan", "Index Only Scan") for node in scans)
     passed = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
     discarded = sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in scans)
     rows = passed + discarded
-    return rows, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return rows, buffers_of(plan)
+
+
+def buffers_of(plan: dict[str, Any]) -> int:
+    """Return the buffers that a plan touches."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def assert_bounded(rows: int, buffers: int, *, contacts: int, streams: int) -> None:
@@ -229,6 +236,28 @@ def test_of_several_filters_the_narrowest_chooses_the_index(
     others: dict[str, Any], column: str, index: str | None
 ) -> None:
     assert Filters(**others).index(column)[0] == index
+
+
+@pytest.mark.parametrize(
+    ("filters", "total"),
+    [
+        (NO_FILTERS, CASES),
+        (Filters(statuses=frozenset({"Open"}), priorities=frozenset({5}), channels=frozenset({"null"})), 10),
+        (Filters(created_since=to_microseconds("2020-01-01T00:00:00Z"), is_closed=True), CASES - 10),
+    ],
+)
+@pytest.mark.parametrize("contacts", [2, 20, 200])
+def test_a_summary_reads_its_cases_from_an_index(
+    database: Database, heavy: Heavy, contacts: int, filters: Filters, total: int
+) -> None:
+    visitor = heavy.by_contacts[contacts]
+    query = summarize_cases(organization_id=visitor.organization.id, external_id=visitor.external_id, filters=filters)
+    summary, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
+    assert summary["total"] == total
+    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "cases"]
+    assert scan["Node Type"] == "Index Only Scan"
+    # More than thirty entries are in a buffer, behind a descent for each contact.
+    assert buffers_of(plan) <= CASES / 30 + 10 * contacts
 
 
 def test_a_request_is_two_statements(app: Any, heavy: Heavy) -> None:

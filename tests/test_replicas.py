@@ -13,12 +13,12 @@ import pytest
 from flask.testing import FlaskClient
 from psycopg.conninfo import conninfo_to_dict
 
-from cases_service import administration
+from cases_service import administration, metrics
 from cases_service.application import Application, create_app
 from cases_service.database import Connection, query_count
 from cases_service.embedded import SERVICE_ROLE, EmbeddedServer
 from cases_service.migrations import init_db
-from cases_service.replicas import Replicas, single_hosts
+from cases_service.replicas import Replicas, name_of, single_hosts
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.documents import block, run
@@ -104,6 +104,11 @@ def reads_from_replica(app: Application) -> bool:
 
 def reads_from_primary(app: Application) -> bool:
     return not reads_from_replica(app)
+
+
+def workers_that_read(app: Application, replica: ReplicaServer) -> float | None:
+    cases_of(app).count()
+    return metrics.registry.get_sample_value("cases_replica_workers", {"pool": name_of(url_of(replica.data_dir))})
 
 
 def seen(client: FlaskClient, visitor: Visitor, **parameters: str) -> list[str]:
@@ -193,7 +198,9 @@ def test_the_primary_takes_over_from_a_late_replica_until_it_has_caught_up(
         late = new_case(visitor)
         wait_for(lambda: reads_from_primary(strict))
         assert late in seen(strict.test_client(), visitor)
+        assert workers_that_read(strict, replica) == 0
     wait_for(lambda: reads_from_replica(strict), seconds=RETURN_SECONDS)
+    assert workers_that_read(strict, replica) == 1
 
 
 def test_a_replica_of_an_idle_primary_is_not_late(strict: Application, replica: ReplicaServer) -> None:

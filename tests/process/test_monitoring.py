@@ -28,7 +28,10 @@ PROMETHEUS = shutil.which("prometheus")
 @pytest.fixture
 def used(serve: Callable[..., Service], organization: Organization) -> Service:
     """A service that has answered requests of each kind."""
-    service = serve()
+    return used_by(organization, serve())
+
+
+def used_by(organization: Organization, service: Service) -> Service:
     service.wait_until_ready()
     header = f"Authorization: Token {organization.token}"
     assert service.curl(organization.visitor().path, "--header", header).status == 200
@@ -46,8 +49,13 @@ def filled(expression: str) -> str:
     return expression
 
 
-def test_dashboard_and_alerts_use_metrics_that_exist(used: Service) -> None:
-    families = text_string_to_metric_families(used.curl("/metrics").body.decode())
+def test_dashboard_and_alerts_use_metrics_that_exist(
+    serve: Callable[..., Service], organization: Organization, service_url: str
+) -> None:
+    # Only a service that has a replica counts those who read from it, once a second.
+    service = used_by(organization, serve(CASES_READ_DATABASE_URL=service_url))
+    wait_for(lambda: b"cases_replica_workers" in service.curl("/metrics").body, story=service)
+    families = text_string_to_metric_families(service.curl("/metrics").body.decode())
     labels: dict[str, set[str]] = {}
     for sample in (sample for family in families for sample in family.samples):
         labels.setdefault(sample.name, set()).update(sample.labels)
