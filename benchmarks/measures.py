@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from benchmarks import pgbench
 from benchmarks.contestant import Place, Running
 from benchmarks.credentials import Credentials
 from benchmarks.dataset import CONTACTS, ORDINARY_CASES, ORGANIZATION, Connection, Size, heavy_visitor, places
-from benchmarks.load import Client, Loaded, NoAnswerError, closed_loop, open_loop
+from benchmarks.load import Answer, Client, Loaded, NoAnswerError, closed_loop, open_loop
 from cases_service.cursors import Collection, Cursor, Position, visitor_tag
 from cases_service.filters import Filters
 from cases_service.store import ORDERINGS
@@ -198,17 +199,17 @@ def _fixed_rate(bench: Bench, running: Running, requests: Sequence[bytes], rate:
 def flatness(bench: Bench) -> dict[str, Any]:
     """Return the latency of the service's pages of heavy visitors, beside that of an ordinary visitor's page of 25."""
     ordinary = bench.credentials.request("ordinary-1", f"?page_size={ORDINARY_CASES}")
-    pages = {contacts: _heavy_pages(bench, contacts) for contacts in CONTACTS}
     samples: dict[tuple[int, str], list[float]] = {}
     base: list[float] = []
     with Client(bench.running["service"].address) as client:
+        pages = {contacts: _heavy_pages(bench, client, contacts) for contacts in CONTACTS}
         for number in range(bench.plan.flat_rounds + 8):
             _say(f"flatness, round {number + 1} of {bench.plan.flat_rounds + 8}")
             for contacts, targets in pages.items():
                 for index, (name, request) in enumerate(targets.items()):
                     if index % 8 == 0:
-                        base.append(_seconds(client, ordinary, name="ordinary"))
-                    samples.setdefault((contacts, name), []).append(_seconds(client, request, name=name))
+                        base.append(_answer(client, ordinary, "ordinary").seconds)
+                    samples.setdefault((contacts, name), []).append(_answer(client, request, name).seconds)
     ordinary_ms = median(base[len(base) // 6 :]) * 1000
     medians = {key: median(values[8:]) * 1000 for key, values in samples.items()}
     return {
@@ -226,14 +227,14 @@ def flatness(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _seconds(client: Client, request: bytes, *, name: str) -> float:
+def _answer(client: Client, request: bytes, name: str) -> Answer:
     answer = client.ask(request)
     if answer.status != 200:  # noqa: PLR2004
         raise RuntimeError(f"{answer.status} for {name}: {answer.body[:200]!r}")
-    return answer.seconds
+    return answer
 
 
-def _heavy_pages(bench: Bench, contacts: int) -> dict[str, bytes]:
+def _heavy_pages(bench: Bench, client: Client, contacts: int) -> dict[str, bytes]:
     """Return requests for the pages of a heavy visitor: orderings, depths, directions and filters."""
     external_id = heavy_visitor(contacts)
     path, tag = bench.credentials.path(external_id), visitor_tag(bench.visitor_id(external_id))
@@ -246,7 +247,13 @@ def _heavy_pages(bench: Bench, contacts: int) -> dict[str, bytes]:
         )
         for wanted, filters in _filters(column, keys[last // 2][0]).items():
             scope = Collection(ORGANIZATION, ordering, filters.canonical())
-            for depth, position, backward in _depths(keys, last, descending=ordering.startswith("-")):
+            reverse = ordering[1:] if ordering.startswith("-") else f"-{ordering}"
+            query = f"?page_size=1&ordering={reverse}{'&' if wanted else ''}{wanted}"
+            end = _first_key(
+                _answer(client, bench.credentials.request_for(path + query), query),
+                Collection(ORGANIZATION, reverse, filters.canonical()),
+            )
+            for depth, position, backward in _depths(keys, last, end, descending=ordering.startswith("-")):
                 name = ", ".join(part for part in (ordering, depth, wanted) if part)
                 query = f"?page_size={ORDINARY_CASES}&ordering={ordering}{'&' if wanted else ''}{wanted}"
                 if position is not None:
@@ -255,7 +262,18 @@ def _heavy_pages(bench: Bench, contacts: int) -> dict[str, bytes]:
     return requests
 
 
-def _depths(keys: dict[int, Place], last: int, *, descending: bool) -> list[tuple[str, Place | None, bool]]:
+def _first_key(answer: Answer, collection: Collection) -> Place | None:
+    """Return where the one case of a page stands, as the link behind it says: None where there is no link."""
+    link = json.loads(answer.body)["next"]
+    if link is None:
+        return None
+    position = Cursor.decode(parse_qs(urlsplit(link).query)["cursor"][0], collection).position
+    return position.microseconds, position.id
+
+
+def _depths(
+    keys: dict[int, Place], last: int, end: Place | None, *, descending: bool
+) -> list[tuple[str, Place | None, bool]]:
     """Return name, position and direction of the pages: at both ends and in the middle, forward and backward."""
     before_last_page = keys[ORDINARY_CASES if descending else last - ORDINARY_CASES]
     return [
@@ -263,7 +281,7 @@ def _depths(keys: dict[int, Place], last: int, *, descending: bool) -> list[tupl
         ("middle", keys[last // 2], False),
         ("middle backward", keys[last // 2], True),
         ("last page", before_last_page, False),
-        ("last backward", keys[0 if descending else last], True),
+        ("last backward", end or keys[0 if descending else last], True),
     ]
 
 

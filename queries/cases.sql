@@ -12,6 +12,7 @@
 --            changed their hashes do.
 -- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. Without a cursor, :after is
 -- the infinity that everything lies behind, and nothing is to be looked for on the other side of it, down to :rearmost.
+-- There the contact of the case that the cursor names is asked first: as a rule that one case is the answer.
 -- What :with_… says is not wanted is looked up with a null, which is no look-up.
 -- No row: no such visitor. One row whose id is null: a visitor without cases here.
 
@@ -76,7 +77,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -179,7 +186,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -282,7 +295,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -385,7 +404,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c

@@ -86,7 +86,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id, s.priority
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -221,7 +227,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id, s.priority
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -356,7 +368,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id, s.priority
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c
@@ -491,7 +509,13 @@ select
     v.id as visitor_id,
     :look_behind and exists (
         select
-        from streams s
+        from (
+            select s.contact_id, s.priority
+            from streams s
+            order by s.contact_id <> (
+                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
+            )
+        ) s
         cross join lateral (
             select
             from cases c

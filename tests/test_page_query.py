@@ -186,6 +186,31 @@ def test_a_heavy_visitor_of_two_contacts_reads_hardly_more_than_an_ordinary_one(
         assert buffers <= 1.5 * ordinary[1]
 
 
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_whether_anything_lies_behind_is_asked_of_the_contact_of_the_cursor_first(
+    database: Database, heavy: Heavy, connection: psycopg.Connection, ordering: str
+) -> None:
+    """Back from the last case of all, nothing but that case lies behind: at one of 200 contacts."""
+    visitor, column = heavy.by_contacts[200], ordering.removeprefix("-")
+    last = connection.execute(
+        sql.SQL(
+            """
+            select (extract(epoch from {column}) * 1000000)::bigint, id
+            from cases
+            where contact_id = any(%s)
+            order by {column} {direction}, id {direction}
+            limit 1
+            """
+        ).format(column=sql.Identifier(column), direction=sql.SQL("asc" if ordering[0] == "-" else "desc")),
+        [visitor.contact_ids],
+    ).fetchone()
+    assert last
+    end = Cursor(Position(*last), backward=True, visitor_tag=visitor_tag(visitor.id))
+    at_the_start, at_the_end = (cost(database, visitor, ordering, cursor)[1] for cursor in (None, end))
+    # A look-up of a case by its id, and one of what is behind; a page may touch some buffers more than another.
+    assert at_the_end <= at_the_start + 40
+
+
 # Each single filter in the orderings where an index gives it, with the number of look-ups it takes for a contact.
 FLAT = [
     *((Filters(statuses=frozenset({status})), 1, ORDERINGS) for status in STATUSES),
