@@ -33,7 +33,7 @@ format: .venv
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-check: lint test
+check: lint test docs
 
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv

@@ -50,7 +50,7 @@ class Plan:
     peers_every: int = 3
     tail_rounds: int = 8
     tail_seconds: float = 6.0
-    flat_rounds: int = 30
+    flat_rounds: int = 60
     curve_rounds: int = 30
     curve_budget: float = 6.0
 

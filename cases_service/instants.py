@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)"
-    r"([Zz]|[+ -][0-9]{2}(?::?[0-9]{2})?)"
+    r"(?P<time>[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}(?P<rest>[0-9]{1,3})?)?)?)"
+    r"(?P<zone>[Zz]|[+ -][0-9]{2}(?::?[0-5][0-9])?)"
 )
 _WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
 _FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
@@ -45,6 +45,8 @@ def from_microseconds(microseconds: int) -> str:
 def to_microseconds(text: str) -> int:
     """Return an ISO 8601 date-time with a zone in microseconds since 1970. A + that arrived as a space is taken as +.
 
+    What lies between two microseconds is rounded up: the first of all instants that a database keeps from there on.
+
     Raises:
         ValueError: The text has another form, or no zone.
 
@@ -52,5 +54,6 @@ def to_microseconds(text: str) -> int:
     match = _DATE_TIME.fullmatch(text)
     if match is None:
         raise ValueError("expected an ISO 8601 date-time with a zone")
-    moment = datetime.fromisoformat(f"{match[1]}{match[2].replace(' ', '+').upper()}")
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    moment = datetime.fromisoformat(f"{match['time']}{match['zone'].replace(' ', '+').upper()}")
+    beyond = (match["rest"] or "").strip("0") != ""
+    return (moment - _EPOCH) // timedelta(microseconds=1) + beyond

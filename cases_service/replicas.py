@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cases_service import metrics, store
 from cases_service.database import Connection, Database, Reader
-from cases_service.errors import ProblemError, UnavailableError
+from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.settings import Settings
 
 T = TypeVar("T")
@@ -63,11 +63,14 @@ class Replicas(Reader):
         """Return what `work` reads, which may be `CASES_READ_MAX_LAG` old; raises what `Database.read` does.
 
         What a replica does not answer (it is away, or its recovery stands in the way) is asked again of the primary.
+        One that has too much to do is none of these: the primary would only be next.
         """
         ready = [replica for replica in self._replicas if replica.is_ready]
         if ready:
             try:
                 return ready[next(self._turns) % len(ready)].read(work)
+            except OverloadedError:
+                raise
             except UnavailableError:
                 pass
         return self._primary.read(work)
@@ -121,6 +124,8 @@ class Replica:
         """Do what `Database.read` does. After a failure it is not ready until it has been asked again, at once."""
         try:
             return self._database.read(work)
+        except OverloadedError:
+            raise
         except UnavailableError:
             self._answers = False
             self._ask_now.set()

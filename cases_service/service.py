@@ -48,6 +48,7 @@ class Readiness:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
+        self._is_known = False
         self._checked_at = -_READINESS_SECONDS
         self._problem: ProblemError | None = None
 
@@ -55,10 +56,14 @@ class Readiness:
         """Raise UnavailableError unless the service is ready."""
         if self.is_stopping:
             raise UnavailableError("The service is about to stop.")
-        with self._lock:
-            if monotonic() - self._checked_at >= _READINESS_SECONDS:
-                self._problem = self._ask()
-                self._checked_at = monotonic()
+        # Who comes while another asks is told what is known: few threads answer here, and /metrics needs one, too.
+        if self._lock.acquire(blocking=not self._is_known):
+            try:
+                if monotonic() - self._checked_at >= _READINESS_SECONDS:
+                    self._problem = self._ask()
+                    self._checked_at, self._is_known = monotonic(), True
+            finally:
+                self._lock.release()
         if self._problem is not None:
             raise UnavailableError(self._problem.detail)
 

@@ -17,6 +17,7 @@ from cases_service import administration, metrics
 from cases_service.application import Application, create_app
 from cases_service.database import Connection, query_count
 from cases_service.embedded import SERVICE_ROLE, EmbeddedServer
+from cases_service.errors import OverloadedError
 from cases_service.migrations import init_db
 from cases_service.replicas import Replicas, name_of, single_hosts
 from cases_service.secret_box import SecretBox
@@ -62,9 +63,11 @@ def make_app(primary: EmbeddedServer, replica: ReplicaServer) -> Iterator[Callab
     """Return a function that makes an application with this replica."""
     apps: list[Application] = []
 
-    def make(*, max_lag: float, url: str = url_of(replica.data_dir)) -> Application:
+    def make(*, max_lag: float, url: str = url_of(replica.data_dir), pool_size: int | None = None) -> Application:
         given = Settings(database_url=primary.service_conninfo, secret_key=SECRET_KEY, read_database_url=url)
-        apps.append(create_app(msgspec.structs.replace(given, read_max_lag=max_lag, pool_timeout=0.5)))
+        apps.append(
+            create_app(msgspec.structs.replace(given, read_max_lag=max_lag, pool_timeout=0.5, pool_size=pool_size))
+        )
         return apps[-1]
 
     yield make
@@ -201,6 +204,29 @@ def test_the_primary_takes_over_from_a_late_replica_until_it_has_caught_up(
         assert workers_that_read(strict, replica) == 0
     wait_for(lambda: reads_from_replica(strict), seconds=RETURN_SECONDS)
     assert workers_that_read(strict, replica) == 1
+
+
+def test_what_a_busy_replica_sheds_is_neither_asked_of_the_primary_nor_held_against_the_replica(
+    make_app: Callable[..., Application],
+) -> None:
+    app = make_app(max_lag=600, pool_size=1)
+    wait_for(lambda: reads_from_replica(app))
+    begun, ended = threading.Event(), threading.Event()
+
+    def occupy(connection: Connection) -> bool:
+        begun.set()
+        return ended.wait(30) and is_replica(connection)
+
+    with ThreadPoolExecutor(1) as executor:
+        busy = executor.submit(cases_of(app).read, occupy)
+        try:
+            assert begun.wait(10)
+            with pytest.raises(OverloadedError):
+                reads_from_replica(app)
+        finally:
+            ended.set()
+        assert busy.result() is True
+    assert reads_from_replica(app)
 
 
 def test_a_replica_of_an_idle_primary_is_not_late(strict: Application, replica: ReplicaServer) -> None:

@@ -109,7 +109,8 @@ def test_a_filtered_walk_leads_back(client: FlaskClient, visitor: Visitor, order
     "since",
     ["2015-08-31T16:32:17.879123Z", "2015-08-31t16:32:17.879123z", "2015-08-31T18:32:17.879123%2B02:00",
      "2015-08-31T18:32:17.879123+02:00", "2015-08-31T18:32:17.879123+0200", "2015-08-31%2018:32:17.879123 02:00",
-     "2015-08-31T14:32:17.879123-02"],
+     "2015-08-31T14:32:17.879123-02", "2015-08-31T16:32:17.879123000Z", "2015-08-31T16:32:17.879122001Z",
+     "2015-08-31T16:32:17.8791221Z"],
 )  # fmt: skip
 def test_since_is_inclusive_and_until_exclusive_to_the_microsecond(
     client: FlaskClient, organization: Organization, since: str
@@ -128,6 +129,7 @@ def test_since_is_inclusive_and_until_exclusive_to_the_microsecond(
 
 def test_limits_beyond_all_years_let_everything_or_nothing_pass(client: FlaskClient, visitor: Visitor) -> None:
     low, high = "0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59.999999-12:00"
+    assert everything(client, visitor, "created_since=9999-12-31T23:59:59.9999999Z") == []
     for ordering in ORDERINGS:
         assert len(everything(client, visitor, f"created_since={low}&created_until={high}&ordering={ordering}")) == 40
         assert everything(client, visitor, f"updated_since={high}&ordering={ordering}") == []
@@ -142,7 +144,8 @@ def test_limits_beyond_all_years_let_everything_or_nothing_pass(client: FlaskCli
      "created_since=2020-01-01", "created_since=2020-01-01T00:00:00", "created_since=2020-01-01 10:00",
      "created_since=1577836800", "created_since=2020-13-01T00:00:00Z", "created_since=2020-01-01T25:00:00Z",
      "created_since=2020-W01-1T00:00:00Z", "created_until=infinity", "updated_since=now", "updated_until=",
-     "updated_until=2020-01-01T00:00:00%2B99:00", "updated_since=%D9%A22020-01-01T00:00:00Z",
+     "updated_until=2020-01-01T00:00:00%2B99:00", "created_since=2020-01-01T00:00:00%2B00:60",
+     "updated_since=%D9%A22020-01-01T00:00:00Z",
      "fields=", "fields=id,", "fields=ID", "fields=owner.email", "fields=id&fields=id", "fields=*"],
 )  # fmt: skip
 def test_a_wrong_filter_is_named(client: FlaskClient, organization: Organization, query: str) -> None:

@@ -39,6 +39,16 @@ def test_every_variable_in_deploy_is_a_setting() -> None:
     assert named.keys() <= settings, named
 
 
+def test_compose_passes_every_setting_on_that_it_does_not_make_itself() -> None:
+    settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
+    text = (ROOT / "compose.yaml").read_text()
+    passed, made = (set(re.findall(rf"^ +([A-Z_]+):{value}", text, re.MULTILINE)) for value in ("$", " .+$"))
+    # There is no embedded server in the image, which itself says where to listen; its stop time-out is the file's.
+    elsewhere = {"CASES_DATA_DIR", "CASES_POSTGRES_BIN", "CASES_BIND", "CASES_GRACEFUL_TIMEOUT", "CASES_SECRET_KEY"}
+    assert settings - passed - made == elsewhere
+    assert passed <= settings
+
+
 def test_whoever_ends_the_service_leaves_it_the_time_that_it_takes() -> None:
     takes = Settings().graceful_timeout
     deployment = (ROOT / "deploy/kubernetes/deployment.yaml").read_text()
