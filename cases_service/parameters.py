@@ -84,10 +84,8 @@ class Parameters(Schema):
     )
 
 
-class DetailParameters(Parameters):
-    """The parameters of one case."""
-
-    attributes = CommaSeparated(
+def _attributes() -> CommaSeparated:
+    return CommaSeparated(
         CASE_ATTRIBUTES,
         data_key="fields",
         load_default=None,
@@ -95,6 +93,12 @@ class DetailParameters(Parameters):
             "The attributes that the case is to have, in the answer in their documented order. Without it, all."
         ),
     )
+
+
+class DetailParameters(Parameters):
+    """The parameters of one case."""
+
+    attributes = _attributes()
 
 
 class FilterParameters(Parameters):
@@ -132,14 +136,7 @@ class CollectionParameters(FilterParameters):
         validate=validate.Length(min=1, error="Expected the cursor of a link next or previous."),
         metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
     )
-    attributes = CommaSeparated(
-        CASE_ATTRIBUTES,
-        data_key="fields",
-        load_default=None,
-        metadata=says(
-            "The attributes that the case is to have, in the answer in their documented order. Without it, all."
-        ),
-    )
+    attributes = _attributes()
 
 
 def filters_of(parameters: Mapping[str, Any]) -> Filters:

@@ -9,9 +9,11 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cases_service.embedded import _find_programs
+from cases_service.secret_box import SecretBox
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template
@@ -56,6 +58,56 @@ def test_a_backup_with_its_secret_key_is_the_service_again(
             assert service.end(signal.SIGTERM) == 0
         finally:
             server.execute(f"drop database {name} with (force)")
+
+
+def rows(connection: psycopg.Connection, organization: Organization) -> dict[str, int]:
+    """Return how many rows each table has of an organization."""
+    tables = connection.execute(
+        "select relname from pg_class where relrowsecurity and relnamespace = 'public'::regnamespace"
+    ).fetchall()
+    assert len(tables) == 8
+    counted = {}
+    for (name,) in tables:
+        statement = sql.SQL("select count(*) from {} where organization_id = %s").format(sql.Identifier(name))
+        (counted[name],) = connection.execute(statement, [organization.id]).fetchone() or (0,)
+    return counted
+
+
+def test_a_customer_is_erased_with_all_contacts_and_cases_and_nobody_else_is(
+    organization: Organization, database_url: str, connection: psycopg.Connection, place: Path
+) -> None:
+    kept = organization.visitor(contacts=2)
+    kept.cases(3)
+    before = rows(connection, organization)
+    # What a quotation mark could break out of.
+    gone = organization.visitor('it\'s "a" customer', contacts=2)
+    gone.cases(5)
+    assert rows(connection, organization) != before
+    run(
+        block(DAY_TWO, "bash", "--set external_id"),
+        place,
+        SUPERUSER_URL=database_url,
+        ORGANIZATION=str(organization.id),
+        EXTERNAL_ID=gone.external_id,
+    )
+    assert rows(connection, organization) == before
+
+
+def test_an_organization_is_erased_whole_and_no_other_is(
+    organization: Organization, box: SecretBox, database_url: str, connection: psycopg.Connection, place: Path
+) -> None:
+    gone, kept = Organization(connection, box), organization
+    for each in (gone, kept):
+        each.visitor(contacts=2).cases(3)
+    before = rows(connection, kept)
+    run(
+        block(DAY_TWO, "bash", "delete from organizations"),
+        place,
+        SUPERUSER_URL=database_url,
+        ORGANIZATION=str(gone.id),
+    )
+    assert set(rows(connection, gone).values()) == {0}
+    assert rows(connection, kept) == before
 
 
 def test_a_lost_secret_key_costs_the_hmac_keys_and_nothing_else(
