@@ -248,14 +248,15 @@ def _heavy_pages(bench: Bench, client: Client, contacts: int) -> dict[str, bytes
         for wanted, filters in _filters(column, keys[last // 2][0]).items():
             scope = Collection(ORGANIZATION, ordering, filters.canonical())
             reverse = ordering[1:] if ordering.startswith("-") else f"-{ordering}"
-            query = f"?page_size=1&ordering={reverse}{'&' if wanted else ''}{wanted}"
+            chosen = f"&{wanted}" if wanted else ""
+            query = f"?page_size=1&ordering={reverse}{chosen}"
             end = _first_key(
                 _answer(client, bench.credentials.request_for(path + query), query),
                 Collection(ORGANIZATION, reverse, filters.canonical()),
             )
             for depth, position, backward in _depths(keys, last, end, descending=ordering.startswith("-")):
                 name = ", ".join(part for part in (ordering, depth, wanted) if part)
-                query = f"?page_size={ORDINARY_CASES}&ordering={ordering}{'&' if wanted else ''}{wanted}"
+                query = f"?page_size={ORDINARY_CASES}&ordering={ordering}{chosen}"
                 if position is not None:
                     query += f"&cursor={Cursor(Position(*position), backward, tag).encode(scope)}"
                 requests[name] = bench.credentials.request_for(path + query)

@@ -3,6 +3,7 @@
 import re
 import threading
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -48,8 +49,7 @@ class Readiness:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._is_known = False
-        self._checked_at = -_READINESS_SECONDS
+        self._checked_at = -inf
         self._problem: ProblemError | None = None
 
     def check(self) -> None:
@@ -57,11 +57,11 @@ class Readiness:
         if self.is_stopping:
             raise UnavailableError("The service is about to stop.")
         # Who comes while another asks is told what is known: few threads answer here, and /metrics needs one, too.
-        if self._lock.acquire(blocking=not self._is_known):
+        if self._lock.acquire(blocking=self._checked_at == -inf):
             try:
                 if monotonic() - self._checked_at >= _READINESS_SECONDS:
                     self._problem = self._ask()
-                    self._checked_at, self._is_known = monotonic(), True
+                    self._checked_at = monotonic()
             finally:
                 self._lock.release()
         if self._problem is not None:

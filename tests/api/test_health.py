@@ -1,6 +1,7 @@
 """GET /healthz and /readyz: what a supervisor learns."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
@@ -8,12 +9,14 @@ import pytest
 from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
+from cases_service import service
 from cases_service.application import create_app
 from cases_service.migrations import SCHEMA_VERSION, init_db
 from cases_service.service import Readiness
 from cases_service.settings import Settings
 from tests.conftest import LogLines
 from tests.factories import assert_problem
+from tests.process.running import wait_for
 
 
 @pytest.fixture
@@ -59,6 +62,30 @@ def test_a_database_is_ready_once_it_has_the_schema(empty_database: str) -> None
         connection.execute("update schema_version set version = %s", [SCHEMA_VERSION - 1])
     with pytest.raises(Exception, match="unavailable"):
         Readiness(database).check()
+    database.close()
+
+
+def test_who_asks_while_another_still_waits_for_the_database_is_told_what_is_known(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(database_url=empty_database))
+    database = app.extensions["cases_service"].database
+    monkeypatch.setattr(service, "_READINESS_SECONDS", 0.0)
+    with (
+        psycopg.connect(empty_database, autocommit=True) as connection,
+        psycopg.connect(empty_database) as other,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        init_db(connection)
+        readiness = Readiness(database)
+        readiness.check()
+        other.execute("lock table schema_version in access exclusive mode")
+        waits = executor.submit(readiness.check)
+        wait_for(lambda: connection.execute("select from pg_locks where not granted").fetchone() is not None)
+        readiness.check()
+        assert not waits.done()
+        other.rollback()
+        waits.result()
     database.close()
 
 
