@@ -130,10 +130,13 @@ def api_token(request: Request) -> ApiToken:
     credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
     if credentials is None:
         raise AuthenticationRequiredError
-    token = ApiToken.parse(credentials[1])
+    token = _parsed(credentials[1])
     if token is None:
         raise ApiTokenInvalidError
     return token
+
+
+_parsed: Final = lru_cache(maxsize=256)(ApiToken.parse)
 
 
 def _what_opens(token: ApiToken) -> Query[Access | None]:

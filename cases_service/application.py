@@ -2,9 +2,9 @@
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -45,7 +45,12 @@ class Application(Flask):
         target = environ.get("RAW_URI", "/")
         if "://" in target and not target.startswith("/") and "HTTP_HOST" in environ:
             environ["HTTP_HOST"] = urlsplit(target).netloc
-        return super().__call__(environ, start_response)
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            # What every answer has is added here, where nothing looks for it in what is there already.
+            return start_response(status, [*headers, *_HEADERS, ("X-Request-ID", g.request_id)], *error)
+
+        return super().__call__(environ, start)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Match by path and method alone, and at less cost: which hosts may ask is for `Service.base_url` to say."""
@@ -122,7 +127,6 @@ def _begin() -> None:
 
 def _finish(response: Response) -> Response:
     asked = request_ctx.request
-    response.headers.extend((*_HEADERS, ("X-Request-ID", g.request_id)))
     response.headers.setdefault("Cache-Control", "private, no-store")
     organization = (asked.view_args or {}).get("organization_id")
     method, route = method_label(asked.method), None if asked.url_rule is None else asked.url_rule.rule
