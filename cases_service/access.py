@@ -136,6 +136,7 @@ def api_token(request: Request) -> ApiToken:
     return token
 
 
+# A backend sends the same token with every request. Its form stays what it is; what it opens is asked each time.
 _parsed: Final = lru_cache(maxsize=256)(ApiToken.parse)
 
 
