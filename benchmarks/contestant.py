@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -63,7 +64,7 @@ class Running:
 
     @contextmanager
     def clients(self, number: int, workers: int, warm: bytes) -> Iterator[list[Client]]:
-        """Give connections of which each worker has as many, so that no worker idles by chance."""
+        """Give connections of which each worker has as many, worker by worker in turn, so that none idles by chance."""
         with ExitStack() as stack:
             groups: dict[int, list[Client]] = {}
             wanted = number // workers
@@ -72,7 +73,8 @@ class Running:
                     groups.setdefault(self._worker(client), []).append(client)
                 if sum(len(group) >= wanted for group in groups.values()) >= workers:
                     break
-            chosen = [client for group in groups.values() for client in group[:wanted]]
+            turns = zip_longest(*(group[:wanted] for group in groups.values()))
+            chosen = [client for turn in turns for client in turn if client is not None]
             spare = [client for group in groups.values() for client in group[wanted:]]
             chosen += spare[: number - len(chosen)]
             for client in spare:

@@ -48,8 +48,8 @@ class Plan:
     seconds: float = 2.5
     warm_up_seconds: float = 4.0
     peers_every: int = 3
-    tail_rounds: int = 20
-    tail_seconds: float = 3.0
+    tail_rounds: int = 40
+    tail_seconds: float = 2.0
     flat_rounds: int = 45
     curve_rounds: int = 30
     curve_budget: float = 6.0

@@ -1,7 +1,5 @@
 """Makes the WSGI application, and gives every request what all of them share: an id, headers and a line in the log."""
 
-import re
-import secrets
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -9,14 +7,14 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import structlog
-from flask import Flask, Request, Response, g
-from flask.globals import request_ctx
+from flask import Flask, Request, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service import metrics, problems, tracing
 from cases_service.arrivals import arrival
 from cases_service.blueprints import cases, docs, health
+from cases_service.current import CasesRequest, current_request
 from cases_service.database import Database, query_count
 from cases_service.errors import NotFoundError, OverloadedError
 from cases_service.logs import configure, method_label
@@ -27,7 +25,6 @@ from cases_service.settings import DemoCredentials, Settings, inherited_demo_cre
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADERS: Final = (
     ("Vary", "Authorization, X-External-Identity"),
     ("Referrer-Policy", "no-referrer"),
@@ -40,6 +37,8 @@ log = structlog.get_logger("cases_service.request")
 class Application(Flask):
     """Flask, apart from its log of errors, which would name the path, and from what it makes of host and target."""
 
+    request_class = CasesRequest
+
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request. The host of an absolute target counts in the place of Host (RFC 9112, section 3.2.2)."""
         target = environ.get("RAW_URI", "/")
@@ -48,7 +47,7 @@ class Application(Flask):
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
             # What every answer has is added here, where nothing looks for it in what is there already.
-            return start_response(status, [*headers, *_HEADERS, ("X-Request-ID", g.request_id)], *error)
+            return start_response(status, [*headers, *_HEADERS, ("X-Request-ID", current_request().id)], *error)
 
         return super().__call__(environ, start)
 
@@ -109,32 +108,29 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
 
 
 def _begin() -> None:
-    g.started = perf_counter()
-    asked = request_ctx.request
-    given = asked.headers.get("X-Request-ID", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    asked = current_request()
     query_count.value, query_count.seconds = 0, 0.0
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
         if arrival.seconds_waited > service.settings.pool_timeout:
             raise OverloadedError
-        g.base_url = service.base_url(asked)
+        asked.service_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.
     if asked.environ["PATH_INFO"].startswith("//"):
         raise NotFoundError
 
 
 def _finish(response: Response) -> Response:
-    asked = request_ctx.request
+    asked = current_request()
     response.headers.setdefault("Cache-Control", "private, no-store")
     organization = (asked.view_args or {}).get("organization_id")
     method, route = method_label(asked.method), None if asked.url_rule is None else asked.url_rule.rule
-    status, code, seconds = response.status_code, g.get("code"), perf_counter() - g.started
+    status, code, seconds = response.status_code, asked.code, perf_counter() - asked.started
     metrics.count_request(route, method, status=status, code=code, seconds=seconds, database=query_count)
     log.info(
         "request",
-        request_id=g.request_id,
+        request_id=asked.id,
         method=method,
         route=route,
         status=status,

@@ -29,7 +29,7 @@ class Filters:
     updated_until: int | None = None
 
     def __bool__(self) -> bool:
-        return self != Filters()
+        return self != _NONE
 
     def index(self, column: str) -> tuple[Index | None, bool]:
         """Return whose index finds the cases in the order of a time column, and whether it gives no others.
@@ -93,6 +93,7 @@ class Filters:
         }
 
 
+_NONE: Final = Filters()
 _NUMBERS: Final[dict[Index, int]] = {"status": len(STATUSES), "priority": len(PRIORITIES), "channel": len(CHANNELS)}
 
 

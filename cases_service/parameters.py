@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from cases_service import instants
 from cases_service.errors import InvalidParameterError
@@ -102,7 +102,7 @@ class DetailParameters(Parameters):
 
 
 class FilterParameters(Parameters):
-    """The parameters that choose among the cases of a visitor."""
+    """The parameters that choose among the cases of a visitor. Loaded, they are one: `filters`."""
 
     status = CommaSeparated(STATUSES, load_default=None, metadata=says("Only cases with one of these statuses."))
     is_closed = Flag(load_default=None, metadata=says("Only closed cases, or only those that are not."))
@@ -118,6 +118,20 @@ class FilterParameters(Parameters):
     created_until = Moment(load_default=None, metadata=says("Only cases created before this time."))
     updated_since = Moment(load_default=None, metadata=says("Only cases last changed at this time or later."))
     updated_until = Moment(load_default=None, metadata=says("Only cases last changed before this time."))
+
+    @post_load
+    def _gather(self, parameters: dict[str, Any], **_: Any) -> dict[str, Any]:
+        filters = Filters(
+            statuses=parameters.pop("status"),
+            is_closed=parameters.pop("is_closed"),
+            priorities=parameters.pop("priority"),
+            channels=parameters.pop("latest_messaging_channel"),
+            created_since=parameters.pop("created_since"),
+            created_until=parameters.pop("created_until"),
+            updated_since=parameters.pop("updated_since"),
+            updated_until=parameters.pop("updated_until"),
+        )
+        return {**parameters, "filters": filters}
 
 
 class CollectionParameters(FilterParameters):
@@ -137,20 +151,6 @@ class CollectionParameters(FilterParameters):
         metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
     )
     attributes = _attributes()
-
-
-def filters_of(parameters: Mapping[str, Any]) -> Filters:
-    """Return the filters among the parameters that `FilterParameters` read."""
-    return Filters(
-        statuses=parameters["status"],
-        is_closed=parameters["is_closed"],
-        priorities=parameters["priority"],
-        channels=parameters["latest_messaging_channel"],
-        created_since=parameters["created_since"],
-        created_until=parameters["created_until"],
-        updated_since=parameters["updated_since"],
-        updated_until=parameters["updated_until"],
-    )
 
 
 @lru_cache(maxsize=256)
@@ -176,3 +176,10 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
         found = [{"parameter": name[:_NAME_LENGTH], "detail": detail} for name, detail in errors.items()]
         raise InvalidParameterError(errors=found[:_MOST_ERRORS])
     return MappingProxyType(parameters)
+
+
+@lru_cache(maxsize=256)
+def without_cursor(query: bytes) -> str:
+    """Return a query string that `read_parameters` has read, for a link to another place in the same collection."""
+    given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
+    return urlencode([(name, value) for name, value in given if name != "cursor"])

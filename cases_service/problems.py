@@ -2,9 +2,10 @@
 
 import msgspec
 import structlog
-from flask import Flask, Response, g, request
+from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from cases_service.current import current_request
 from cases_service.errors import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
 from cases_service.schemas import ProblemSchema
 from cases_service.secret_box import SecretNotOpenedError
@@ -24,8 +25,9 @@ def register(app: Flask) -> None:
 
 def respond(problem: ProblemError) -> Response:
     """Return a problem as a response, and leave its code for the log."""
-    g.code = problem.code
-    document = _SCHEMA.dump(problem.as_dict() | {"request_id": g.request_id})
+    asked = current_request()
+    asked.code = problem.code
+    document = _SCHEMA.dump(problem.as_dict() | {"request_id": asked.id})
     body = msgspec.json.encode(document)
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
 
@@ -38,11 +40,12 @@ def _routing_problem(error: HTTPException) -> Response:
 
 
 def _secret_not_opened(error: SecretNotOpenedError) -> Response:
-    log.error("secret_not_opened", request_id=g.request_id, key_id=str(error), advice="check CASES_SECRET_KEY")
+    log.error("secret_not_opened", request_id=current_request().id, key_id=str(error), advice="check CASES_SECRET_KEY")
     return respond(InternalError())
 
 
 def _unexpected(error: Exception) -> Response:
     # Not the message: it may quote what the caller sent.
-    log.error("unexpected_error", request_id=g.request_id, exc_info=error, route=str(request.url_rule))
+    asked = current_request()
+    log.error("unexpected_error", request_id=asked.id, exc_info=error, route=str(asked.url_rule))
     return respond(InternalError())

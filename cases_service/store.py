@@ -3,7 +3,7 @@
 A function returns what to ask the database and how to read its answer; `exchange` does the asking.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -81,8 +81,9 @@ class Page:
     @property
     def represented(self) -> bytes:
         """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
-        pick = _hashes if self.fields is None else self.dump.pick
-        return msgspec.msgpack.encode([pick(row) for row in self.rows])
+        if self.fields is None:
+            return msgspec.msgpack.encode([_hashes(row) for row in self.rows])
+        return msgspec.msgpack.encode([sorted(self.fields), *(self.dump.pick(row) for row in self.rows)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,8 @@ def _position_in_wal(connection: Connection, name: str) -> int | None:
     return None if row is None else row[0]
 
 
-def _wanted(fields: Fields) -> dict[str, bool]:
+@lru_cache(maxsize=256)
+def _wanted(fields: Fields) -> Mapping[str, bool]:
     """Return which of a case's nested objects have to be looked up."""
     return {f"with_{name}": fields is None or name in fields for name in NESTED_ATTRIBUTES}
 

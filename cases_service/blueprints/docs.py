@@ -7,10 +7,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-from flask import Blueprint, Response, current_app, g, render_template, request
+from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.routing import Map
 
 from cases_service.conditional import answer
+from cases_service.current import current_request
 from cases_service.errors import NotFoundError
 from cases_service.openapi import DOCS_FILES, describe
 from cases_service.service import current_service
@@ -36,7 +37,9 @@ def document() -> Response:
 @blueprint.get("/docs")
 def page() -> Response:
     """Answer the page; in a demo it has what a first request needs."""
-    html = render_template("page.html", root=urlsplit(g.base_url).path, credentials=current_service().demo_credentials)
+    html = render_template(
+        "page.html", root=urlsplit(current_request().service_url).path, credentials=current_service().demo_credentials
+    )
     response = Response(html, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _POLICY
     return response
