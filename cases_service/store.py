@@ -88,9 +88,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A visitor, and the case that was asked for where it is one of theirs."""
+    """That there is such a visitor, and the case that was asked for where it is one of theirs."""
 
-    visitor_id: UUID
     case: dict[str, Any] | None
 
 
@@ -167,7 +166,7 @@ def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, f
             return None
         row = result.rows[0]
         exists = row[2] is not None
-        return Found(UUID(row[0]), _dump(result, 1, fields).dump([row])[0] if exists else None)
+        return Found(_dump(result, 1, fields).dump([row])[0] if exists else None)
 
     return Query(_CASES["get_case"], parameters, read)
 
