@@ -47,6 +47,14 @@ class Loaded:
     errors: int = 0
     generator: float = 0.0
 
+    def add(self, other: Self) -> None:
+        """Take in what came of another load, as if the two had been one."""
+        seconds = self.seconds + other.seconds
+        self.generator = (self.generator * self.seconds + other.generator * other.seconds) / seconds
+        self.seconds = seconds
+        self.latencies += other.latencies
+        self.errors += other.errors
+
     @property
     def rate(self) -> float:
         """Right answers a second."""
@@ -78,6 +86,11 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next request can be sent on it."""
+        return self.socket.fileno() >= 0
 
     @property
     def local_port(self) -> int:
@@ -155,7 +168,7 @@ class _Loop:
         self.requests = requests
         self.status = status
         self.next = 0
-        self.idle = deque(clients)
+        self.idle = deque(client for client in clients if client.is_open)
         self.busy: dict[int, Client] = {}
         self.loaded = Loaded(0.0)
 
@@ -208,7 +221,7 @@ class _Loop:
                 complete = client.receive()
             except (OSError, NoAnswerError):
                 self.loaded.errors += 1
-                del self.busy[number]
+                self.busy.pop(number).socket.close()
                 continue
             if complete:
                 del self.busy[number]
@@ -226,6 +239,9 @@ class _Loop:
         while self.busy and time.perf_counter() < end:
             self._receive(0.1)
         self.loaded.errors += len(self.busy)
+        # What they may answer later is not for the next load to take for its own.
+        for client in self.busy.values():
+            client.socket.close()
 
 
 def ask_many(clients: Sequence[Client], requests: Sequence[bytes], number: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -48,8 +48,9 @@ class Plan:
     seconds: float = 2.5
     warm_up_seconds: float = 4.0
     peers_every: int = 3
-    tail_rounds: int = 40
-    tail_seconds: float = 2.0
+    tail_rounds: int = 15
+    tail_slices: int = 12
+    tail_slice_seconds: float = 0.5
     flat_rounds: int = 45
     curve_rounds: int = 30
     curve_budget: float = 6.0
@@ -175,25 +176,46 @@ def _add_pgbench(bench: Bench, found: dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def tail(bench: Bench, best: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
-    """Return latencies of pages of 25 where each contestant gets a share of its own best throughput."""
+    """Return latencies of pages of 25 where each contestant gets a share of its own best throughput.
+
+    A round goes slice by slice, the contestants in turn, so that what stalls the machine for a second or two meets all
+    of them; the percentiles are those of all slices of the round.
+    """
+    plan = bench.plan
     requests = requests_of(bench, "page of 25")
     found: dict[str, list[dict[str, Any]]] = {}
-    for number, order in bench.turns(bench.plan.tail_rounds):
-        _say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {bench.plan.tail_rounds}")
-        for running in order:
-            name = running.contestant.name
-            sample = _fixed_rate(bench, running, requests, best[name] * TAIL_SHARE)
-            found.setdefault(name, []).append({"round": number, "asked": round(best[name] * TAIL_SHARE, 1), **sample})
+    for number, order in bench.turns(plan.tail_rounds):
+        _say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {plan.tail_rounds}")
+        with ExitStack() as stack:
+            loads = []
+            for running in order:
+                rate = best[running.contestant.name] * TAIL_SHARE
+                clients = stack.enter_context(running.clients(plan.connections, plan.workers, requests[0]))
+                open_loop(clients, requests, seconds=plan.tail_slice_seconds, rate=rate)
+                loads.append(_FixedRate(running, clients, rate))
+            for _ in range(plan.tail_slices):
+                for load in loads:
+                    load.go_on(requests, plan.tail_slice_seconds)
+        for load in loads:
+            sample = {"round": number, "asked": round(load.rate, 1), **_sample(load.loaded, load.cpu)}
+            found.setdefault(load.running.contestant.name, []).append(sample)
     return found
 
 
-def _fixed_rate(bench: Bench, running: Running, requests: Sequence[bytes], rate: float) -> dict[str, Any]:
-    plan = bench.plan
-    with running.clients(plan.connections, plan.workers, requests[0]) as clients:
-        open_loop(clients, requests, seconds=plan.tail_seconds / 5, rate=rate)
-        cpu = running.cpu()
-        loaded = open_loop(clients, requests, seconds=plan.tail_seconds, rate=rate)
-        return _sample(loaded, running.cpu() - cpu)
+@dataclass
+class _FixedRate:
+    """One contestant's load of a round."""
+
+    running: Running
+    clients: list[Client]
+    rate: float
+    loaded: Loaded = field(default_factory=lambda: Loaded(0.0))
+    cpu: float = 0.0
+
+    def go_on(self, requests: Sequence[bytes], seconds: float) -> None:
+        before = self.running.cpu()
+        self.loaded.add(open_loop(self.clients, requests, seconds=seconds, rate=self.rate))
+        self.cpu += self.running.cpu() - before
 
 
 def flatness(bench: Bench) -> dict[str, Any]:

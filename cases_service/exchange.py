@@ -136,19 +136,18 @@ class Exchange:
         while self._pgconn.flush():
             self._wait(select.POLLIN | select.POLLOUT, deadline)
             self._pgconn.consume_input()
-        ended = False
         while True:
             while self._pgconn.is_busy():
                 self._wait(select.POLLIN, deadline)
                 self._pgconn.consume_input()
             result = self._pgconn.get_result()
-            if result is None and ended:
+            if result is None:
                 raise psycopg.OperationalError("the connection is lost")
-            if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
+            if result.status == ExecStatus.PIPELINE_SYNC:
                 return
-            ended = result is None
-            if result is not None:
-                yield result
+            yield result
+            # A statement has one result, and None behind it, for which there is nothing to wait.
+            self._pgconn.get_result()
 
     def _wait(self, events: int, deadline: float) -> None:
         self._poll.register(self._pgconn.socket, events)
