@@ -213,8 +213,10 @@ class _FixedRate:
     cpu: float = 0.0
 
     def go_on(self, requests: Sequence[bytes], seconds: float) -> None:
+        begin = len(self.loaded.latencies) % len(requests)
         before = self.running.cpu()
-        self.loaded.add(open_loop(self.clients, requests, seconds=seconds, rate=self.rate))
+        turned = [*requests[begin:], *requests[:begin]]
+        self.loaded.add(open_loop(self.clients, turned, seconds=seconds, rate=self.rate))
         self.cpu += self.running.cpu() - before
 
 

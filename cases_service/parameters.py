@@ -158,7 +158,7 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
     """Return the parameters of a query string that a schema describes. The same words are read once.
 
     Raises:
-        InvalidParameterError: Names each wrong parameter and what it accepts.
+        InvalidParameterError: Names each wrong parameter, of very many the first, and what it accepts.
 
     """
     given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
@@ -173,7 +173,9 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
             errors.setdefault(name, messages[0] if name in known else unknown)
         parameters = {}
     if errors:
-        found = [{"parameter": name[:_NAME_LENGTH], "detail": detail} for name, detail in errors.items()]
+        # In the caller's order, and what has a name that is known before what has none.
+        wrong = sorted((name for name in dict(given) if name in errors), key=lambda name: name not in known)
+        found = [{"parameter": name[:_NAME_LENGTH], "detail": errors[name]} for name in wrong]
         raise InvalidParameterError(errors=found[:_MOST_ERRORS])
     return MappingProxyType(parameters)
 

@@ -16,6 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from cases_service import __version__
 from tests.documents import block
 from tests.factories import SECRET_KEY, Organization, b64
+from tests.metrics import Samples, samples, value
 from tests.process.running import LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for
 
 LIST = "/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
@@ -79,6 +80,12 @@ def collector() -> Iterator[Collector]:
 
 def attributes(span: Span) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
+
+
+def scrape(service: Service) -> Samples:
+    answer = service.curl("/metrics")
+    assert answer.status == 200
+    return samples(answer.body.decode())
 
 
 def test_a_request_is_a_span_with_its_round_trips_below(
@@ -151,6 +158,15 @@ def test_no_span_tells_what_a_caller_sent(
     assert not [span for span in collector.spans() if span.events or span.status.message]
 
 
+def test_workers_that_trace_count_together(serve: Callable[..., Service], collector: Collector) -> None:
+    service = serve(CASES_WORKERS="2", **collector.variables)
+    service.wait_until_ready()
+    wait_for(lambda: value(scrape(service), "cases_workers") == 2, story=service)
+    for _ in range(20):
+        assert service.curl("/healthz").status == 200
+    assert {value(scrape(service), "cases_requests_total", route="/healthz") for _ in range(10)} == {20}
+
+
 def test_the_last_spans_are_sent_before_the_end(serve: Callable[..., Service], collector: Collector) -> None:
     service = serve(**collector.variables | {"OTEL_BSP_SCHEDULE_DELAY": "60000"})
     service.wait_until_ready()
@@ -170,11 +186,11 @@ def test_a_collector_that_is_away_holds_up_neither_answers_nor_the_stop(serve: C
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "wrong"),
     [("OTEL_TRACES_EXPORTER", "jaeger"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")],
 )
-def test_what_it_cannot_do_ends_the_start(serve: Callable[..., Service], name: str, value: str) -> None:
-    service = serve(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", name: value})
+def test_what_it_cannot_do_ends_the_start(serve: Callable[..., Service], name: str, wrong: str) -> None:
+    service = serve(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", name: wrong})
     assert service.process.wait(PATIENCE) == 1
     (line,) = service.log.splitlines()
     assert line.startswith(f"cases-service: {name}: ")
