@@ -266,6 +266,14 @@ def test_each_wrong_parameter_is_named(client: FlaskClient, organization: Organi
     assert {error["parameter"] for error in document["errors"]} == {"page_size", "ordering", "z"}
 
 
+def test_of_very_many_wrong_parameters_the_first_are_named(client: FlaskClient, organization: Organization) -> None:
+    unknown = [f"z{number}" for number in range(60)]
+    query = "&".join(f"{name}=1" for name in unknown)
+    response = get(client, organization, f"{organization.visitor().path}?{query}&page_size=0")
+    document = assert_problem(response, 400, "invalid_parameter")
+    assert [error["parameter"] for error in document["errors"]] == ["page_size", *unknown[:31]]
+
+
 def test_format_json_is_accepted(client: FlaskClient, organization: Organization) -> None:
     visitor = organization.visitor()
     assert page(client, visitor, f"{visitor.path}?format=json")["results"] == []
