@@ -161,7 +161,7 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
         InvalidParameterError: Names each wrong parameter, of very many the first, and what it accepts.
 
     """
-    given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
+    given = _pairs(query)
     known = [field.data_key or name for name, field in schema.load_fields.items()]
     times = Counter(name for name, _ in given)
     errors = {name: "Expected once." for name in known if times[name] > 1}
@@ -183,5 +183,8 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
 @lru_cache(maxsize=256)
 def without_cursor(query: bytes) -> str:
     """Return a query string that `read_parameters` has read, for a link to another place in the same collection."""
-    given = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
-    return urlencode([(name, value) for name, value in given if name != "cursor"])
+    return urlencode([(name, value) for name, value in _pairs(query) if name != "cursor"])
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)

@@ -81,9 +81,8 @@ class Page:
     @property
     def represented(self) -> bytes:
         """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
-        if self.fields is None:
-            return msgspec.msgpack.encode([_hashes(row) for row in self.rows])
-        return msgspec.msgpack.encode([sorted(self.fields), *(self.dump.pick(row) for row in self.rows)])
+        pick = _hashes if self.fields is None else self.dump.pick
+        return msgspec.msgpack.encode([sorted(self.fields or ()), *map(pick, self.rows)])
 
 
 @dataclass(frozen=True, slots=True)

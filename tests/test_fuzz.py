@@ -163,7 +163,8 @@ def test_any_query_is_read_or_refused(schema: Any, query: bytes) -> None:
         assert error.errors
         assert all(fault["detail"] for fault in error.errors)
     else:
-        assert set(parameters) - {"filters"} <= set(schema.load_fields)
+        assert set(parameters) <= {*schema.load_fields, "filters"}
+        assert ("filters" in parameters) == ("status" in schema.load_fields)
         if "status" in schema.load_fields:
             assert isinstance(parameters["filters"].canonical(), str)
 

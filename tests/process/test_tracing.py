@@ -16,8 +16,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from cases_service import __version__
 from tests.documents import block
 from tests.factories import SECRET_KEY, Organization, b64
-from tests.metrics import Samples, samples, value
+from tests.metrics import value
 from tests.process.running import LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for
+from tests.process.test_metrics import scrape
 
 LIST = "/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
 OUTSIDE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -80,12 +81,6 @@ def collector() -> Iterator[Collector]:
 
 def attributes(span: Span) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
-
-
-def scrape(service: Service) -> Samples:
-    answer = service.curl("/metrics")
-    assert answer.status == 200
-    return samples(answer.body.decode())
 
 
 def test_a_request_is_a_span_with_its_round_trips_below(
