@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from flask import Request, current_app
 
-from cases_service import store
 from cases_service.api.authentication import Gate
 from cases_service.credentials.last_use import LastUse
 from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database import server_state
 from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import SCHEMA_VERSION
 from cases_service.database.replicas import Replicas
@@ -70,7 +70,7 @@ class Readiness:
 
     def _ask(self) -> ProblemError | None:
         try:
-            version = self._database.read(store.get_schema_version)
+            version = self._database.read(server_state.get_schema_version)
         except OverloadedError:
             return self._problem
         except ProblemError as problem:

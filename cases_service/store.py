@@ -17,9 +17,8 @@ from cases_service.cases.filters import Filters, Index
 from cases_service.cases.pagination import Cursor, Position, visitor_tag
 from cases_service.cases.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
 from cases_service.cases.serialization import Row, RowDump, compile_row_dump
-from cases_service.database.connection_pool import Connection
 from cases_service.database.pipeline import Query, Result
-from cases_service.database.statements import Statement, numbered, statements
+from cases_service.database.statements import Statement, numbered
 
 _ACCESS: Final = numbered("access")
 _CASES: Final = numbered("cases")
@@ -27,8 +26,6 @@ _BY_STATUS: Final = numbered("cases_by_status")
 _BY_PRIORITY: Final = numbered("cases_by_priority")
 _BY_CHANNEL: Final = numbered("cases_by_channel")
 _SUMMARY: Final = numbered("summary")
-_SCHEMA: Final = statements("schema")
-_REPLICATION: Final = statements("replication")
 # The columns of a page: whose it is, what lies before it, and of each case its place, its hashes, and all of it.
 _POSITION: Final = 2
 _ID: Final = 3
@@ -187,27 +184,6 @@ def _summary(result: Result) -> dict[str, Any] | None:
         "waiting_count": waiting,
         "latest_updated_at": None if latest is None else instants.from_postgres(latest),
     }
-
-
-def get_schema_version(connection: Connection) -> int:
-    """Return the version of the database's schema."""
-    row = connection.execute(_SCHEMA["get_schema_version"]).fetchone()
-    return 0 if row is None else int(row[0])
-
-
-def get_flushed_wal(connection: Connection) -> int | None:
-    """Return how far a primary's write-ahead log has come, None where the server is no primary."""
-    return _position_in_wal(connection, "get_flushed_wal")
-
-
-def get_replayed_wal(connection: Connection) -> int | None:
-    """Return how far a replica has come in the primary's log, None where the server is no replica."""
-    return _position_in_wal(connection, "get_replayed_wal")
-
-
-def _position_in_wal(connection: Connection, name: str) -> int | None:
-    row = connection.execute(_REPLICATION[name]).fetchone()
-    return None if row is None else row[0]
 
 
 @lru_cache(maxsize=256)

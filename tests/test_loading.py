@@ -36,7 +36,7 @@ Fields = dict[str, Any]
 TIME = "2018-06-26T14:58:54.123456Z"
 LATER = "2019-01-01T00:00:00.000001Z"
 ROOT = Path(__file__).parent.parent
-DEMO_FILE = ROOT / "cases_service" / "demo_data" / "nyc311.ndjson"
+DEMO_FILE = ROOT / "cases_service" / "demo" / "data" / "nyc311.ndjson"
 DEMO_ORGANIZATION_ID = b"53b97666-d364-5ae6-931e-d7745d57c1ac"
 TABLES = ("organizations", "users", "signing_keys", "visitors", "contacts", "case_funnel_stages", "cases")
 

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 DOCS_FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css")
 """What the page at /docs is made of."""
 
-_EXAMPLES: Final[Json] = json.loads((Path(__file__).parent / "examples.json").read_text(encoding="utf-8"))
+_EXAMPLES: Final[Json] = json.loads((Path(__file__).parent / "openapi_examples.json").read_text(encoding="utf-8"))
 """What the service answers on the demo's data."""
 
 _DESCRIPTION: Final = f"""\

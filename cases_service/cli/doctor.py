@@ -15,9 +15,9 @@ from uuid import UUID
 import msgspec
 import psycopg
 
-from cases_service import store
 from cases_service.cases import timestamps as instants
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
+from cases_service.database import server_state
 from cases_service.database.connection_pool import Connection, connection_parameters, dropped_settings, session_settings
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
 from cases_service.database.replicas import name_of, single_hosts
@@ -252,17 +252,17 @@ def _check_replica(url: str, primary: Connection, settings: Settings) -> Verdict
     """Look as the service does: what the primary has come to now, the replica has to replay in time."""
     instead = "the primary answers in its place"
     deadline = monotonic() + settings.read_max_lag
-    end = store.get_flushed_wal(primary)
+    end = server_state.get_flushed_wal(primary)
     try:
         with _connect(url, settings) as replica:
-            replayed = store.get_replayed_wal(replica)
+            replayed = server_state.get_replayed_wal(replica)
             if replayed is None or end is None:
                 return "warning", f"no replica of the server in DATABASE_URL, so {instead}"
             while replayed is not None and replayed < end:
                 if monotonic() > deadline:
                     return "warning", f"later than CASES_READ_MAX_LAG, {settings.read_max_lag:g} s, so {instead}"
                 sleep(_POLL_SECONDS)
-                replayed = store.get_replayed_wal(replica)
+                replayed = server_state.get_replayed_wal(replica)
     except psycopg.Error as error:
         return "warning", f"{_line(explain(error))}; {instead}"
     return "ok", f"not later than {settings.read_max_lag:g} s"

@@ -17,7 +17,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cases_service import store
+from cases_service.database import server_state
 from cases_service.database.connection_pool import Connection, Database, Reader
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
@@ -149,10 +149,10 @@ class Replica:
 
     def _ask(self) -> None:
         now = monotonic()
-        end = self._primary.read(store.get_flushed_wal)
+        end = self._primary.read(server_state.get_flushed_wal)
         if end is not None:
             self._marks.append(_Mark(now, end))
-        replayed = self._database.read(store.get_replayed_wal)
+        replayed = self._database.read(server_state.get_replayed_wal)
         self._answers = True
         # A mark that is too old says nothing; after a failover it may even be ahead of the new primary.
         while self._marks and self._marks[0].at < now - self._maximum_lag:

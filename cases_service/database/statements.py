@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiosql
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 

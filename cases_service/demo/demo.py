@@ -22,7 +22,7 @@ from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.administration import AdministrationError
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.credentials.signing_keys import HMAC_ALGORITHMS
-from cases_service.database.statements import source, statements
+from cases_service.database.statements import statements
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.command_database import database_at_hand
@@ -30,7 +30,7 @@ from cases_service.loading.load import LoadFile, load
 from cases_service.server.launch import become_gunicorn, listen
 from cases_service.settings import DemoCredentials, Settings, is_under_make
 
-DEMO_DATA: Final = source("demo_data/nyc311.ndjson")
+DEMO_DATA: Final = Path(__file__).parent / "data" / "nyc311.ndjson"
 _ORGANIZATION: Final = UUID("53b97666-d364-5ae6-931e-d7745d57c1ac")
 _USER: Final = UUID("65f33228-72e5-5b5b-a48f-152fe9c2e8d8")
 _VISITOR: Final = "zip-11233"
