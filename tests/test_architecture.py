@@ -44,9 +44,9 @@ def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
     assert importers("cases_service.observability.spans") == set()
 
 
-def test_one_module_counts_requests() -> None:
+def test_the_modules_of_the_rate_limits_count_requests() -> None:
     """It takes a tenth of a second to import, for those who set a limit."""
-    assert importers("limits") == {"api/rate_limits.py", "settings.py"}
+    assert importers("limits") == {"api/memory_counters.py", "api/rate_limits.py", "settings.py"}
 
 
 def test_one_module_encrypts() -> None:

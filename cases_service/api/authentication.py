@@ -82,7 +82,7 @@ class Gate:
         """
         if self._limits is None:
             return self._answer(request, organization_id, view)
-        with self._limits.failed_authentications():
+        with self._limits.failed_authentications(), self._limits.known_visitors():
             return self._answer(request, organization_id, view)
 
     def _answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:

@@ -21,10 +21,11 @@ import structlog
 from flask import Response, g, request
 from limits import RateLimitItem, parse, parse_many
 from limits.errors import StorageError
-from limits.storage import MemoryStorage, RedisStorage
+from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from cases_service.errors import RateLimitedError, UnauthorizedError
+from cases_service.api.memory_counters import MemoryCounters
+from cases_service.errors import RateLimitedError, UnauthorizedError, VisitorNotFoundError
 from cases_service.settings import Settings
 
 T = TypeVar("T")
@@ -93,7 +94,22 @@ class RateLimits:
 
     def count_visitor(self, organization_id: UUID, external_id: str) -> None:
         """Count a request of an organization's visitor, or raise RateLimitedError where there were too many."""
-        self._take(self._of_visitor, self._subject("visitor", organization_id.bytes + external_id.encode()))
+        g.rate_limit_visitor = self._subject("visitor", organization_id.bytes + external_id.encode())
+        self._take(self._of_visitor, g.rate_limit_visitor)
+
+    @contextmanager
+    def known_visitors(self) -> Iterator[None]:
+        """Forget the count of the visitor that the request inside counted, where it turns out that there is none.
+
+        Whoever signs JWTs for ever new subjects would fill the storage with them; the API token's limit is theirs.
+        """
+        try:
+            yield
+        except VisitorNotFoundError:
+            subject = g.pop("rate_limit_visitor", None)
+            for item in self._of_visitor if subject else ():
+                self._storage.forget(item, subject)
+            raise
 
     def show(self, response: Response) -> Response:
         """Add what is left of the tightest limit that the request came under to an answer of the API."""
@@ -169,6 +185,10 @@ class _Storage:
         """Count, and return whether it was within the limit; None where the storage is away."""
         return self._ask(partial(self._limiter.hit, item, subject))
 
+    def forget(self, item: RateLimitItem, subject: str) -> None:
+        """Count as if the subject had never come."""
+        self._ask(partial(self._limiter.clear, item, subject))
+
     def window(self, item: RateLimitItem, subject: str) -> Window | None:
         """Return what is left, or None where the storage is away."""
         stats = self._ask(partial(self._limiter.get_window_stats, item, subject))
@@ -206,9 +226,9 @@ class _Storage:
             log.warning("rate_limit_storage_back")
 
 
-def _open(url: str) -> MemoryStorage | RedisStorage:
+def _open(url: str) -> MemoryCounters | RedisStorage:
     if url == "memory://":
-        return MemoryStorage(url, wrap_exceptions=True)
+        return MemoryCounters()
     return RedisStorage(url, key_prefix=_PREFIX, wrap_exceptions=True, **_redis_options())
 
 

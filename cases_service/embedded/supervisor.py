@@ -17,6 +17,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ SERVER_LOCK = "server.lock"
 CLUSTER = "postgres"
 SOCKET = "socket"
 LOG = "postgres.log"
+GIVEN_BY_ROOT = "given-by-root"
 
 SUPERUSER = "postgres"
 DATABASE = "cases"
@@ -38,6 +40,8 @@ PORT = 5432  # part of the socket's name; nothing listens on TCP
 OLDEST_VERSION = 15
 POLL_SECONDS = 0.01
 
+_SOCKET_NAME = f".s.PGSQL.{PORT}"
+_SOCKET_MARK = "data-directory"
 _SOCKET_PATH_BYTES = 103  # sun_path holds 104 on macOS and 108 on Linux, a final zero included
 _EARLIER_SERVER_SECONDS = 45
 _PR_SET_PDEATHSIG = 1
@@ -54,10 +58,23 @@ class StartError(RuntimeError):
 def open_lock(path: Path) -> int:
     """Open a lock file, made where missing; root makes it the directory owner's, who may be a user, too."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.fchown(lock, owner.st_uid, owner.st_gid)
+    try:
+        if os.geteuid() == 0:
+            give_lock(lock, path)
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
+
+
+def give_lock(lock: int, path: Path) -> None:
+    """Make a lock file the directory owner's, unless it has another name elsewhere: that would change hands, too."""
+    found, owner = os.fstat(lock), path.parent.stat()
+    if found.st_uid == owner.st_uid:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        raise PermissionError(f"{path} is not a plain file of one name")
+    os.fchown(lock, owner.st_uid, owner.st_gid)
 
 
 def try_lock(lock: int, how: int) -> bool:
@@ -101,6 +118,7 @@ def supervise(data_dir: Path, bin_dir: Path, settings: list[str]) -> None:
     become_ordinary(data_dir, bin_dir)
     write_to_log(data_dir / LOG)
     cluster, programs = data_dir / CLUSTER, Programs(bin_dir, data_dir / LOG, server_lock)
+    refuse_link(cluster)
     require_version(cluster, bin_dir)
     wait_for_earlier_server(cluster, bin_dir, server_lock)
     clear_traces(cluster)
@@ -218,6 +236,7 @@ def serves(pid: str, cluster: Path) -> bool:
 def make_cluster(cluster: Path, programs: Programs, *, durable: bool) -> None:
     """Make the cluster and its database; nothing bears its name before it is complete."""
     unfinished = cluster.with_suffix(".unfinished")
+    refuse_link(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
     identity = ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C"]
     programs.run("initdb", "--pgdata", str(unfinished), *identity, *([] if durable else ["--no-sync"]))
@@ -236,28 +255,95 @@ def write_to_log(log: Path) -> None:
     """Make a new log, keep the one before it, and send standard error there."""
     with contextlib.suppress(FileNotFoundError):
         log.rename(log.with_suffix(".previous.log"))
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)  # O_EXCL follows no link
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link in the place of the server's files: what is behind it may be anybody's."""
+    if path.is_symlink():
+        raise StartError(f"{path} is a symbolic link: the server's files have to be in the data directory itself")
 
 
 def make_socket_dir(socket: Path) -> Path:
-    """Make the socket's directory; for an unsuitable path a temporary one, to which the path is then a link.
-
-    Unsuitable are paths too long for a socket, and those with what separates or quotes several directories.
-    """
-    longest = os.fsencode(socket / f".s.PGSQL.{PORT}")
-    if len(longest) <= _SOCKET_PATH_BYTES and not set(b',"') & set(longest):
+    """Make the socket's directory; for an unsuitable path a temporary one, to which the path is then a link."""
+    if is_suitable(socket):
         socket.mkdir(0o700)
         return socket
-    socket.symlink_to(tempfile.mkdtemp(prefix="cases-socket-"))
-    return socket.readlink()
+    elsewhere = make_temporary_dir()
+    mark = os.open(elsewhere / _SOCKET_MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(mark, identity_of(socket.parent))
+    os.close(mark)
+    socket.symlink_to(elsewhere)
+    return elsewhere
+
+
+def is_suitable(socket_dir: Path) -> bool:
+    """Tell whether a socket's path there is short enough, and free of what separates or quotes directories."""
+    path = os.fsencode(socket_dir / _SOCKET_NAME)
+    return len(path) <= _SOCKET_PATH_BYTES and not set(b',"') & set(path)
+
+
+def make_temporary_dir() -> Path:
+    """Make a directory for the socket in the first of the usual places that suits."""
+    for place in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):  # noqa: S108  mkdtemp is safe there
+        if is_suitable(Path(place, "cases-socket-12345678")):
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="cases-socket-", dir=place))
+    raise StartError(
+        f"no place for the server's socket, whose path may have {_SOCKET_PATH_BYTES} bytes, without comma and"
+        " quotation mark: use such a path for the data directory, or for TMPDIR"
+    )
 
 
 def remove_socket_dir(socket: Path) -> None:
-    """Remove the socket's directory, wherever it is, and the link to it."""
-    shutil.rmtree(socket.readlink() if socket.is_symlink() else socket, ignore_errors=True)
-    if socket.is_symlink():
-        socket.unlink()
+    """Remove the socket's directory; one elsewhere only if its mark proves that it is this data directory's.
+
+    A copied data directory has the link of the original, whose directory is in use.
+    """
+    if not socket.is_symlink():
+        shutil.rmtree(socket, ignore_errors=True)
+        return
+    elsewhere = socket.readlink()
+    with contextlib.suppress(OSError):
+        remove_marked_dir(elsewhere, socket.parent)
+    socket.unlink()
+
+
+def remove_marked_dir(elsewhere: Path, data_dir: Path) -> None:
+    """Remove a temporary directory of this data directory's, and no file in it that a server did not make."""
+    directory = os.open(elsewhere, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if not is_marked(directory, data_dir):
+            return
+        for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock", _SOCKET_MARK):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)
+    elsewhere.rmdir()
+
+
+def is_marked(directory: int, data_dir: Path) -> bool:
+    """Tell whether an open directory was made for the socket of this data directory, by its owner alone."""
+    found = os.fstat(directory)
+    if found.st_uid != data_dir.stat().st_uid or found.st_mode & 0o077:
+        return False
+    try:
+        mark = os.open(_SOCKET_MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        return os.read(mark, 100) == identity_of(data_dir)
+    finally:
+        os.close(mark)
+
+
+def identity_of(data_dir: Path) -> bytes:
+    """Return what a copy of the directory does not share with it."""
+    found = data_dir.stat()
+    return f"{found.st_dev}:{found.st_ino}\n".encode()
 
 
 def become_ordinary(data_dir: Path, bin_dir: Path) -> None:
@@ -315,10 +401,37 @@ def drop_to(uid: int, gid: int, data_dir: Path, bin_dir: Path) -> None:
 
 
 def give_to(uid: int, gid: int, data_dir: Path) -> None:
-    """Change the owner of the directory and of the server's part in it."""
-    parts = [path for name in (CLUSTER, SOCKET) for path in [data_dir / name, *(data_dir / name).rglob("*")]]
-    for path in [data_dir, *filter(os.path.lexists, parts)]:
+    """Change the owner of the directory and of the server's part in it, and leave a mark that root did it."""
+    refuse_link(data_dir / CLUSTER)
+    mark_as_given(data_dir)
+    places = [place for place in (data_dir / CLUSTER, *data_dir.glob(f"{SOCKET}*")) if place.is_dir()]
+    parts = [path for place in places if not place.is_symlink() for path in (place, *place.rglob("*"))]
+    for path in [data_dir, *parts]:
         os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def mark_as_given(data_dir: Path) -> None:
+    """Leave a file that only root can make, and that means this directory only."""
+    mark = data_dir / GIVEN_BY_ROOT
+    mark.unlink(missing_ok=True)
+    file = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.fchmod(file, 0o644)
+    os.write(file, b"%d\n" % data_dir.stat().st_ino)
+    os.close(file)
+
+
+def is_given_by_root(data_dir: Path) -> bool:
+    """Tell whether root gave this directory to the user who runs the server."""
+    try:
+        mark = os.open(data_dir / GIVEN_BY_ROOT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(mark)
+        is_roots = stat.S_ISREG(found.st_mode) and found.st_uid == 0 and found.st_nlink == 1
+        return is_roots and os.read(mark, 100) == b"%d\n" % data_dir.stat().st_ino
+    finally:
+        os.close(mark)
 
 
 def require_way(data_dir: Path, bin_dir: Path) -> None:
