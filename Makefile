@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory \
+.PHONY: demo programs test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory \
 	bench-row-security docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
@@ -11,6 +11,10 @@ demo: .venv
 
 test: .venv
 	$(BIN)/pytest -n auto
+
+# The programs that tests run beside the service, such as a browser and proxies: with them no test skips.
+programs:
+	.ci/programs
 
 # What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
 # As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.
