@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.conftest import SERVER_URL
@@ -81,3 +82,29 @@ def test_a_run_in_which_nothing_may_skip_fails_where_something_does(tmp_path: Pa
 
 def test_ci_lets_nothing_skip() -> None:
     assert "CASES_TEST_NO_SKIPS=1 make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_a_python_that_is_not_installed_is_left_out_in_a_line() -> None:
+    command = [str(ROOT / ".ci/test-pythons"), "python3.99"]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    expected = "test-pythons: python3.99 is not installed: left out\ntest-pythons: none of python3.99 is installed\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", expected)
+
+
+def test_make_says_in_a_line_that_python_is_too_old(tmp_path: Path) -> None:
+    older = tmp_path / "python"
+    older.write_text('#!/bin/sh\nexec "$REAL" -c "import sys; sys.version_info = (3, 10, 1); exec(sys.argv[1])" "$2"\n')
+    older.chmod(0o755)
+    command = ["make", "--silent", ".venv", f"PYTHON={older}", f"VENV={tmp_path / 'venv'}"]
+    given = os.environ | {"REAL": sys.executable}
+    ran = subprocess.run(command, cwd=ROOT, env=given, check=False, capture_output=True, text=True, timeout=60)
+    first, *rest = ran.stderr.splitlines()
+    assert re.match(r"make: needs Python 3\.11 or newer: ", first)
+    assert (ran.returncode, len(rest)) == (2, 1)
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_locks_name_no_addresses() -> None:
+    locks = sorted((ROOT / "requirements").glob("*.lock"))
+    assert len(locks) > 5
+    assert not [lock.name for lock in locks if "://" in lock.read_text()]
