@@ -1,4 +1,7 @@
-"""Reads the query parameters of a request, strictly: what is wrong, empty, unknown or repeated is named."""
+"""Reads the query parameters of a request, strictly: what is wrong, empty or unknown is named.
+
+So is what comes more than once, apart from lists.
+"""
 
 import re
 from collections import Counter
@@ -38,7 +41,7 @@ class WholeNumber(fields.Integer):
 
 
 class CommaSeparated(fields.Field[Any]):
-    """Some of a few known texts, separated by commas."""
+    """Some of a few known texts, separated by commas or each in a parameter of its own."""
 
     def __init__(self, choices: Iterable[object], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -47,7 +50,9 @@ class CommaSeparated(fields.Field[Any]):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> frozenset[Any]:
         items = value.split(",")
         if not all(item in self.choices for item in items):
-            raise ValidationError(f"Expected one or more of {', '.join(self.choices)}, separated by commas.")
+            raise ValidationError(
+                f"Expected one or more of {', '.join(self.choices)}, separated by commas or repeated."
+            )
         return frozenset(self.choices[item] for item in items)
 
 
@@ -163,10 +168,12 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
     """
     given = _pairs(query)
     known = [field.data_key or name for name, field in schema.load_fields.items()]
+    lists = {field.data_key or name for name, field in schema.load_fields.items() if isinstance(field, CommaSeparated)}
     times = Counter(name for name, _ in given)
-    errors = {name: "Expected once." for name in known if times[name] > 1}
+    errors = {name: "Expected once." for name in known if times[name] > 1 and name not in lists}
+    joined = {name: ",".join(value for other, value in given if other == name) for name in lists & times.keys()}
     try:
-        parameters: dict[str, Any] = schema.load(dict(given))
+        parameters: dict[str, Any] = schema.load(dict(given) | joined)
     except ValidationError as error:
         for name, messages in error.messages_dict.items():
             unknown = f"Unknown parameter. The parameters are: {', '.join(known)}."

@@ -17,7 +17,8 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cases_service.database.connection_pool import Connection, Database, Reader, server_state
+from cases_service.database import server_state
+from cases_service.database.connection_pool import Connection, Database, Reader
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
 from cases_service.settings import Settings
