@@ -12,14 +12,14 @@ from uuid import UUID
 
 import msgspec
 
-from cases_service import instants
-from cases_service.cursors import Cursor, Position, visitor_tag
-from cases_service.database import Connection
-from cases_service.exchange import Query, Result
-from cases_service.filters import Filters, Index
-from cases_service.row_dump import Row, RowDump, compile_row_dump
-from cases_service.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
-from cases_service.sql import Statement, numbered, statements
+from cases_service.cases import timestamps as instants
+from cases_service.cases.filters import Filters, Index
+from cases_service.cases.pagination import Cursor, Position, visitor_tag
+from cases_service.cases.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
+from cases_service.cases.serialization import Row, RowDump, compile_row_dump
+from cases_service.database.connection_pool import Connection
+from cases_service.database.pipeline import Query, Result
+from cases_service.database.statements import Statement, numbered, statements
 
 _ACCESS: Final = numbered("access")
 _CASES: Final = numbered("cases")
