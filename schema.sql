@@ -66,9 +66,13 @@ create table api_tokens (
     expires_at timestamptz,
     revoked_at timestamptz,
     last_used_at timestamptz,
+    scopes text[] not null default '{visitors:read}',
     constraint api_tokens_pk primary key (organization_id, id),
     constraint api_tokens_hash_unique unique (organization_id, token_hash),
     constraint api_tokens_hash_is_sha256 check (octet_length(token_hash) = 32),
+    constraint api_tokens_scopes_known check (
+        scopes <@ '{visitors:read,visitors:write,cases:read,cases:write}'::text[] and cardinality(scopes) > 0
+    ),
     constraint api_tokens_user_fk foreign key (organization_id, user_id)
         references users (organization_id, id)
 );

@@ -99,6 +99,17 @@ class SubscriptionInactiveError(ProblemError):
     default_detail = "Renew the organization's subscription."
 
 
+class ScopeMissingError(ProblemError):
+    """The API token lacks a scope."""
+
+    status = 403
+    code = "scope_missing"
+    default_detail = "Use a token that was made with the scope that this route needs: create-token --scope."
+
+    def __init__(self, scope: str = "") -> None:
+        super().__init__(f"This needs a token with the scope {scope}: create-token --scope {scope}." if scope else "")
+
+
 class RateLimitedError(ProblemError):
     """There were too many requests."""
 

@@ -85,6 +85,7 @@ class Service:
     """One for each application, so one for each worker.
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
+    `writer` is the primary for the role that writes, None where the service only reads.
     `rate_limits` is None where none is set.
     `demo_credentials` is for the pages of a demo, and of nothing else.
     """
@@ -97,6 +98,7 @@ class Service:
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
     last_use: LastUse = field(init=False)
+    writer: Database | None = field(init=False)
     rate_limits: "RateLimits | None" = field(init=False)
     _closing: threading.Event = field(default_factory=threading.Event)
 
@@ -106,11 +108,15 @@ class Service:
         self.last_use = LastUse(self.database)
         self.gate = Gate(self.database, self.cases, self.rate_limits, self.last_use)
         self.readiness = Readiness(self.database)
+        write_url = self.settings.write_database_url
+        self.writer = None if write_url is None else Database(write_url, self.settings, name="writer")
 
     def open(self) -> None:
         """Begin to connect, in the background."""
         self.database.open()
         self.cases.open()
+        if self.writer is not None:
+            self.writer.open()
         self.last_use.open()
         metrics.start()
         threading.Thread(target=self._count, name="metrics", daemon=True).start()
@@ -120,6 +126,8 @@ class Service:
         self._closing.set()
         self.last_use.close()
         self.cases.close()
+        if self.writer is not None:
+            self.writer.close()
         self.database.close()
         if self.rate_limits is not None:
             self.rate_limits.close()
@@ -129,6 +137,8 @@ class Service:
         while True:
             self.database.count()
             self.cases.count()
+            if self.writer is not None:
+                self.writer.count()
             if self._closing.wait(_COUNT_SECONDS):
                 return
 

@@ -57,6 +57,8 @@ class Access:
     organization_id: UUID
     subscription_active: bool
     keys: tuple[StoredKey, ...]
+    scopes: frozenset[str]
+    user_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,8 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
         rows = result.rows
         if not rows:
             return None
-        keys = tuple(StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None)
-        return Access(organization_id, rows[0][0], keys)
+        keys = tuple(StoredKey(UUID(row[1]), *row[2:5]) for row in rows if row[1] is not None)
+        return Access(organization_id, rows[0][0], keys, frozenset(rows[0][5]), UUID(rows[0][6]))
 
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
 

@@ -44,6 +44,18 @@ from (
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
 
+-- name: list_writer_grants
+-- Statements that let a role write cases for the service: it sees what a case refers to, and no token or key.
+-- No row: it is the owner, or the role that administers.
+select format(statement, :role::text, current_schema())
+from (
+    values
+        ('grant usage on schema %%2$I to %%1$I'),
+        ('grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        ('grant insert, update, delete on cases to %%1$I')
+) as grants (statement)
+where :role::text not in (current_user, session_user);
+
 -- name: list_administration_grants
 -- Statements that let the role of this session load cases, and manage tokens and keys, where it is not the owner.
 with role as (

@@ -93,7 +93,17 @@ def service_role(server_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str, service_role: str) -> Iterator[str]:
+def writer_role(server_url: str) -> Iterator[str]:
+    """The role that writes cases for the service."""
+    name = f"writer_{uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create role {name} login password '{name}'")
+        yield name
+        server.execute(f"drop role {name}")
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str, service_role: str, writer_role: str) -> Iterator[str]:
     """The tests' own database, for one who may do everything."""
     name = f"cases_test_{uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as server:
@@ -101,7 +111,7 @@ def database_url(server_url: str, service_role: str) -> Iterator[str]:
         try:
             url = make_conninfo(server_url, dbname=name)
             with psycopg.connect(url, autocommit=True) as connection:
-                init_db(connection, service_role=service_role)
+                init_db(connection, service_role=service_role, writer_role=writer_role)
             yield url
         finally:
             server.execute(f"drop database {name} with (force)")
@@ -111,6 +121,12 @@ def database_url(server_url: str, service_role: str) -> Iterator[str]:
 def service_url(database_url: str, service_role: str) -> str:
     """The same database, for the service."""
     return make_conninfo(database_url, user=service_role, password=service_role)
+
+
+@pytest.fixture(scope="session")
+def writer_url(database_url: str, writer_role: str) -> str:
+    """The same database, for requests that write."""
+    return make_conninfo(database_url, user=writer_role, password=writer_role)
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,12 @@ class Organization:
         )
         self.kid, self.secret = self.key()
 
+    def token_with(self, *scopes: str) -> str:
+        _, token = administration.create_token(
+            self.connection, organization_id=self.id, user_id=self.user_id, scopes=scopes
+        )
+        return token
+
     def insert(self, table: str, **values: Any) -> None:
         names = list(values)
         statement = sql.SQL("insert into {} ({}) values ({})").format(

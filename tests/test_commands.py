@@ -293,6 +293,7 @@ class TestTokens:
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
             ("--user", "me", "expected a UUID"),
+            ("--scope", "cases", "'cases' is not one of 'visitors:read'"),
         ],
     )
     def test_wrong_options_are_named(
@@ -424,6 +425,7 @@ class TestLists:
         shown = {
             "id": str(organization.token_id),
             "user_id": str(organization.user_id),
+            "scopes": ["visitors:read"],
             "description": "shop",
             "created_at": time,
             "expires_at": None,
@@ -433,7 +435,14 @@ class TestLists:
         assert json.loads(run("list-tokens", "--organization", organization.id, "--json").out) == [shown]
         heading, line = run("list-tokens", "--organization", organization.id).out.splitlines()
         assert heading.split() == list(shown)
-        assert line.split() == [value or "-" for value in shown.values()]
+        assert line.split() == [value or "-" for value in {**shown, "scopes": "visitors:read"}.values()]
+
+    def test_tokens_are_listed_with_their_scopes(self, run: Run, organization: Organization) -> None:
+        owner = ("--organization", organization.id, "--user", organization.user_id)
+        assert run("create-token", *owner, "--scope", "cases:write", "--scope", "cases:read").status == 0
+        found = json.loads(run("list-tokens", "--organization", organization.id, "--json").out)
+        assert [token["scopes"] for token in found] == [["visitors:read"], ["cases:read", "cases:write"]]
+        assert " cases:read,cases:write " in run("list-tokens", "--organization", organization.id).out
 
     def test_keys_are_listed_with_their_last_use(self, run: Run, organization: Organization) -> None:
         times = {"created_at": LONG_AGO, "retired_at": LONG_AGO, "last_used_at": LONG_AGO}

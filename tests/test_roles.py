@@ -38,6 +38,7 @@ class Roles(NamedTuple):
     owner: str
     admin: str
     service: str
+    writer: str
     superuser_url: str
 
     def url(self, role: str) -> str:
@@ -50,12 +51,17 @@ class Roles(NamedTuple):
         )
 
     @property
+    def writing_settings(self) -> Settings:
+        return msgspec.structs.replace(self.settings, write_database_url=self.url(self.writer))
+
+    @property
     def plain_settings(self) -> Settings:
         return Settings(database_url=self.url(self.admin), secret_key=SECRET_KEY)
 
 
 def psql(url: str, text: str) -> None:
-    environment = {**os.environ, "ADMIN_PASSWORD": "secret", "SERVICE_PASSWORD": "secret"}
+    passwords = dict.fromkeys(("ADMIN_PASSWORD", "SERVICE_PASSWORD", "WRITER_PASSWORD"), "secret")
+    environment = {**os.environ, **passwords}
     command = [str(_find_programs(None) / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", url]
     subprocess.run(command, input=text, env=environment, check=True, text=True)
 
@@ -69,14 +75,14 @@ def make_roles(server_url: str) -> Iterator[Callable[[str], Roles]]:
         name = f"c{uuid4().hex[:12]}"
         psql(server_url, script.replace("cases", name))
         url = make_conninfo(server_url, dbname=name)
-        made.append(Roles(name, f"{name}_owner", f"{name}_admin", f"{name}_service", url))
+        made.append(Roles(name, f"{name}_owner", f"{name}_admin", f"{name}_service", f"{name}_writer", url))
         return made[-1]
 
     with psycopg.connect(server_url, autocommit=True) as server:
         yield make
         for roles in made:
             server.execute(f"drop database {roles.database} with (force)".encode())
-            for role in (roles.service, roles.admin, roles.owner):
+            for role in (roles.writer, roles.service, roles.admin, roles.owner):
                 server.execute(f"drop role if exists {role}".encode())
 
 
@@ -206,7 +212,10 @@ def test_an_older_schema_of_one_role_is_upgraded_by_it_and_may_be_given_roles_la
             if number <= version:
                 connection.execute(file.read_bytes())
         connection.execute("insert into schema_version (version) values (%s)", [version])
+        # The factory makes tokens as this release does, with scopes.
+        connection.execute("alter table api_tokens add column scopes text[]")
         organization = Organization(connection, BOX)
+        connection.execute("alter table api_tokens drop column scopes")
         visitor = organization.visitor()
         visitor.cases(2)
     DatabaseAtHand(plain.plain_settings, None).initialize()

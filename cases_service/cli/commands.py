@@ -38,6 +38,7 @@ from cases_service.cli.option_types import (
 from cases_service.credentials import administration
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.administration import AdministrationError
+from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
 from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
 from cases_service.database.migrations import SchemaError
@@ -276,15 +277,21 @@ def _show(things: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:
-        lines = [list(rows[0]), *([value or "-" for value in row.values()] for row in rows)]
+        lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
-def _shown(value: object) -> str | None:
+def _cell(value: str | list[str] | None) -> str:
+    return (",".join(value) if isinstance(value, list) else value) or "-"
+
+
+def _shown(value: object) -> str | list[str] | None:
     if isinstance(value, datetime):
         return instants.from_datetime(value)
+    if isinstance(value, list):
+        return value
     return None if value is None else str(value)
 
 
@@ -295,6 +302,15 @@ def _counted(number: int, noun: str) -> str:
 @cli.command("create-token")
 @organization_option
 @click.option("--user", "user_id", required=True, metavar="ID", callback=accepting(parse_id), help="Whose token it is.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=DEFAULT_SCOPES,
+    show_default=True,
+    help="What it may do; may be repeated.",
+)
 @click.option(
     "--description",
     metavar="TEXT",
@@ -307,14 +323,25 @@ def _counted(number: int, noun: str) -> str:
     callback=accepting(parse_future_time),
     help="When it ends, in ISO 8601 with a zone. Default: when it is revoked.",
 )
-def create_token(organization_id: UUID, user_id: UUID, description: str | None, expires_at: datetime | None) -> None:
+def create_token(
+    organization_id: UUID,
+    user_id: UUID,
+    scopes: tuple[str, ...],
+    description: str | None,
+    expires_at: datetime | None,
+) -> None:
     """Make an API token, and print it.
 
     It is printed this once, and kept nowhere. The token stands alone on standard output. Its id, which
     revoke-token takes, is on standard error.
 
+    A token can do what its scopes name, and nothing else: visitors:read shows visitors their cases,
+    cases:read and cases:write are for the system that holds the organization's cases (writing includes
+    reading).
+
     \b
-    Example:
+    Examples:
+      cases-service create-token --organization ID --user ID --scope cases:write
       cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
     """
     with _connection() as (connection, _):
@@ -322,6 +349,7 @@ def create_token(organization_id: UUID, user_id: UUID, description: str | None, 
             connection,
             organization_id=organization_id,
             user_id=user_id,
+            scopes=scopes,
             description=description,
             expires_at=expires_at,
         )

@@ -1,6 +1,6 @@
 """Makes and ends what opens the service: API tokens and signing keys. What the commands do, without their words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -10,6 +10,7 @@ import psycopg
 
 from cases_service.credentials import signing_keys
 from cases_service.credentials.api_tokens import ApiToken, new_token
+from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.database.statements import statements
 from cases_service.store import StoredKey
@@ -38,6 +39,7 @@ class KnownToken:
 
     id: UUID
     user_id: UUID
+    scopes: list[str]
     description: str | None
     created_at: datetime
     expires_at: datetime | None
@@ -61,6 +63,7 @@ def create_token(
     *,
     organization_id: UUID,
     user_id: UUID,
+    scopes: Collection[str] = DEFAULT_SCOPES,
     description: str | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[UUID, str]:
@@ -78,6 +81,7 @@ def create_token(
             "id": token_id,
             "user_id": user_id,
             "token_hash": token.hash,
+            "scopes": [scope for scope in SCOPES if scope in scopes],
             "description": description,
             "expires_at": expires_at,
         },

@@ -102,6 +102,22 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         finally:
             query_count.add(len(queries), started)
 
+    def begin(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is left open."""
+        started = perf_counter()
+        try:
+            return self.exchange.begin(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
+
+    def end(self, command: bytes, *queries: Query[Any]) -> list[Any]:
+        """Return the answers to queries in the open transaction, and end it by a command, in one round trip."""
+        started = perf_counter()
+        try:
+            return self.exchange.step(queries, end=(command,))
+        finally:
+            query_count.add(len(queries), started)
+
 
 class Reader(ABC):
     """What reads are made of: a database, or several that hold the same."""
@@ -196,6 +212,27 @@ class Database(Reader):
             self._configure(connection)
             connection.exchange.writes = True
             work(connection)
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns, which may write. It is run once, whatever becomes of the connection.
+
+        Raises:
+            OverloadedError: All connections are in use and none became free in time.
+            UnavailableError: The database is away, or takes no writes.
+            TimeoutProblemError: A statement took too long, and nothing was written.
+
+        """
+        try:
+            return self._attempt(work)
+        except TimeoutProblemError:
+            raise TimeoutProblemError("Nothing was changed. Try again.") from None
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
+            # A server in recovery refuses to begin a transaction that writes.
+            log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
+            raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
+        except _ConnectionLostError:
+            self._pool.drain()
+            raise UnavailableError from None
 
     def _configure(self, connection: Connection) -> None:
         """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""

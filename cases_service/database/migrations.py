@@ -26,7 +26,9 @@ SCHEMA_VERSION: Final = max(_files())
 """The schema that this release needs. It also runs on a newer one."""
 
 
-def init_db(connection: psycopg.Connection[Any], *, service_role: str | None = None) -> tuple[int, int]:
+def init_db(
+    connection: psycopg.Connection[Any], *, service_role: str | None = None, writer_role: str | None = None
+) -> tuple[int, int]:
     """Bring a database to the newest schema, in one transaction, and return the versions before and after.
 
     Safe to repeat, and to run from several processes at once: one works, the others wait and find it done. Each time
@@ -37,6 +39,7 @@ def init_db(connection: psycopg.Connection[Any], *, service_role: str | None = N
         connection: Not inside a transaction; its role owns the schema or may create it, or is a member of one that
             does.
         service_role: Who serves, where that is another one.
+        writer_role: Who writes cases for the service, where that is another one.
 
     Raises:
         SchemaError: The database does not store UTF-8, its schema is newer than this release, or there is no such role.
@@ -56,10 +59,17 @@ def init_db(connection: psycopg.Connection[Any], *, service_role: str | None = N
         connection.execute(_SCHEMA["set_schema_version"], {"version": SCHEMA_VERSION})
         _run(connection, "list_administration_grants")
         if service_role is not None:
-            if connection.execute(_SCHEMA["has_role"], {"role": service_role}).fetchone() == (False,):
-                raise SchemaError(f"there is no role {service_role}, which DATABASE_URL names: see docs/security.md")
+            _check_role(connection, service_role, "DATABASE_URL")
             _run(connection, "list_service_grants", role=service_role)
+        if writer_role is not None:
+            _check_role(connection, writer_role, "CASES_WRITE_DATABASE_URL")
+            _run(connection, "list_writer_grants", role=writer_role)
     return before, SCHEMA_VERSION
+
+
+def _check_role(connection: psycopg.Connection[Any], role: str, variable: str) -> None:
+    if connection.execute(_SCHEMA["has_role"], {"role": role}).fetchone() == (False,):
+        raise SchemaError(f"there is no role {role}, which {variable} names: see docs/security.md")
 
 
 def version_of(connection: psycopg.Connection[Any]) -> int:

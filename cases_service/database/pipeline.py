@@ -79,15 +79,29 @@ class Exchange:
                 answered in time, in which case the connection is of no more use.
 
         """
-        transformer = Transformer(self._connection)
         # Up to its end, an exchange is a transaction by itself; only one that Citus passes on has to be told so.
         is_explicit = self.writes or self._is_citus
         begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus) if is_explicit else ()
         end = (b"commit",) if is_explicit else ()
         naming = () if is_explicit else (Query(_NAMING, {"organization_id": str(organization_id)}, _nothing),)
-        asked = (*naming, *queries)
-        preparations = self._preparations(asked)
-        sends = [self._send_query(query, transformer) for query in asked]
+        return self.step((*naming, *queries), begin=begin, end=end)[len(naming) :]
+
+    def begin(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is left open."""
+        return self.step(queries, begin=preamble(organization_id, writes=True, is_citus=self._is_citus))
+
+    def step(
+        self, queries: Sequence[Query[Any]], *, begin: Sequence[bytes] = (), end: Sequence[bytes] = ()
+    ) -> list[Any]:
+        """Return what each query reads from its result, with commands before and behind, in one round trip.
+
+        Raises:
+            psycopg.Error: As in `ask`.
+
+        """
+        transformer = Transformer(self._connection)
+        preparations = self._preparations(queries)
+        sends = [self._send_query(query, transformer) for query in queries]
         results = self._run([*begin, *preparations.values(), *sends, *end])
         prepared = zip(preparations, results[len(begin) :], strict=False)
         self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)

@@ -53,10 +53,18 @@ class DatabaseAtHand:
             yield connection
 
     def initialize(self) -> tuple[int, int]:
-        """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve."""
-        given = conninfo_to_dict(self.settings.require_database_url())
+        """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve, and that of the writer write."""
+        writer = self.settings.write_database_url
         with self.connect(with_schema=False) as connection:
-            return init_db(connection, service_role=str(given.get("user") or _default_user()))
+            return init_db(
+                connection,
+                service_role=_user_of(self.settings.require_database_url()),
+                writer_role=None if writer is None else _user_of(writer),
+            )
+
+
+def _user_of(url: str) -> str:
+    return str(conninfo_to_dict(url).get("user") or _default_user())
 
 
 def _default_user() -> str:
@@ -110,6 +118,7 @@ def _with_embedded(settings: Settings, server: EmbeddedServer) -> Settings:
     known = {
         "database_url": server.service_conninfo,
         "admin_database_url": server.conninfo,
+        "write_database_url": server.writer_conninfo,
         "data_dir": str(server.data_dir),
     }
     if not settings.secret_keys:

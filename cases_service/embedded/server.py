@@ -25,6 +25,7 @@ from cases_service.embedded import supervisor
 from cases_service.embedded.data_directory import KEY_FILE, exists, make_own, require_own
 
 SERVICE_ROLE: Final = "cases_service"
+WRITER_ROLE: Final = "cases_writer"
 _SQL: Final = statements("embedded")
 _JOIN_SECONDS = 60
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
@@ -57,6 +58,11 @@ class EmbeddedServer:
     def service_conninfo(self) -> str:
         """The same for the role that serves; what it may do, `init_db` says."""
         return make_conninfo(self.conninfo, user=SERVICE_ROLE)
+
+    @property
+    def writer_conninfo(self) -> str:
+        """The same for the role that writes cases for the service."""
+        return make_conninfo(self.conninfo, user=WRITER_ROLE)
 
     def leave(self) -> None:
         """Be a user no longer; the server stops if this was the last one. Leaving again does nothing."""
@@ -199,7 +205,7 @@ def _withdraw_socket(data_dir: Path) -> None:
 
 
 def _connect(data_dir: Path) -> str:
-    """Return the conninfo of a server that accepts connections, and has the role that serves."""
+    """Return the conninfo of a server that accepts connections, and has the roles that serve."""
     pid_file = data_dir / supervisor.CLUSTER / "postmaster.pid"
     if not pid_file.read_text().rstrip().endswith("ready"):
         raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
@@ -213,6 +219,7 @@ def _connect(data_dir: Path) -> str:
     )
     with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
         connection.execute(_SQL["make_service_role"], prepare=False)
+        connection.execute(_SQL["make_writer_role"], prepare=False)
     return conninfo
 
 

@@ -4,7 +4,8 @@ OpenTelemetry's instrumentation of Flask puts URLs and messages of exceptions in
 built anew from a short list of attributes, none of which a caller can put anything into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Final
 from uuid import UUID
 
@@ -71,15 +72,20 @@ def _resource() -> Resource:
 
 def _trace_exchanges(tracer: Tracer) -> None:
     """Make a span of each round trip. The instrumentation of psycopg wraps cursors, which requests do without."""
-    ask = Connection.ask
 
-    def traced(connection: Connection, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
-        name = " ".join(query.statement.name.decode() for query in queries)
-        known = {_SYSTEM: "postgresql", _SUMMARY: name}
-        with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=known):
-            return ask(connection, organization_id, *queries)
+    def traced(exchange: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        @wraps(exchange)
+        def call(connection: Connection, about: UUID | bytes, *queries: Query[Any]) -> list[Any]:
+            name = " ".join(query.statement.name.decode() for query in queries) or exchange.__name__
+            known = {_SYSTEM: "postgresql", _SUMMARY: name}
+            with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=known):
+                return exchange(connection, about, *queries)
 
-    Connection.ask = traced  # type: ignore[assignment, method-assign]
+        return call
+
+    Connection.ask = traced(Connection.ask)  # type: ignore[method-assign]
+    Connection.begin = traced(Connection.begin)  # type: ignore[method-assign]
+    Connection.end = traced(Connection.end)  # type: ignore[method-assign]
 
 
 def _private(span: ReadableSpan) -> ReadableSpan:

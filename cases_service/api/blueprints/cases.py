@@ -22,6 +22,7 @@ from cases_service.api.request import CasesRequest, current_request
 from cases_service.cases.filters import Filters
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.cases.schemas import SummarySchema
+from cases_service.credentials.scopes import check_scope
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
 from cases_service.service import current_service
 from cases_service.store import Access, Found, Page
@@ -42,7 +43,12 @@ def _opened(view: Callable[..., Asked]) -> Callable[..., Response]:
     @wraps(view)
     def route(organization_id: UUID, **given: str) -> Response:
         request = current_request()
-        return current_service().gate.answer(request, organization_id, partial(view, request, **given))
+
+        def checked(access: Access) -> Asked:
+            check_scope(access.scopes, "visitors:read")
+            return view(request, access, **given)
+
+        return current_service().gate.answer(request, organization_id, checked)
 
     return route
 
