@@ -18,7 +18,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Connection, Database, query_count
 from cases_service.database.pipeline import Query, preamble
 from cases_service.settings import Settings
-from cases_service.store import ORDERINGS, list_cases, summarize_cases
+from cases_service.store.cases import ORDERINGS, list_cases, summarize_cases
 from tests.factories import Organization, Visitor, get
 
 PAGE_SIZE = 25

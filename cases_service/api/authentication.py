@@ -9,7 +9,6 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from cases_service import store
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.api_tokens import ApiToken
 from cases_service.credentials.last_use import LastUse
@@ -29,7 +28,8 @@ from cases_service.errors import (
     TokenMissingError,
     TokenTooLongError,
 )
-from cases_service.store import Access, StoredKey
+from cases_service.store import cases as store
+from cases_service.store.cases import Access, StoredKey
 
 if TYPE_CHECKING:
     from cases_service.api.rate_limits import RateLimits

@@ -49,7 +49,7 @@ from cases_service.embedded.server import EmbeddedServerError
 from cases_service.loading.load import LoadError, LoadFile, LoadSummary, load
 from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
-from cases_service.store import StoredKey
+from cases_service.store.cases import StoredKey
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1

@@ -13,7 +13,7 @@ from cases_service.credentials.api_tokens import ApiToken, new_token
 from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.database.statements import statements
-from cases_service.store import StoredKey
+from cases_service.store.cases import StoredKey
 
 _STATEMENTS: Final = statements("administration")
 

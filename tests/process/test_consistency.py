@@ -19,7 +19,7 @@ import pytest
 
 from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
 from cases_service.embedded.supervisor import SUPERUSER
-from cases_service.store import ORDERINGS
+from cases_service.store.cases import ORDERINGS
 from tests.factories import SECRET_KEY, Organization, Visitor
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, crash, stop, url_of

@@ -8,7 +8,6 @@ from uuid import UUID
 import msgspec
 from flask import Blueprint, Response
 
-from cases_service import store
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, Asked, Identity, identify
 from cases_service.api.etag import answer, is_known
 from cases_service.api.parameters import (
@@ -25,7 +24,8 @@ from cases_service.cases.schemas import SummarySchema
 from cases_service.credentials.scopes import check_scope
 from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
 from cases_service.service import current_service
-from cases_service.store import Access, Found, Page
+from cases_service.store import cases as store
+from cases_service.store.cases import Access, Found, Page
 
 blueprint = Blueprint(
     "cases", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/external-visitors/<token>/cases"
