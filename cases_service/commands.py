@@ -40,7 +40,7 @@ from cases_service.embedded import EmbeddedServerError
 from cases_service.loading import LoadError, LoadFile, LoadSummary, load
 from cases_service.migrations import SchemaError
 from cases_service.secret_box import NoSecretKeyError, SecretBox
-from cases_service.server_process import ListenError, become_gunicorn, listen_as_set
+from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
 from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
 from cases_service.store import StoredKey
@@ -90,7 +90,11 @@ def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    # The work is done, and what ends the interpreter is not prepared for an exception.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from cases_service.database_at_hand import database_at_hand
 from cases_service.demo_portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
-from cases_service.server_process import become_gunicorn, listen
+from cases_service.server.launch import become_gunicorn, listen
 from cases_service.settings import DemoCredentials, Settings, is_under_make
 from cases_service.signing_keys import HMAC_ALGORITHMS
 from cases_service.sql import source, statements

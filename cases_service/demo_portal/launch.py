@@ -8,7 +8,7 @@ from typing import IO, Final
 
 import msgspec
 
-from cases_service.server_process import ListenError, listen
+from cases_service.server.launch import ListenError, listen
 
 _PORTS_FURTHER: Final = 100
 _LAST_PORT: Final = 65535

@@ -14,7 +14,7 @@ from cases_service.demo_portal.launch import DemoVisitor, Plan, input_of, start_
 from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
 from cases_service.migrations import init_db
 from cases_service.secret_box import SecretBox
-from cases_service.server_process import listen
+from cases_service.server.launch import listen
 from tests.factories import LONG_AGO, SECRET_KEY, Organization
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
 from tests.process.embedded_data import FAST, stop, url_of
