@@ -8,7 +8,7 @@ from typing import Any
 
 from cases_service import metrics_files, tracing
 from cases_service.logs import logging_config
-from cases_service.server import launch
+from cases_service.server import descriptors, launch
 from cases_service.settings import SettingsError, read_settings, unknown_names
 
 try:
@@ -57,6 +57,14 @@ def on_starting(server: Any) -> None:
         )
     for name in unknown_names():
         server.log.warning("%s is not a setting of this service", name)
+    wanted = server.cfg.worker_connections
+    if (limit := descriptors.connection_limit(_settings, wanted)) < wanted:
+        server.log.warning(
+            "each worker can have %d connections of clients instead of %d: raise the hard limit of open files"
+            " (LimitNOFILE, ulimit -n)",
+            limit,
+            wanted,
+        )
     if not _settings.secret_keys:
         server.log.warning("CASES_SECRET_KEY is not set: no JWT that is signed with an HMAC key can be verified")
 

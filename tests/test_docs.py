@@ -144,7 +144,7 @@ def test_each_threat_and_each_fault_names_a_test() -> None:
 
 def test_the_faults_name_alerts_and_lines_of_the_log_that_exist() -> None:
     alerts = set(re.findall(r"alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text()))
-    code = "".join(file.read_text() for file in (ROOT / "cases_service").glob("*.py"))
+    code = "".join(file.read_text() for file in (ROOT / "cases_service").rglob("*.py"))
     calls = "".join(re.findall(r"\blog\.\w+\(.*", code))
     seen = [name for _, _, cell, *_ in rows(FAULTS, r"(?!fault|-).+") for name in re.findall(r"`(\w+)`", cell)]
     for name in seen:

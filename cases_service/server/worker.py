@@ -31,6 +31,7 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from cases_service.arrivals import arrival
+from cases_service.server import descriptors
 from cases_service.server.answers import Answer, new_response, whole_answer
 from cases_service.server.connections import Connection, Connections
 from cases_service.server.heads import is_health
@@ -97,7 +98,8 @@ class CasesWorker(Worker):  # type: ignore[misc]
         self._health_thread = Threads(1, "requests-health")
         # Metrics and readiness are of most use while every other thread has too much to do.
         self._operators_threads = Threads(_OPERATORS_THREADS, "requests-operators")
-        self._connections = Connections(cfg=self.cfg, limit=self.cfg.worker_connections, hand_over=self._hand_over)
+        limit = descriptors.connection_limit(settings, self.cfg.worker_connections)
+        self._connections = Connections(cfg=self.cfg, limit=limit, hand_over=self._hand_over)
         self._connections.poller.register(self.PIPE[0], selectors.EVENT_READ, self._take_answered)
         try:
             self._serve()
