@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases_service import metrics_files, tracing
-from cases_service.logs import logging_config
+from cases_service.observability import metrics_files, tracing
+from cases_service.observability.logs import logging_config
 from cases_service.server import descriptors, launch
 from cases_service.settings import SettingsError, read_settings, unknown_names
 
