@@ -95,7 +95,11 @@ def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    # The work is done, and what ends the interpreter is not prepared for an exception.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

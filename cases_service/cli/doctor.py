@@ -65,6 +65,7 @@ def examine(url: str | None = None) -> Iterator[Finding]:
         yield Finding("settings", "failure", str(error))
         return
     yield Finding("settings", *_check_names(unknown_names()))
+    yield Finding("open files", *_check_open_files(settings))
     try:
         with database_at_hand(settings) as database:
             yield from _examine_database(database)
@@ -85,6 +86,17 @@ def _check_rate_limits(settings: Settings) -> Verdict:
     except rate_limits.StorageAwayError as error:
         return "failure", f"requests pass uncounted, as Redis does not count: {error}; check CASES_RATE_LIMIT_STORAGE"
     return "ok", "Redis counts for all workers"
+
+
+def _check_open_files(settings: Settings) -> Verdict:
+    descriptors = import_module("cases_service.server.descriptors")
+    limit: int = descriptors.connection_limit(settings)
+    if limit < descriptors.CONNECTIONS:
+        return "warning", (
+            f"the limit of open files leaves each worker {limit} connections of clients: beyond, those that have been"
+            " silent for longest are closed; raise the hard limit (LimitNOFILE, ulimit -Hn)"
+        )
+    return "ok", f"{limit:,} connections of clients for each worker"
 
 
 def _check_names(unknown: Sequence[str]) -> Verdict:
