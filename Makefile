@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory \
-	bench-row-security docs image lock .venv
+	bench-row-security load-statements docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -34,6 +34,10 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test docs
+
+# The statements of `load`, as they come out of their templates.
+load-statements: .venv
+	$(BIN)/python -m cases_service.load_statements
 
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv
