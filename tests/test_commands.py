@@ -1,7 +1,7 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
-import io
 import gzip
+import io
 import json
 import os
 import pty
@@ -227,7 +227,7 @@ class TestLoad:
     def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
         file = tmp_path / "data.ndjson.gz"
         file.write_bytes(gzip.compress(lines[1]))
-        assert run("load", file).stdout.startswith(f"{lines[1].count(b'type')} lines: ")
+        assert run("load", file).out.startswith(f"{lines[1].count(b'type')} lines: ")
 
     def test_a_directory_is_a_wrong_call(self, run: Run, tmp_path: Path) -> None:
         assert_fails(run("load", tmp_path), 2, "is a directory")
