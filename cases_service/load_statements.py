@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from cases_service.load_records import RECORDS
-from cases_service.sql import statements
+from cases_service.database.statements import statements
+from cases_service.loading.records import RECORDS
 
 _MARK: Final = re.compile(r"\{(\w+)\}")
 _ROW: Final = ("organization_id", "id")
