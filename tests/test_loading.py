@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import signal
@@ -850,7 +851,7 @@ class TestWholeOrNot:
                     raise KeyboardInterrupt
                 return line
 
-        lines = content_of(company.organization(), *(company.case(subject="x" * 2**18) for _ in range(8)))
+        lines = content_of(company.organization(), *(company.case(description="x" * 2**16) for _ in range(32)))
 
         with pytest.raises(KeyboardInterrupt):
             company.load_files(LoadFile("a.ndjson", Interrupted(lines)))
@@ -875,11 +876,11 @@ class TestWholeOrNot:
         lines = content_of(company.organization(), *(company.case() for _ in range(100)))
         program = """
 import os, signal
-write = loading._Load.write
+write = loading.Load.write
 def write_and_die(self):
     write(self)
     os.kill(os.getpid(), signal.SIGKILL)
-loading._Load.write = write_and_die
+loading.Load.write = write_and_die
 load_standard_input()
 """
         with loader(company, program) as process:
@@ -923,7 +924,7 @@ class TestSigningKeys:
                     staged[:] = cursor.execute("select * from staged_signing_keys").fetchall() or staged
                 return super().readline(limit)
 
-        more_than_a_batch = [company.case(subject="x" * 2**18) for _ in range(6)]
+        more_than_a_batch = [company.case(description="x" * 2**16) for _ in range(24)]
 
         company.load_files(LoadFile("a.ndjson", Watched(content_of(company.organization(), key, *more_than_a_batch))))
 
@@ -1216,7 +1217,7 @@ class TestStreams:
 
         assert company.load_files(file_of(longest)).lines == 1
         error = company.error(file_of(organization, b"", longest + b" "))
-        assert str(error) == "a.ndjson:3: longer than 16 MiB"
+        assert str(error) == "a.ndjson:3: longer than 1 MiB"
 
     def test_a_file_that_cannot_be_read_is_named(self, company: Company) -> None:
         class Broken(io.BytesIO):
@@ -1229,6 +1230,43 @@ class TestStreams:
         error = company.error(LoadFile("a.ndjson", Broken(content_of(company.organization()))))
 
         assert str(error) == "a.ndjson:2: cannot be read (Input/output error)"
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (gzip.compress(b"{}", mtime=0), "a gzip file: give it a name that ends in .gz, or unpack it"),
+            ("\ufeff{}".encode("utf-16-le"), "text in UTF-16: write it in UTF-8"),
+            ("\ufeff{}".encode("utf-16-be"), "text in UTF-16: write it in UTF-8"),
+            ("{}".encode("utf-16-le"), "text in UTF-16: write it in UTF-8"),
+            ("{}".encode("utf-16-be"), "text in UTF-16: write it in UTF-8"),
+            (b"PK\x03\x04...", "a zip file: unpack it"),
+        ],
+    )
+    def test_what_is_no_text_in_utf_8_is_named(self, company: Company, content: bytes, reason: str) -> None:
+        error = company.error(LoadFile("a.ndjson", io.BytesIO(content)))
+
+        assert str(error) == f"a.ndjson: {reason}"
+
+    def test_a_packed_stream_is_read_line_by_line(self, company: Company) -> None:
+        packed = gzip.compress(content_of(company.organization(), *(company.case() for _ in range(100))))
+
+        assert company.load_files(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed)))).lines == 101
+
+    def test_an_endless_line_of_a_packed_stream_is_refused_at_the_limit(self, company: Company) -> None:
+        packed = gzip.compress(b" " * 2**27)
+
+        error = company.error(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed))))
+
+        assert str(error) == "a.gz:1: longer than 1 MiB"
+
+    @pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: b"{}", lambda packed: packed[:60]])
+    def test_a_damaged_packed_stream_is_named(self, company: Company, damage: Callable[[bytes], bytes]) -> None:
+        packed = damage(gzip.compress(content_of(company.organization(), *(company.case() for _ in range(100)))))
+
+        error = company.error(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed))))
+
+        assert error.reason == "cannot be read (it is no gzip file, or a damaged one)"
+        assert company.rows("cases") == {}
 
     def test_every_byte_that_was_read_is_reported(self, company: Company) -> None:
         contents = [content_of(company.organization(), b"", *(company.case() for _ in range(10))), b"\n", b""]

@@ -3,6 +3,7 @@
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
 import dataclasses
+import gzip
 import json
 import signal
 import sys
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn, cast
 from uuid import UUID
 
 import click
@@ -234,11 +235,12 @@ def load_files(files: tuple[str, ...]) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
-    replaces that row. All files are loaded, or none. FILE may be - for standard input.
+    replaces that row. All files are loaded, or none. FILE may be - for standard input; one that ends in .gz
+    is unpacked.
 
     \b
     Example:
-      gunzip < export.ndjson.gz | cases-service load organization.ndjson -
+      cases-service load organization.ndjson export.ndjson.gz
     """
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
@@ -254,6 +256,9 @@ def load_files(files: tuple[str, ...]) -> None:
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdin.buffer
+    elif name.endswith(".gz"):
+        with gzip.open(name) as unpacked:
+            yield cast("BinaryIO", unpacked)
     else:
         with Path(name).open("rb") as file:
             yield file
@@ -261,8 +266,8 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 def _progress(files: tuple[str, ...]) -> Any:
     """Return a progress bar on a terminal, and elsewhere what does nothing; total where all sizes are known."""
-    are_regular = all(name != "-" and Path(name).is_file() for name in files)
-    total = sum(Path(name).stat().st_size for name in files) if are_regular else None
+    has_size = all(name != "-" and not name.endswith(".gz") and Path(name).is_file() for name in files)
+    total = sum(Path(name).stat().st_size for name in files) if has_size else None
     return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
 
 
