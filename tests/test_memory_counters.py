@@ -6,7 +6,7 @@ import pytest
 from limits import RateLimitItem, parse
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from cases_service.memory_counters import MemoryCounters
+from cases_service.api.memory_counters import MemoryCounters
 
 Clock = list[float]
 MINUTE = parse("10/minute")
