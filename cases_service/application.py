@@ -96,6 +96,8 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     tracing.trace(app)
     if settings.docs == "on":
         app.register_blueprint(docs.blueprint)
+        if demo_credentials is not None:
+            app.register_blueprint(docs.demo)
     app.before_request(_begin)
     app.after_request(_finish)
     if service.rate_limits is not None:
