@@ -75,7 +75,7 @@ def structure_everything() -> None:
     sys.excepthook = lambda _kind, error, _trace: _log_error("unexpected_error", error)
     sys.unraisablehook = lambda found: _log_error("unraisable_error", found.exc_value)
     threading.excepthook = lambda found: _log_error("thread_ended", found.exc_value)
-    warnings.showwarning = _log_warning  # type: ignore[assignment]  it takes all that it is given
+    warnings.showwarning = _log_warning  # type: ignore[assignment]
 
 
 def _log_error(event: str, error: BaseException | None) -> None:
