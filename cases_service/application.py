@@ -116,7 +116,7 @@ def _begin() -> None:
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
-        if arrival.seconds_waited > service.settings.pool_timeout:
+        if arrival.seconds_waited > service.settings.pool_timeout or "cases.overloaded" in asked.environ:
             raise OverloadedError
         asked.service_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.
