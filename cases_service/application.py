@@ -13,7 +13,7 @@ from werkzeug.routing import MapAdapter
 
 from cases_service import metrics, problems, tracing
 from cases_service.arrivals import arrival
-from cases_service.blueprints import cases, docs, health
+from cases_service.blueprints import cases, docs, health, organization_cases
 from cases_service.current import CasesRequest, current_request
 from cases_service.database import Database, query_count
 from cases_service.errors import NotFoundError, OverloadedError
@@ -91,6 +91,7 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
+    app.register_blueprint(organization_cases.blueprint)
     app.register_blueprint(health.blueprint)
     tracing.trace(app)
     if settings.docs == "on":
