@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from cases_service.schemas import CASE_ATTRIBUTES
+from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem, get
 from tests.writing import Writer, contents
 
@@ -215,6 +216,12 @@ class TestBodies:
             "/case_number", "/subject", "/priority", "/case_funnel_stage/id", "/a~1b~0c",
             "/contact/id", "/owner_id", "/updated_by_user_id",
         ]  # fmt: skip
+
+    def test_the_document_shows_what_is_answered(self, writer: Writer) -> None:
+        shown = json.loads(block("docs/api.md", "json", "/owner/id"))
+        body = {"case_number": "x", "priority": 9, "owner": {"id": NOBODY}}
+        answer = writer.send("POST", body=body).get_json()
+        assert answer | {"request_id": shown["request_id"]} == shown
 
     def test_an_id_and_an_object_have_to_agree(self, writer: Writer) -> None:
         one, another = str(writer.organization.user_id), str(writer.organization.user())
