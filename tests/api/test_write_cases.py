@@ -1,6 +1,7 @@
 """The organization's own cases: what is written, what is refused, and in which words."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -10,6 +11,7 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
+from cases_service.application import Application
 from cases_service.schemas import CASE_ATTRIBUTES
 from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem, get
@@ -489,6 +491,16 @@ class TestOrder:
         assert_problem(writer.send("PATCH", uuid4(), body, **stale), 404, "case_not_found")
         assert_problem(writer.send("PATCH", case["id"], body, **stale), 412, "precondition_failed")
         assert_problem(writer.send("PATCH", case["id"], body), 409, "case_number_taken")
+
+    def test_the_document_lists_the_routes(self, app: Application) -> None:
+        listed = [line.split() for line in block("docs/api.md", "text", "DELETE").splitlines()]
+        routes = {
+            (method, re.sub(r"<uuid:", "<", rule.rule))
+            for rule in app.url_map.iter_rules()
+            for method in (rule.methods or set()) - {"HEAD"}
+            if rule.endpoint.startswith("organization_cases.")
+        }
+        assert {(method, path) for method, path in listed} == routes
 
     def test_other_methods_are_not_allowed(self, writer: Writer) -> None:
         answer = writer.send("POST", uuid4(), {})
