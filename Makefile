@@ -1,9 +1,10 @@
 # The everyday commands. Each makes .venv first where it is missing or older than the lock.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory \
-	bench-row-security docs image lock .venv
+.PHONY: demo programs test test-pythons torture soak fuzz lint lint-openapi format check audit bench bench-pages \
+	bench-quick bench-memory bench-row-security load-statements docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -11,6 +12,15 @@ demo: .venv
 
 test: .venv
 	$(BIN)/pytest -n auto
+
+# The tests on each of these Pythons that is installed: the oldest that will do, and the image's.
+PYTHONS ?= python3.11 python3.13
+test-pythons:
+	.ci/test-pythons $(PYTHONS)
+
+# The programs that tests run beside the service, such as a browser and proxies: with them no test skips.
+programs:
+	.ci/programs
 
 # What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
 # As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.
@@ -35,46 +45,50 @@ format: .venv
 
 check: lint test docs
 
+# The statements of `load`, as they come out of their templates.
+load-statements: .venv
+	$(BIN)/python -m cases_service.loading.statements
+
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv
 	$(BIN)/pytest -n auto -m fuzz --hypothesis-profile=long
 
 # Known weaknesses of everything that is locked, by a tool in an environment of its own. Asks PyPI over the network,
 # and fails where it cannot tell.
-audit: .venv/audit/complete
-	.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+audit: $(VENV)/audit/complete
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
 		$(addprefix --requirement ,$(wildcard requirements/*.lock)) \
 		|| { echo "audit: a weakness was found, or PyPI did not answer for a package: see above" >&2; exit 1; }
 
-.venv/audit/complete: .venv/complete requirements/audit.lock
-	$(PYTHON) -m venv --clear .venv/audit
-	.venv/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.lock
+$(VENV)/audit/complete: $(VENV)/complete requirements/audit.lock
+	$(PYTHON) -m venv --clear $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.lock
 	touch $@
 
 # The pages of heavy visitors against that of an ordinary one, over HTTP: two minutes, and one more to make the data.
-bench-pages: .venv/benchmarks
+bench-pages: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.page_latency
 
 # The service beside its floor and its peers, over HTTP: some fifteen minutes, and three more to make the data.
-bench: .venv/benchmarks
+bench: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks
 
 # The same in about three minutes, with little data: for a try, its figures are not kept.
-bench-quick: .venv/benchmarks
+bench-quick: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks --quick
 
 # Whether a worker grows within so many requests.
 REQUESTS ?= 1000000
-bench-memory: .venv/benchmarks
+bench-memory: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.memory --requests $(REQUESTS)
 
 # What row security costs, over HTTP: three minutes, and three more to make the data. Fails where it is over a tenth.
-bench-row-security: .venv/benchmarks
+bench-row-security: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.row_security
 
 # The documentation as a site in build/site, from a copy of the documents and of what they link to. Fails on a link that
 # leads nowhere, and on a page that would ask another host for anything.
-docs: .venv/docs
+docs: $(VENV)/docs
 	rm -rf build/docs build/site
 	mkdir -p build/docs
 	git ls-files -z --cached --others --exclude-standard -- '*.md' LICENSE compose.yaml benchmarks deploy docs examples \
@@ -82,19 +96,21 @@ docs: .venv/docs
 	$(BIN)/zensical build --strict --clean
 	! grep -rE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//' build/site
 
-.venv/docs: .venv/complete requirements/docs.lock
+$(VENV)/docs: $(VENV)/complete requirements/docs.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock
 	touch $@
 
-.venv/benchmarks: .venv/complete requirements/benchmarks.lock
+$(VENV)/benchmarks: $(VENV)/complete requirements/benchmarks.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/benchmarks.lock
 	touch $@
 
-.venv: .venv/complete
+.venv: $(VENV)/complete
 
 # The mark comes last, so that an interrupted installation is done again.
-.venv/complete: requirements/development.lock pyproject.toml
-	$(PYTHON) -m venv --clear .venv
+$(VENV)/complete: requirements/development.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"make: needs Python 3.11 or newer: make PYTHON=/path/to/python. $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@

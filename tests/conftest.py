@@ -19,13 +19,15 @@ from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
 from cases_service.application import Application, create_app
-from cases_service.embedded import EmbeddedServer, join
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
 from tests.factories import SECRET_KEY, Organization
 
 SERVER_URL = "CASES_TEST_DATABASE_URL"
+# Set where every program is there, as in CI: a test that skips fails the run.
+NO_SKIPS = os.environ.get("CASES_TEST_NO_SKIPS", "") == "1"
 
 # How long an example takes says more of the machine than of the code. Every run tries the same examples, apart from
 # those of `make fuzz`, which loads `long`.
@@ -52,6 +54,22 @@ def pytest_unconfigure() -> None:
         server.leave()
         server.wait_stopped(30)
         shutil.rmtree(server.data_dir, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Say of tests that skipped how they run, below pytest's own last line; where none may skip, fail."""
+    yield
+    reporter: pytest.TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput") or not reporter.stats.get("skipped"):
+        return
+    skipped = len(reporter.stats["skipped"])
+    if not NO_SKIPS:
+        reporter.write_line(f"{skipped} skipped: `make programs` installs what most of them need (as root, on Debian)")
+        return
+    reporter.write_line(f"{skipped} skipped, and with CASES_TEST_NO_SKIPS=1 none may: see SKIPPED above", red=True)
+    if session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_report_header() -> str:

@@ -1,5 +1,6 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
+import gzip
 import io
 import json
 import os
@@ -23,8 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
-from cases_service import __version__, commands, visitor_tokens
-from cases_service.secret_box import SecretBox
+from cases_service import __version__
+from cases_service.cli import commands
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.settings import read_settings
 from tests.documents import block
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
@@ -223,6 +226,11 @@ class TestLoad:
     def test_a_file_that_is_missing_is_a_wrong_call(self, run: Run) -> None:
         assert_fails(run("load", "nowhere.ndjson"), 2, "'nowhere.ndjson' does not exist")
 
+    def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
+        file = tmp_path / "data.ndjson.gz"
+        file.write_bytes(gzip.compress(lines[1]))
+        assert run("load", file).out.startswith(f"{lines[1].count(b'type')} lines: ")
+
     def test_a_directory_is_a_wrong_call(self, run: Run, tmp_path: Path) -> None:
         assert_fails(run("load", tmp_path), 2, "is a directory")
 
@@ -234,7 +242,7 @@ class TestLoad:
         self, database_url: str, tmp_path: Path, lines: tuple[UUID, bytes], is_known: bool, pattern: str
     ) -> None:
         organization_id, data = lines
-        user = {"type": "user", "organization_id": str(organization_id), "first_name": "x" * 1000}
+        user = {"type": "user", "organization_id": str(organization_id), "avatar_url": "x" * 1000}
         users = "".join(json.dumps(user | {"id": str(uuid4())}) + "\n" for _ in range(5000)).encode()
         file = tmp_path / "data.ndjson"
         file.write_bytes(data + users)
@@ -672,7 +680,7 @@ class TestProcess:
 
     def test_two_processes_make_one_secret_key(self, tmp_path: Path) -> None:
         script = (
-            "import pathlib, sys; from cases_service.data_directory import secret_key_file;"
+            "import pathlib, sys; from cases_service.embedded.data_directory import secret_key_file;"
             "print(secret_key_file(pathlib.Path(sys.argv[1])).read_text())"
         )
         commands = [

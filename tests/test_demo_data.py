@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service import administration
-from cases_service.demo import DEMO_DATA
-from cases_service.loading import LoadFile, load
-from cases_service.schemas import PRIORITY_LABELS
-from cases_service.secret_box import SecretBox
+from cases_service.cases.schemas import PRIORITY_LABELS
+from cases_service.credentials import administration
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.demo.demo import DEMO_DATA
+from cases_service.loading.load import LoadFile, load
 from tests.factories import cases_path, hs256
 
-PACKAGE = DEMO_DATA.parents[1]
+PACKAGE = DEMO_DATA.parents[2]
 ORDERINGS = ("created_at", "-created_at", "updated_at", "-updated_at")
 
 
@@ -110,7 +110,7 @@ def test_each_case_is_the_files(client: FlaskClient, demo: dict[str, str], demo_
 def test_the_examples_of_the_openapi_document_are_answers(
     client: FlaskClient, demo: dict[str, str], demo_file: DemoFile
 ) -> None:
-    examples = json.loads((PACKAGE / "examples.json").read_text(encoding="utf-8"))
+    examples = json.loads((PACKAGE / "api" / "openapi_examples.json").read_text(encoding="utf-8"))
     jwt = hs256({"sub": "zip-11233", "exp": exp()}, {"alg": "HS256"}, demo["secret"])
     headers = {"Authorization": f"Token {demo['token']}", "X-External-Identity": jwt}
     path = cases_path(demo_file.organization_id, "-")

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.database_at_hand import DatabaseAtHand
-from cases_service.exchange import preamble
-from cases_service.migrations import SchemaError
+from cases_service.database.migrations import SchemaError
+from cases_service.database.pipeline import preamble
+from cases_service.embedded.command_database import DatabaseAtHand
 from cases_service.settings import Settings, SettingsError
 from tests.documents import block
 from tests.factories import Organization

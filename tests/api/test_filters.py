@@ -51,6 +51,7 @@ def hour(n: int) -> str:
 QUERIES: list[tuple[str, Any]] = [
     ("status=Open", lambda c: c["status"] == "Open"),
     ("status=In%20Progress,Closed", lambda c: c["status"] in ("In Progress", "Closed")),
+    ("status=In%20Progress&status=Closed", lambda c: c["status"] in ("In Progress", "Closed")),
     ("status=Closed,Open,Closed", lambda c: c["status"] in ("Open", "Closed")),
     ("is_closed=true", lambda c: c["is_closed"]),
     ("is_closed=false", lambda c: not c["is_closed"]),
@@ -58,9 +59,12 @@ QUERIES: list[tuple[str, Any]] = [
     ("is_closed=false&status=Open,Closed", lambda c: c["status"] == "Open"),
     ("priority=1", lambda c: c["priority"] == 1),
     ("priority=5,2", lambda c: c["priority"] in (2, 5)),
+    ("priority=5&is_closed=false&priority=2", lambda c: c["priority"] in (2, 5) and c["status"] != "Closed"),
     ("latest_messaging_channel=email", lambda c: c["latest_messaging_channel"] == "email"),
     ("latest_messaging_channel=null", lambda c: c["latest_messaging_channel"] is None),
     ("latest_messaging_channel=null,webchat", lambda c: c["latest_messaging_channel"] in (None, "webchat")),
+    ("latest_messaging_channel=null&latest_messaging_channel=webchat",
+     lambda c: c["latest_messaging_channel"] in (None, "webchat")),
     (f"created_since={hour(20)}", lambda c: c["n"] >= 20),
     (f"created_until={hour(20)}", lambda c: c["n"] < 20),
     (f"created_since={hour(5)}&created_until={hour(9)}", lambda c: 5 <= c["n"] < 9),
@@ -138,7 +142,9 @@ def test_limits_beyond_all_years_let_everything_or_nothing_pass(client: FlaskCli
 
 @pytest.mark.parametrize(
     "query",
-    ["status=", "status=open", "status=Open,", "status=Open, Closed", "status=Open&status=Closed", "is_closed=1",
+    ["status=", "status=open", "status=Open,", "status=Open, Closed", "status=Open&status=open",
+     "status=&status=Open", "status=Open&status=", "is_closed=1", "is_closed=true&is_closed=true",
+     "created_since=2020-01-01T00:00:00Z&created_since=2020-01-01T00:00:00Z", "format=json&format=json",
      "is_closed=True", "is_closed=", "priority=0", "priority=6", "priority=1.0", "priority=", "priority=%2B1",
      "latest_messaging_channel=sms", "latest_messaging_channel=None", "latest_messaging_channel=",
      "created_since=2020-01-01", "created_since=2020-01-01T00:00:00", "created_since=2020-01-01 10:00",
@@ -146,7 +152,7 @@ def test_limits_beyond_all_years_let_everything_or_nothing_pass(client: FlaskCli
      "created_since=2020-W01-1T00:00:00Z", "created_until=infinity", "updated_since=now", "updated_until=",
      "updated_until=2020-01-01T00:00:00%2B99:00", "created_since=2020-01-01T00:00:00%2B00:60",
      "updated_since=%D9%A22020-01-01T00:00:00Z",
-     "fields=", "fields=id,", "fields=ID", "fields=owner.email", "fields=id&fields=id", "fields=*"],
+     "fields=", "fields=id,", "fields=ID", "fields=owner.email", "fields=id&fields=ID", "fields=*"],
 )  # fmt: skip
 def test_a_wrong_filter_is_named(client: FlaskClient, organization: Organization, query: str) -> None:
     response = get(client, organization, f"{organization.visitor().path}?{query}")
@@ -161,6 +167,23 @@ def test_links_keep_the_filters(client: FlaskClient, visitor: Visitor) -> None:
     assert kept["status"] == ["In Progress,Open"]
     assert kept["fields"] == ["id,status"]
     assert "created_since" in kept
+
+
+def test_links_repeat_what_the_caller_repeated(client: FlaskClient, visitor: Visitor) -> None:
+    query = "status=In%20Progress&fields=id&status=Open&page_size=2&fields=status"
+    document = get(client, visitor.organization, f"{visitor.path}?{query}").get_json()
+    assert [list(case) for case in document["results"]] == [["id", "status"]] * 2
+    kept = parse_qs(urlsplit(document["next"]).query)
+    assert kept["status"] == ["In Progress", "Open"]
+    assert kept["fields"] == ["id", "status"]
+    assert get(client, visitor.organization, document["next"]).status_code == 200
+
+
+def test_a_list_is_the_same_to_a_cursor_with_commas_and_repeated(client: FlaskClient, visitor: Visitor) -> None:
+    document = get(client, visitor.organization, f"{visitor.path}?priority=1,2&page_size=2").get_json()
+    repeated = document["next"].replace("priority=1%2C2", "priority=2&priority=1")
+    with_commas = get(client, visitor.organization, document["next"]).get_json()
+    assert get(client, visitor.organization, repeated).get_json()["results"] == with_commas["results"]
 
 
 @pytest.mark.parametrize("other", ["", "status=Open", "is_closed=true", f"is_closed=false&created_since={hour(0)}"])

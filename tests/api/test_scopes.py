@@ -4,8 +4,8 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service import administration
-from cases_service.scopes import SCOPES
+from cases_service.credentials import administration
+from cases_service.credentials.scopes import SCOPES
 from tests.factories import Organization, assert_problem
 
 

@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from cases_service.application import Application
-from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service.cases.schemas import CASE_ATTRIBUTES
 from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem, get
 from tests.writing import Writer, contents

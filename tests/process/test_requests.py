@@ -159,11 +159,14 @@ def test_a_body_is_passed_over(service: Service) -> None:
         assert read_answer(client).status == 200
 
 
-def test_a_malformed_body_ends_the_connection_after_its_answer(service: Service) -> None:
-    request = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n"
+@pytest.mark.parametrize(("method", "status"), [(b"POST", 400), (b"GET", 200)])
+def test_a_malformed_body_is_refused_where_one_is_read_and_ends_the_connection(
+    service: Service, method: bytes, status: int
+) -> None:
+    request = method + b" /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n"
     with service.connect() as client:
         client.sendall(request)
-        assert read_answer(client).status == 405
+        assert read_answer(client).status == status
         assert read_all(client) == b""
 
 

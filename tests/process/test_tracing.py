@@ -198,7 +198,7 @@ def test_without_the_extra_the_start_says_what_to_install(gunicorn: Callable[...
     service = gunicorn(OTEL_TRACES_EXPORTER="otlp", PYTHONPATH=str(place))
     assert service.process.wait(PATIENCE) == 1
     (line,) = service.log.splitlines()
-    assert "visitor-cases-service[tracing]" in line
+    assert "pip install '.[tracing]'" in line
 
 
 def test_nothing_of_it_is_imported_while_it_is_not_wanted() -> None:
