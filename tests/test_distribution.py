@@ -62,7 +62,7 @@ def test_a_statement_of_a_request_reads_the_rows_of_one_organization(
     assert statement.pins == {ORGANIZATION}
 
 
-@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use"))
+@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use", "writing"))
 def test_a_statement_of_a_command_touches_one_organization(subject: str, name: str, keys: dict[str, str]) -> None:
     statement = Statement(statements(subject)[name], keys)
     assert set(statement.relations) <= set(keys)
@@ -87,7 +87,7 @@ def test_what_is_read_of_the_server_is_nobodys(subject: str, name: str, keys: di
 
 def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
     subjects = {file.stem for file in (Path(__file__).parents[1] / "queries").glob("*.sql")}
-    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading"}
+    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading", "writing"}
     # The rest of a load touches staged lines, statistics and locks alone.
     rest = {re.split("[ _]", name)[0] for name in STATEMENTS} - {"write", "remove", "find", "list", "lock", "fill"}
     assert rest == {"begin", "create", "copy", "keep", "check", "analyze"}

@@ -41,7 +41,7 @@ def root() -> Response:
 def document() -> Response:
     """Answer the interface as an OpenAPI document."""
     server = (current_service().settings.public_url or "").rstrip("/") or "/"
-    body = _document(current_app.url_map, server)
+    body = _document(current_app.url_map, server, writes=current_service().writer is not None)
     return answer(request, lambda: body, body)
 
 
@@ -69,8 +69,8 @@ def file(name: str) -> Response:
 
 
 @lru_cache(maxsize=2)
-def _document(routes: Map, server: str) -> bytes:
-    return msgspec.json.encode(describe(routes, server))
+def _document(routes: Map, server: str, *, writes: bool) -> bytes:
+    return msgspec.json.encode(describe(routes, server, writes=writes))
 
 
 @lru_cache(maxsize=len(DOCS_FILES))
