@@ -39,7 +39,7 @@ from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, data
 from cases_service.demo import DemoError, run_demo
 from cases_service.embedded import EmbeddedServerError
 from cases_service.loading import LoadError, LoadFile, LoadSummary, load
-from cases_service.migrations import SchemaError
+from cases_service.migrations import DEFAULT_WAIT, SchemaError
 from cases_service.secret_box import NoSecretKeyError, SecretBox
 from cases_service.server_process import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
@@ -199,18 +199,27 @@ def demo(bind: str | None) -> None:
 
 
 @cli.command("init-db")
-def init_db() -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a table.",
+)
+def init_db(wait: float) -> None:
     """Create the schema, or upgrade an older one.
 
-    Safe to repeat, and while the service runs. Where CASES_ADMIN_DATABASE_URL is set, the role of
-    DATABASE_URL gets the rights to serve.
+    Safe to repeat, and while the service runs: a table is locked for a moment only, and tried again where
+    somebody holds it. What was done is kept, and the next call goes on from there. Where
+    CASES_ADMIN_DATABASE_URL is set, the role of DATABASE_URL gets the rights to serve.
 
     \b
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service init-db
     """
     with _database(may_make=True) as database:
-        before, after = database.initialize()
+        before, after = database.initialize(wait=wait, say=partial(click.echo, err=True))
     click.echo(f"schema version {after}" + ("" if before in (0, after) else f", upgraded from {before}"))
 
 

@@ -52,11 +52,11 @@ class DatabaseAtHand:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
 
-    def initialize(self) -> tuple[int, int]:
-        """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve."""
+    def initialize(self, **options: Any) -> tuple[int, int]:
+        """Do what `migrations.init_db` does, with its options, and let the role of DATABASE_URL serve."""
         given = conninfo_to_dict(self.settings.require_database_url())
         with self.connect(with_schema=False) as connection:
-            return init_db(connection, service_role=str(given.get("user") or _default_user()))
+            return init_db(connection, service_role=str(given.get("user") or _default_user()), **options)
 
 
 def _default_user() -> str:

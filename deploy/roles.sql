@@ -4,7 +4,7 @@
 \getenv admin_password ADMIN_PASSWORD
 \getenv service_password SERVICE_PASSWORD
 
--- Owns the schema. Nobody logs in as it: init-db takes its place for one transaction.
+-- Owns the schema. Nobody logs in as it: init-db takes its place.
 create role cases_owner nologin;
 
 -- For init-db, load, and the commands for tokens and keys. Without `set role` it cannot change the schema.
