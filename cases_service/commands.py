@@ -45,6 +45,7 @@ from cases_service.server_process import ListenError, become_gunicorn, listen_as
 from cases_service.settings import SettingsError, read_settings
 from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
 from cases_service.store import StoredKey
+from cases_service.terminal import printable
 from cases_service.token_report import examine
 
 _NAME: Final = "cases-service"
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  a command's last words are one line, whatever happens
-        click.echo(f"{_NAME}: {' '.join(_last_words(error).split())}", err=True)
+        click.echo(f"{_NAME}: {printable(' '.join(_last_words(error).split()))}", err=True)
         return _WRONG_CALL if isinstance(error, click.UsageError) else _FAILURE
     return status or 0
 
@@ -286,7 +287,7 @@ def _show(things: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:
-        lines = [list(rows[0]), *([value or "-" for value in row.values()] for row in rows)]
+        lines = [list(rows[0]), *([printable(value or "-") for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
@@ -585,7 +586,7 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     for finding in doctor.examine(url):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}")
+            click.echo(printable(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}"))
     if as_json:
         _show(findings, as_json=True)
     if failed := [finding.check for finding in findings if finding.status == "failure"]:

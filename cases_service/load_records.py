@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from cases_service import instants, signing_keys
+from cases_service.terminal import printable
 
 
 def _text(maximum: int, *, minimum: int = 0) -> Meta:
@@ -332,7 +333,7 @@ def _expectation(hint: Any) -> str:
 
 def _shown(name: str) -> str:
     """Return a name from a line in a form that keeps an error on one line of sane length."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:_NAME_SHOWN]
+    return printable(name)[:_NAME_SHOWN]
 
 
 def _instant(name: str, text: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from cases_service.sql import source, statements
+from cases_service.terminal import printable
 
 T = TypeVar("T")
 
@@ -257,7 +258,7 @@ class _Work:
     def _named(self, statement: str) -> dict[str, str]:
         """Return sessions, each with the words that name it: an application says itself what it is called."""
         rows = self._connection.execute(_SCHEMA[statement]).fetchall()
-        return {who: what if what.isprintable() else ascii(what)[1:-1] for who, what in rows}
+        return {who: printable(what) for who, what in rows}
 
     def _first(self, statement: str) -> Any:
         row = self._connection.execute(_SCHEMA[statement]).fetchone()
