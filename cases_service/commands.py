@@ -251,6 +251,12 @@ def load_files(files: tuple[str, ...]) -> None:
         with _progress(files) as bar:
             summary = load(connection, named, box=box, advance=bar.update)
     click.echo(_summary(summary))
+    if summary.without_statistics:
+        tables = ", ".join(summary.without_statistics)
+        click.echo(
+            f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
+        )
+        click.echo(" autovacuum", err=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.load_records import RECORDS, FieldError, Record, Removal, SigningKey, read_record, values
 from cases_service.load_statements import REFERENCES, STATEMENTS, TABLES, Reference
+from cases_service.migrations import become_owner
 from cases_service.secret_box import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.signing_keys import MAXIMUM_LIVE_KEYS
 
@@ -47,6 +48,8 @@ class LoadSummary:
     lines: int
     written: Mapping[str, int]
     removed: Mapping[str, int]
+    without_statistics: Sequence[str] = ()
+    """Tables that changed, and that the server did not let this role look at for the planner."""
 
 
 class LoadError(Exception):
@@ -96,10 +99,28 @@ def load(
         # Not an error that a line is known to cause. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
-    for record_type, table in TABLES.items():
-        if summary.written[record_type] or summary.removed[record_type]:
-            connection.execute(_SQL[f"analyze {table.name}"], prepare=False)
-    return summary
+    changed = [table.name for name, table in TABLES.items() if summary.written[name] or summary.removed[name]]
+    return replace(summary, without_statistics=[table for table in changed if not _analyze(connection, table)])
+
+
+def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
+    """Update the planner's statistics of a table, and return whether the server has done so.
+
+    Before PostgreSQL 17 the owner alone may. The server warns where it leaves a table out, and goes on.
+    """
+    severities: list[str | None] = []
+
+    def note(notice: psycopg.errors.Diagnostic) -> None:
+        severities.append(notice.severity_nonlocalized)
+
+    connection.add_notice_handler(note)
+    try:
+        with connection.transaction():
+            become_owner(connection)
+            connection.execute(_SQL[f"analyze {table}"], prepare=False)
+    finally:
+        connection.remove_notice_handler(note)
+    return "WARNING" not in severities
 
 
 class Load:

@@ -130,6 +130,11 @@ def version_of(connection: psycopg.Connection[Any]) -> int:
     return 0 if row is None else int(row[0])
 
 
+def become_owner(connection: psycopg.Connection[Any]) -> None:
+    """Make the rest of a transaction the work of the schema's owner, where this role is a member of that one."""
+    _run(connection, "find_owner", is_local=True)
+
+
 class _Patience:
     """How long to try again for what others hold, and what is said of them."""
 
@@ -243,7 +248,7 @@ class _Work:
             try:
                 with self._connection.transaction():
                     self._set_lock_timeout(_LOCK_SECONDS, is_local=True)
-                    _run(self._connection, "find_owner", is_local=True)
+                    become_owner(self._connection)
                     self._connection.execute(_SCHEMA["see_every_organization"])
                     return work()
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
