@@ -232,7 +232,15 @@ def init_db(wait: float) -> None:
     metavar="FILE...",
     type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
 )
-def load_files(files: tuple[str, ...]) -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a row or table.",
+)
+def load_files(files: tuple[str, ...], wait: float) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
@@ -249,7 +257,7 @@ def load_files(files: tuple[str, ...]) -> None:
         names = ["standard input" if name == "-" else name for name in files]
         named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, advance=bar.update)
+            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
     click.echo(_summary(summary))
     if summary.without_statistics:
         tables = ", ".join(summary.without_statistics)

@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.load_records import RECORDS, FieldError, Record, Removal, SigningKey, read_record, values
 from cases_service.load_statements import REFERENCES, STATEMENTS, TABLES, Reference
-from cases_service.migrations import become_owner
+from cases_service.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.secret_box import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.signing_keys import MAXIMUM_LIVE_KEYS
 
@@ -77,21 +77,23 @@ def load(
     files: Sequence[LoadFile],
     *,
     box: SecretBox,
+    wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
 ) -> LoadSummary:
     """Load files in one transaction, and update the planner's statistics of the tables that changed.
 
     The files are read once, front to end, in memory that does not depend on their size. `advance` is told
-    how many bytes have been read since the last call. The connection is in autocommit mode.
+    how many bytes have been read since the last call. The connection is in autocommit mode. `wait` is for how many
+    seconds to wait for a row or table that somebody else holds.
 
     Raises:
-        LoadError: A line is wrong. Nothing has been loaded.
+        LoadError: A line is wrong, or the wait was in vain. Nothing has been loaded.
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
     try:
         with connection.transaction():
-            work = Load(connection, box=box)
+            work = Load(connection, box=box, wait=wait)
             for file in files:
                 work.stage(file.name, _lines(file, advance))
             summary = work.write()
@@ -99,6 +101,9 @@ def load(
         # Not an error that a line is known to cause. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
+    except psycopg.errors.LockNotAvailable:
+        holders = ", ".join(list_holders(connection)) or "another session"
+        raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
     changed = [table.name for name, table in TABLES.items() if summary.written[name] or summary.removed[name]]
     return replace(summary, without_statistics=[table for table in changed if not _analyze(connection, table)])
 
@@ -126,9 +131,10 @@ def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
 class Load:
     """One load, inside its transaction: lines are staged, source by source, and then written."""
 
-    def __init__(self, connection: psycopg.Connection[Any], *, box: SecretBox) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], *, box: SecretBox, wait: float = DEFAULT_WAIT) -> None:
         self._connection = connection
         self._box = box
+        self._wait = wait
         self._sources: list[str] = []
         self._lines = 0
         self._batch: dict[str, list[tuple[Any, ...]]] = {record_type: [] for record_type in TABLES}
@@ -155,6 +161,7 @@ class Load:
         for record_type in staged_types:
             self._execute(f"keep_last_lines {TABLES[record_type].name}")
         self._execute("begin_writing")
+        self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
         written = {record_type: self._write(record_type) for record_type in staged_types}
         self._limit_live_keys()
         removed = {record_type: self._remove(record_type) for record_type in reversed(staged_types)}

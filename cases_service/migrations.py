@@ -135,6 +135,16 @@ def become_owner(connection: psycopg.Connection[Any]) -> None:
     _run(connection, "find_owner", is_local=True)
 
 
+def lock_timeout(seconds: float) -> str:
+    """Return a time as the setting takes it, whose 0 means no end."""
+    return str(max(1, round(seconds * 1000)))
+
+
+def list_holders(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return which sessions use the service's tables, the first few, without what they ask."""
+    return [printable(what) for _, what in connection.execute(_SCHEMA["list_holders"]).fetchmany(_NAMED)]
+
+
 class _Patience:
     """How long to try again for what others hold, and what is said of them."""
 
@@ -257,7 +267,7 @@ class _Work:
                 patience.pause([what for who, what in after.items() if who in before])
 
     def _set_lock_timeout(self, seconds: float, *, is_local: bool) -> None:
-        parameters = {"milliseconds": str(int(seconds * 1000)), "is_local": is_local}
+        parameters = {"milliseconds": lock_timeout(seconds), "is_local": is_local}
         self._connection.execute(_SCHEMA["set_lock_timeout"], parameters)
 
     def _named(self, statement: str) -> dict[str, str]:

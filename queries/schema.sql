@@ -43,8 +43,8 @@ where l.granted
     and l.database = (select oid from pg_database where datname = current_database())
     and c.relkind = 'r'
     and c.relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
-group by l.virtualtransaction, l.pid, a.application_name, a.backend_type
-order by l.pid;
+group by l.virtualtransaction, l.pid, a.application_name, a.backend_type, a.xact_start
+order by a.xact_start nulls last, l.pid;
 
 -- name: set_lock_timeout
 select set_config('lock_timeout', :milliseconds, :is_local);
