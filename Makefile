@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-memory bench-row-security docs image lock .venv
+	bench-quick bench-memory bench-row-security load-statements docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -44,6 +44,10 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test docs
+
+# The statements of `load`, as they come out of their templates.
+load-statements: .venv
+	$(BIN)/python -m cases_service.loading.statements
 
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv

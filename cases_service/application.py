@@ -12,7 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service.api import problems
-from cases_service.api.blueprints import cases, docs, health
+from cases_service.api.blueprints import cases, docs, health, organization_cases
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Database, query_count
@@ -92,10 +92,13 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
+    app.register_blueprint(organization_cases.blueprint)
     app.register_blueprint(health.blueprint)
     tracing.trace(app)
     if settings.docs == "on":
         app.register_blueprint(docs.blueprint)
+        if demo_credentials is not None:
+            app.register_blueprint(docs.demo)
     app.before_request(_begin)
     app.after_request(_finish)
     if service.rate_limits is not None:
@@ -114,7 +117,7 @@ def _begin() -> None:
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
-        if arrival.seconds_waited > service.settings.pool_timeout:
+        if arrival.seconds_waited > service.settings.pool_timeout or "cases.overloaded" in asked.environ:
             raise OverloadedError
         asked.service_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.

@@ -147,8 +147,8 @@ def box() -> SecretBox:
 
 
 @pytest.fixture(scope="session")
-def settings(service_url: str) -> Settings:
-    return Settings(database_url=service_url, secret_key=SECRET_KEY)
+def settings(service_url: str, writer_url: str) -> Settings:
+    return Settings(database_url=service_url, write_database_url=writer_url, secret_key=SECRET_KEY)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,16 @@ class Organization:
     def headers(self, **extra: str) -> dict[str, str]:
         return {"Authorization": f"Token {self.token}", **extra}
 
+    def stage(self, name: str = "New", position: int = 1) -> UUID:
+        stage_id = uuid4()
+        self.insert("case_funnel_stages", organization_id=self.id, id=stage_id, name=name, position=position)
+        return stage_id
+
+    @property
+    def cases_path(self) -> str:
+        """The organization's own collection."""
+        return f"/api/v5/orgs/{self.id}/cases"
+
     def claims(self, external_id: str, **claims: Any) -> dict[str, Any]:
         # Longer than any run of tests, `make torture` and `make soak` too, and within CASES_JWT_MAX_TTL.
         return {"sub": external_id, "exp": int(time.time()) + 12 * 3600, **claims}
@@ -167,5 +177,5 @@ def assert_problem(response: TestResponse, status: int, code: str) -> dict[str, 
     assert document["title"]
     assert document["detail"]
     assert document["request_id"] == response.headers["X-Request-ID"]
-    assert set(document) <= {"type", "title", "status", "detail", "code", "request_id", "errors"}
+    assert set(document) <= {"type", "title", "status", "detail", "code", "request_id", "errors", "case_id"}
     return document

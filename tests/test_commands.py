@@ -1,5 +1,6 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
+import gzip
 import io
 import json
 import os
@@ -225,6 +226,11 @@ class TestLoad:
     def test_a_file_that_is_missing_is_a_wrong_call(self, run: Run) -> None:
         assert_fails(run("load", "nowhere.ndjson"), 2, "'nowhere.ndjson' does not exist")
 
+    def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
+        file = tmp_path / "data.ndjson.gz"
+        file.write_bytes(gzip.compress(lines[1]))
+        assert run("load", file).out.startswith(f"{lines[1].count(b'type')} lines: ")
+
     def test_a_directory_is_a_wrong_call(self, run: Run, tmp_path: Path) -> None:
         assert_fails(run("load", tmp_path), 2, "is a directory")
 
@@ -236,7 +242,7 @@ class TestLoad:
         self, database_url: str, tmp_path: Path, lines: tuple[UUID, bytes], is_known: bool, pattern: str
     ) -> None:
         organization_id, data = lines
-        user = {"type": "user", "organization_id": str(organization_id), "first_name": "x" * 1000}
+        user = {"type": "user", "organization_id": str(organization_id), "avatar_url": "x" * 1000}
         users = "".join(json.dumps(user | {"id": str(uuid4())}) + "\n" for _ in range(5000)).encode()
         file = tmp_path / "data.ndjson"
         file.write_bytes(data + users)
@@ -292,6 +298,10 @@ class TestTokens:
             ("--expires-at", "9999-12-31T23:59:59-14:00", "expected a time before the year 10000"),
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
+            ("--description", "CI\x1b[2J", "expected a text without control characters"),
+            ("--description", "two\nlines", "expected a text without control characters"),
+            ("--description", "CI\x9b2J", "expected a text without control characters"),
+            ("--description", "CI\u202e", "expected a text without control characters"),
             ("--user", "me", "expected a UUID"),
             ("--scope", "cases", "'cases' is not one of 'visitors:read'"),
         ],
@@ -301,6 +311,14 @@ class TestTokens:
     ) -> None:
         owner = ("--organization", organization.id, "--user", organization.user_id)
         assert_fails(run("create-token", *owner, option, value), 2, f"'{option}': {pattern}")
+
+    def test_control_characters_that_are_stored_are_shown_in_escapes(
+        self, run: Run, organization: Organization
+    ) -> None:
+        organization.update("api_tokens", "user_id", organization.user_id, description="für\x1b[2J\x07\n\x9b1m\u202e")
+        shown = run("list-tokens", "--organization", organization.id).out
+        assert r"für\x1b[2J\x07\n\x9b1m\u202e" in shown
+        assert len(shown.splitlines()) == 2
 
     def test_a_user_of_another_organization_is_none(self, run: Run, organization: Organization) -> None:
         result = run("create-token", "--organization", uuid4(), "--user", organization.user_id)

@@ -73,6 +73,18 @@ class Gate:
         self._last_use = last_use
         self._remembered: dict[bytes, Access] = {}
 
+    def open(self, request: Request, organization_id: UUID) -> Access:
+        """Return what the request's API token opens, asked of the primary now.
+
+        Raises:
+            ProblemError: The API token does not open the organization.
+
+        """
+        if self._limits is None:
+            return self._open(api_token(request), organization_id)
+        with self._limits.failed_authentications():
+            return self._open(api_token(request), organization_id)
+
     def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
         """Return what a view answers, given what the request's API token opens.
 

@@ -18,6 +18,7 @@ from cases_service import __version__, errors
 from cases_service.api import parameters
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
 from cases_service.cases import schemas
+from cases_service.cases.bodies import CHANGE, WHOLE, Kind, Reference
 from cases_service.errors import ProblemError
 
 Json = dict[str, Any]
@@ -31,10 +32,13 @@ _EXAMPLES: Final[Json] = json.loads((Path(__file__).parent / "openapi_examples.j
 _DESCRIPTION: Final = f"""\
 The support cases of your customers, for your own site or app: page by page, in one stable order, each case whole.
 
-Two things open the service. **Your API token** says which organization asks: `Authorization: Bearer cst_…`, or `Token`
-instead of `Bearer`. **The visitor's JWT** says whose cases are asked for: your backend signs it with one of your
-organization's signing keys. It stands in the path or, better, in the header `{IDENTITY_HEADER}` with
+Two things open the cases of a visitor. **Your API token** says which organization asks: `Authorization: Bearer cst_…`,
+or `Token` instead of `Bearer`. **The visitor's JWT** says whose cases are asked for: your backend signs it with one of
+your organization's signing keys. It stands in the path or, better, in the header `{IDENTITY_HEADER}` with
 `{IN_HEADER}` in its place in the path, since paths end up in logs. Keep both in your backend.
+
+The system that holds your organization's cases needs the API token alone, one with the scope `cases:read` or
+`cases:write`: it finds them below `/api/v5/orgs/{{organization_id}}/cases`. Every write can be repeated safely.
 
 `HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
 repeated is an error. Errors are problem documents (RFC 9457): program against `code`. GETs may be repeated after 429,
@@ -45,6 +49,7 @@ Within v5 attributes, codes and enumeration values may be added: ignore what you
 
 _TAGS: Final = [
     {"name": "Cases", "description": "The cases of all contacts that are assigned to a visitor."},
+    {"name": "Organization", "description": "The organization's own side: all of its cases, read and written."},
     {"name": "Service", "description": "What operators and tools ask; no credentials are needed."},
 ]
 
@@ -75,9 +80,11 @@ _SECURITY: Final[list[dict[str, list[str]]]] = [
     {"apiToken": []},
     {"apiTokenAsToken": []},
 ]
+_SECURITY_OF: Final = {"Cases": _SECURITY, "Organization": _SECURITY[2:], "Service": []}
 
 _UUID: Final[Json] = {"type": "string", "format": "uuid"}
 _CASE: Final[Json] = _EXAMPLES["case"]
+_NEW_CASE: Final[Json] = {name: _CASE[name] for name in ("case_number", "priority", "subject", "contact_id")}
 _PATH_PARAMETERS: Final[dict[str, Json]] = {
     "organization_id": {
         "name": "organization_id",
@@ -118,6 +125,18 @@ _REQUEST_HEADERS: Final[dict[str, Json]] = {
         "description": "The `ETag` of an earlier answer: 304 where it would be the same again.",
         "schema": {"type": "string"},
     },
+    "IfMatch": {
+        "in": "header",
+        "name": "If-Match",
+        "description": "The `ETag` that the case is expected to have, or `*` for any: 412 where it has changed since.",
+        "schema": {"type": "string"},
+    },
+    "IfNew": {
+        "in": "header",
+        "name": "If-None-Match",
+        "description": "`*` only creates: 412 where a case with this id is there.",
+        "schema": {"type": "string"},
+    },
 }
 
 
@@ -148,6 +167,16 @@ _ANSWER_HEADERS: Final[dict[str, Json]] = {
         "required": True,
         "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{32}"$'},
     },
+    "StrongETag": {
+        "description": "Stands for the case, strongly: another one after every change.",
+        "required": True,
+        "schema": {"type": "string", "pattern": r'^"[0-9a-f]{32}(\.[0-9a-f]{8})?"$'},
+    },
+    "Location": {
+        "description": "Where the new case is.",
+        "required": True,
+        "schema": {"type": "string", "format": "uri"},
+    },
     "Retry-After": {**_seconds("Seconds to wait before the next try."), "required": True},
     "WWW-Authenticate": {
         "description": "The schemes that the API token may have.",
@@ -174,9 +203,13 @@ _OF_STATUS: Final = {
 _STATUS_WORDS: Final = {
     400: "The request is wrong.",
     401: "The API token is missing or not valid.",
-    403: "The API token does not open this organization.",
+    403: "The API token does not open this organization, or does not let this pass.",
     404: "There is no such thing.",
-    405: "The path takes `GET` and `HEAD` alone.",
+    405: "The path does not take this method.",
+    409: "Another case stands in the way.",
+    412: "The case is not as expected.",
+    413: "The body is too large.",
+    415: "The body is of another type.",
     429: "Too many requests.",
     500: "The service failed.",
     503: "The service cannot answer now.",
@@ -191,17 +224,32 @@ _REFUSED: Final[dict[int, Json]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What is known of a route beside its path: its words, what it takes, and what it answers."""
+    """What is known of a route beside its path: its words, what it takes, and what it answers.
+
+    `etag` is the header that describes its ETag, where it has one; `answers` are the statuses of its success, each with
+    what is described of its headers; `body` is the schema of what it takes, and what types that may have.
+    """
 
     summary: str
     description: str
     tag: str
+    method: str = "get"
     media_type: str = "application/json"
-    schema: type[Schema] | Json
+    schema: type[Schema] | Json | None
     example: Any = None
     parameters: type[Schema] | None = None
-    conditional: bool = False
+    etag: str | None = None
+    takes: tuple[str, ...] = ()
+    answers: tuple[int, ...] = (200,)
+    body: str | None = None
+    body_types: tuple[str, ...] = ("application/json",)
+    body_example: Any = None
     problems: tuple[type[ProblemError], ...]
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes anything."""
+        return self.method != "get"
 
 
 _HEALTH_PROBLEMS: Final = (errors.MethodNotAllowedError, errors.InternalError)
@@ -211,8 +259,25 @@ _DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEA
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
 
 
+_OF_BODIES: Final = (errors.UnsupportedMediaTypeError, errors.BodyTooLargeError, errors.InvalidBodyError)
+_OF_WRITES: Final = (errors.ReadOnlyDeploymentError, errors.PreconditionFailedError, errors.CaseNumberTakenError)
+_OF_VISITORS: Final = (
+    *errors.VisitorTokenError.__subclasses__(),
+    errors.VisitorNotFoundError,
+    errors.InvalidCursorError,
+)
+
+
 def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
     return tuple(kind for kind in errors.kinds() if kind not in others)
+
+
+def _of_visitors(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
+    return _all_but(*_OF_BODIES, *_OF_WRITES, *others)
+
+
+def _of_organization(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
+    return _all_but(*_OF_VISITORS, *others)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -224,8 +289,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
         parameters=parameters.CollectionParameters,
         schema=schemas.PageSchema,
         example={"next": _EXAMPLES["next"], "previous": None, "results": [_CASE]},
-        conditional=True,
-        problems=_all_but(errors.CaseNotFoundError),
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_of_visitors(errors.CaseNotFoundError),
     ),
     "cases.summarize_cases": Operation(
         summary="Count a visitor's cases",
@@ -234,8 +300,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
         parameters=parameters.FilterParameters,
         schema=schemas.SummarySchema,
         example=_EXAMPLES["summary"],
-        conditional=True,
-        problems=_all_but(errors.CaseNotFoundError, errors.InvalidCursorError),
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_of_visitors(errors.CaseNotFoundError, errors.InvalidCursorError),
     ),
     "cases.get_case": Operation(
         summary="Show one case",
@@ -244,8 +311,78 @@ OPERATIONS: Final[dict[str, Operation]] = {
         parameters=parameters.DetailParameters,
         schema=schemas.CaseSchema,
         example=_CASE,
-        conditional=True,
-        problems=_all_but(errors.InvalidCursorError),
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_of_visitors(errors.InvalidCursorError),
+    ),
+    "organization_cases.get_case": Operation(
+        summary="Show one case to its organization",
+        description="One case of the organization, with or without a contact, as it is now: what was answered 201 is"
+        " there in the next request. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=parameters.DetailParameters,
+        schema=schemas.OrganizationCaseSchema,
+        example=_CASE,
+        etag="StrongETag",
+        takes=("IfNoneMatch",),
+        problems=_of_organization(*_OF_BODIES, *_OF_WRITES),
+    ),
+    "organization_cases.create_case": Operation(
+        summary="Make a case",
+        description="A new case under a new id. Repeated after an answer that was lost, it finds its `case_number`"
+        " taken, and `case_id` names the case that it made. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="post",
+        parameters=parameters.Parameters,
+        body="NewCase",
+        body_example=_NEW_CASE,
+        schema=schemas.OrganizationCaseSchema,
+        example=_CASE,
+        etag="StrongETag",
+        answers=(201,),
+        problems=_of_organization(errors.CaseNotFoundError, errors.PreconditionFailedError),
+    ),
+    "organization_cases.put_case": Operation(
+        summary="Make or replace a case",
+        description="A case under an id of yours. Where it is there already, what the body leaves out becomes null or"
+        " its default. Repeating it is harmless. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="put",
+        parameters=parameters.Parameters,
+        body="NewCase",
+        body_example=_NEW_CASE,
+        schema=schemas.OrganizationCaseSchema,
+        example=_CASE,
+        etag="StrongETag",
+        takes=("IfMatch", "IfNew"),
+        answers=(200, 201),
+        problems=_of_organization(),
+    ),
+    "organization_cases.change_case": Operation(
+        summary="Change a case",
+        description="What the body names is changed, everything else stays (RFC 7396). Needs the scope `cases:write`.",
+        tag="Organization",
+        method="patch",
+        parameters=parameters.Parameters,
+        body="CaseChange",
+        body_types=("application/merge-patch+json", "application/json"),
+        body_example={"is_closed": True},
+        schema=schemas.OrganizationCaseSchema,
+        example=_CASE,
+        etag="StrongETag",
+        takes=("IfMatch",),
+        problems=_of_organization(),
+    ),
+    "organization_cases.delete_case": Operation(
+        summary="Remove a case",
+        description="The case is gone. Repeated, it is not found. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="delete",
+        parameters=parameters.Parameters,
+        schema=None,
+        takes=("IfMatch",),
+        answers=(204,),
+        problems=_of_organization(*_OF_BODIES, errors.CaseNumberTakenError),
     ),
     "health.healthz": Operation(
         summary="Whether the process lives",
@@ -277,7 +414,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         description="The interface as an OpenAPI 3.1 document. It is not there with `CASES_DOCS=off`.",
         tag="Service",
         schema={"type": "object", "properties": {"openapi": {"const": "3.1.0"}}, "required": ["openapi"]},
-        conditional=True,
+        etag="ETag",
+        takes=("IfNoneMatch",),
         problems=_DOCS_PROBLEMS,
     ),
     "docs.page": Operation(
@@ -294,14 +432,15 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Service",
         media_type="text/*",
         schema={"type": "string"},
-        conditional=True,
+        etag="ETag",
+        takes=("IfNoneMatch",),
         problems=_DOCS_PROBLEMS,
     ),
 }
 
 
-def describe(routes: Map, server: str) -> Json:
-    """Return the document of these routes, of a service that answers under a URL."""
+def describe(routes: Map, server: str, *, writes: bool) -> Json:
+    """Return the document of these routes, of a service that answers under a URL, and writes or only reads."""
     marshmallow = MarshmallowPlugin(schema_name_resolver=_schema_name)
     spec = APISpec(
         "Visitor cases",
@@ -330,11 +469,18 @@ def describe(routes: Map, server: str) -> Json:
         spec.components.example(kind.code, {"summary": _title(kind), "value": _example_of(kind)})
     spec.components.schema("Problem", schema=schemas.ProblemSchema)
     for rule in routes.iter_rules():
-        if rule.endpoint in OPERATIONS:
-            spec.path(path=_path(rule), operations={"get": _operation(rule, OPERATIONS[rule.endpoint])})
+        operation = OPERATIONS.get(rule.endpoint)
+        if operation is not None and (writes or not operation.writes):
+            spec.path(path=_path(rule), operations={operation.method: _operation(rule, operation)})
     document: Json = spec.to_dict()
-    for name, schema in document["components"]["schemas"].items():
+    described = document["components"]["schemas"]
+    for name, schema in described.items():
         _say_what_is_there(name, schema)
+    if writes:
+        described["NewCase"] = _body_schema("A new case.", WHOLE, described["OrganizationCase"])
+        described["CaseChange"] = _body_schema(
+            "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
+        )
     return document
 
 
@@ -347,43 +493,86 @@ def _path(rule: Rule) -> str:
 
 
 def _operation(rule: Rule, operation: Operation) -> Json:
-    is_api = operation.tag == "Cases"
+    is_api = operation.tag != "Service"
     in_path = re.findall(r"<(?:\w+:)?(\w+)>", rule.rule)
     taken: list[Any] = [{"in": "path", "required": True, **_PATH_PARAMETERS[name]} for name in in_path]
     if operation.parameters is not None:
         taken.append({"in": "query", "schema": operation.parameters})
-    taken += ["RequestId", "IfNoneMatch"] if operation.conditional else ["RequestId"]
+    taken += ["RequestId", *operation.takes]
     return {
-        "operationId": rule.endpoint.rpartition(".")[2],
+        "operationId": _operation_id(rule.endpoint),
         "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description,
         "parameters": taken,
-        "security": _SECURITY if is_api else [],
+        **({} if operation.body is None else {"requestBody": _request_body(operation)}),
+        "security": _SECURITY_OF[operation.tag],
         "responses": _responses(operation, _RATE_LIMIT if is_api else ()),
     }
 
 
-def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int, Json]:
-    headers = (*_EVERYWHERE, *more_headers, *(["ETag"] if operation.conditional else []))
-    content: Json = {"schema": operation.schema}
-    if operation.example is not None:
-        content["example"] = operation.example
-    responses: dict[int, Json] = {
-        200: {
-            "description": operation.summary + ".",
-            "headers": _named(headers),
-            "content": {operation.media_type: content},
-        }
+def _operation_id(endpoint: str) -> str:
+    blueprint, _, name = endpoint.rpartition(".")
+    return name.replace("case", "organization_case") if blueprint == "organization_cases" else name
+
+
+def _request_body(operation: Operation) -> Json:
+    schema = {"$ref": f"#/components/schemas/{operation.body}"}
+    content = {"schema": schema, "example": operation.body_example}
+    return {"required": True, "content": dict.fromkeys(operation.body_types, content)}
+
+
+def _body_schema(description: str, kind: Kind, case: Json) -> Json:
+    """Return what a body takes: of each attribute that it may write what an answer shows, and of others anything."""
+    properties = {
+        name: _reference(name) if isinstance(kind.schema.fields.get(name), Reference) else schema
+        for name, schema in case["properties"].items()
     }
-    if operation.conditional:
-        responses[304] = {"description": "What `If-None-Match` names is what is there.", "headers": _named(headers)}
+    ignored = {name: {"description": "Not looked at."} for name in properties if name in kind.read_only}
+    required = [name for name, field in kind.schema.fields.items() if field.required]
+    return {
+        "type": "object",
+        "description": description,
+        "properties": {**properties, **ignored},
+        **({"required": required} if required else {}),
+        "additionalProperties": False,
+    }
+
+
+def _reference(name: str) -> Json:
+    by_id = {"type": "object", "properties": {"id": _UUID}, "required": ["id"]}
+    return {"description": f"Stands for its id, like {name}_id.", "anyOf": [by_id, {"type": "null"}]}
+
+
+def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int, Json]:
+    headers = _named((*_EVERYWHERE, *more_headers))
+    if operation.etag is not None:
+        headers["ETag"] = {"$ref": f"#/components/headers/{operation.etag}"}
+    responses: dict[int, Json] = {
+        status: {
+            "description": operation.summary + ".",
+            "headers": headers | (_named(["Location"]) if operation.method == "post" else {}),
+            **_content(operation),
+        }
+        for status in operation.answers
+    }
+    if "IfNoneMatch" in operation.takes:
+        responses[304] = {"description": "What `If-None-Match` names is what is there.", "headers": headers}
     by_status: dict[int, list[type[ProblemError]]] = defaultdict(list)
     for kind in operation.problems:
         by_status[kind.status].append(kind)
     for status, kinds in sorted(by_status.items()):
         responses[status] = _problem(status, kinds, more_headers)
     return responses | _REFUSED
+
+
+def _content(operation: Operation) -> Json:
+    if operation.schema is None:
+        return {}
+    content: Json = {"schema": operation.schema}
+    if operation.example is not None:
+        content["example"] = operation.example
+    return {"content": {operation.media_type: content}}
 
 
 def _problem(status: int, kinds: list[type[ProblemError]], more_headers: tuple[str, ...]) -> Json:
@@ -415,6 +604,9 @@ _DETAILS: Final[dict[type[ProblemError], str]] = {
 }
 
 
+_WRONG_MEMBER: Final = {"pointer": "/priority", "detail": "Expected a whole number from 1 to 5."}
+
+
 def _example_of(kind: type[ProblemError]) -> Json:
     wrong = {"parameter": "page_size", "detail": "Expected a whole number from 1 to 100."}
     return schemas.ProblemSchema().dump(  # type: ignore[no-any-return]
@@ -425,6 +617,8 @@ def _example_of(kind: type[ProblemError]) -> Json:
             "detail": kind.default_detail or _DETAILS[kind],
             "request_id": "4f0c6a1b2d3e4f5061728394a5b6c7d8",
             **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
+            **({"errors": [_WRONG_MEMBER]} if kind is errors.InvalidBodyError else {}),
+            **({"case_id": _CASE["id"]} if kind is errors.CaseNumberTakenError else {}),
         }
     )
 
@@ -458,12 +652,17 @@ def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) 
     return {"style": "form", "explode": False} if isinstance(field, parameters.CommaSeparated) else {}
 
 
+_SOMETIMES: Final = frozenset(
+    {("Problem", "errors"), ("Problem", "case_id"), ("ParameterError", "parameter"), ("ParameterError", "pointer")}
+)
+
+
 def _say_what_is_there(name: str, schema: Json) -> None:
     """Complete an object's schema: which of its attributes an answer always has, and that there may come more."""
     del schema["additionalProperties"]
     schema["description"] = (getattr(schemas, f"{name}Schema").__doc__ or "").strip()
-    always = [attribute for attribute in schema["properties"] if (name, attribute) != ("Problem", "errors")]
-    if name == "Case":
+    always = [attribute for attribute in schema["properties"] if (name, attribute) not in _SOMETIMES]
+    if name in ("Case", "OrganizationCase"):
         # `fields` chooses among them.
         always = []
     schema["required"] = always

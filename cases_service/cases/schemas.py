@@ -11,7 +11,11 @@ PRIORITY_LABELS: Final = {1: "None", 2: "Low", 3: "Normal", 4: "High", 5: "Criti
 
 
 def says(description: str, **keywords: Any) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a field, in words and where its type is wider, in JSON Schema."""
+    """Return what the OpenAPI document says of a field, in words and where its type is wider, in JSON Schema.
+
+    `editable` says of an attribute of a case that its organization may write it: `required`, `optional` or
+    `on creation`. An attribute without it is read-only.
+    """
     return {"description": description, **keywords}
 
 
@@ -80,15 +84,28 @@ class CaseSchema(Schema):
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     organization_id = fields.UUID(required=True, metadata=says("The organization that owns the case."))
-    case_number = fields.String(required=True, metadata=says("The case's number, unique within the organization."))
-    contact_id = fields.UUID(required=True, metadata=says("The contact that the case is assigned to."))
-    contact = fields.Nested(ContactSchema, required=True)
-    owner_id = fields.UUID(allow_none=True, metadata=says("The user who handles the case."))
-    owner = fields.Nested(UserSchema, allow_none=True, metadata=says("The user who handles the case."))
-    subject = fields.String(allow_none=True, metadata=says("A short title."))
-    description = fields.String(allow_none=True, metadata=says("What the case is about."))
+    case_number = fields.String(
+        required=True,
+        metadata=says(
+            "The case's number, unique within the organization.", editable="required", minLength=1, maxLength=256
+        ),
+    )
+    contact_id = fields.UUID(
+        required=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+    )
+    contact = fields.Nested(ContactSchema, required=True, metadata={"editable": "optional"})
+    owner_id = fields.UUID(allow_none=True, metadata=says("The user who handles the case.", editable="optional"))
+    owner = fields.Nested(
+        UserSchema, allow_none=True, metadata=says("The user who handles the case.", editable="optional")
+    )
+    subject = fields.String(allow_none=True, metadata=says("A short title.", editable="optional", maxLength=1000))
+    description = fields.String(
+        allow_none=True, metadata=says("What the case is about.", editable="optional", maxLength=65536)
+    )
     status = fields.String(required=True, metadata=says("Where the case stands.", enum=STATUSES))
-    priority = fields.Integer(required=True, metadata=says("From 1, none, to 5, critical.", minimum=1, maximum=5))
+    priority = fields.Integer(
+        required=True, metadata=says("From 1, none, to 5, critical.", editable="required", minimum=1, maximum=5)
+    )
     priority_label = Label(
         PRIORITY_LABELS,
         attribute="priority",
@@ -97,9 +114,12 @@ class CaseSchema(Schema):
         metadata=says("The name of the priority.", enum=[*PRIORITY_LABELS.values()]),
     )
     latest_messaging_channel = fields.String(
-        allow_none=True, metadata=says("The channel of the latest message.", enum=[*CHANNELS[1:], None])
+        allow_none=True,
+        metadata=says("The channel of the latest message.", editable="optional", enum=[*CHANNELS[1:], None]),
     )
-    is_closed = fields.Boolean(required=True, metadata=says("True exactly when the status is `Closed`."))
+    is_closed = fields.Boolean(
+        required=True, metadata=says("True exactly when the status is `Closed`.", editable="optional")
+    )
     closed_at = Instant(allow_none=True, metadata=says("When the case was closed; null exactly while it is not."))
     is_waiting = fields.Boolean(required=True, metadata=says("Whether the case awaits an action or a response."))
     unread_message_count = fields.Integer(
@@ -107,17 +127,43 @@ class CaseSchema(Schema):
     )
     created_at = Instant(required=True, metadata=says("When the case was created."))
     updated_at = Instant(required=True, metadata=says("When the case was last changed."))
-    created_by_user_id = fields.UUID(allow_none=True, metadata=says("The user who created the case."))
-    created_by_user = fields.Nested(UserSchema, allow_none=True, metadata=says("The user who created the case."))
-    updated_by_user_id = fields.UUID(allow_none=True, metadata=says("The user who last changed the case."))
+    created_by_user_id = fields.UUID(
+        allow_none=True, metadata=says("The user who created the case.", editable="on creation")
+    )
+    created_by_user = fields.Nested(
+        UserSchema, allow_none=True, metadata=says("The user who created the case.", editable="on creation")
+    )
+    updated_by_user_id = fields.UUID(
+        allow_none=True, metadata=says("The user who last changed the case.", editable="optional")
+    )
     updated_by_user = fields.Nested(UserSchema, allow_none=True, metadata=says("The user who last changed the case."))
     case_funnel_stage = fields.Nested(
-        CaseFunnelStageSchema, allow_none=True, metadata=says("The stage that the case is in.")
+        CaseFunnelStageSchema, allow_none=True, metadata=says("The stage that the case is in.", editable="optional")
     )
-    case_funnel_stage_id = fields.UUID(allow_none=True, metadata=says("The stage that the case is in."))
+    case_funnel_stage_id = fields.UUID(
+        allow_none=True, metadata=says("The stage that the case is in.", editable="optional")
+    )
     channel_priority = fields.Integer(
         allow_none=True,
-        metadata=says("How urgent the channel is: telephony 4, webchat 3, whatsapp 2, email 1.", minimum=1, maximum=4),
+        metadata=says(
+            "How urgent the channel is: telephony 4, webchat 3, whatsapp 2, email 1.",
+            editable="optional",
+            minimum=1,
+            maximum=4,
+        ),
+    )
+
+
+class OrganizationCaseSchema(CaseSchema):
+    """A case as its organization sees it: it may have no contact."""
+
+    contact_id = fields.UUID(
+        allow_none=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+    )
+    contact = fields.Nested(
+        ContactSchema,
+        allow_none=True,
+        metadata=says("The contact that the case is assigned to.", editable="optional"),
     )
 
 
@@ -169,9 +215,10 @@ class SummarySchema(Schema):
 
 
 class ParameterErrorSchema(Schema):
-    """What is wrong with one parameter."""
+    """What is wrong with one parameter, or with one member of the body."""
 
-    parameter = fields.String(required=True, metadata=says("The parameter's name."))
+    parameter = fields.String(metadata=says("The parameter's name, where a parameter is wrong."))
+    pointer = fields.String(metadata=says("The member's JSON pointer (RFC 6901), where the body is wrong."))
     detail = fields.String(required=True, metadata=says("What it accepts."))
 
 
@@ -192,5 +239,6 @@ class ProblemSchema(Schema):
     )
     errors = fields.List(
         fields.Nested(ParameterErrorSchema),
-        metadata=says("What is wrong with which parameter, where parameters are wrong."),
+        metadata=says("What is wrong with which parameter, or with which member of the body, where any are wrong."),
     )
+    case_id = fields.UUID(metadata=says("The case that has the number, where it is taken."))

@@ -3,6 +3,8 @@
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
 import dataclasses
+import errno
+import gzip
 import json
 import signal
 import sys
@@ -13,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn, cast
 from uuid import UUID
 
 import click
@@ -35,13 +37,14 @@ from cases_service.cli.option_types import (
     parse_id,
     parse_url,
 )
+from cases_service.cli.standard_streams import finish_output, is_input_open
 from cases_service.credentials import administration
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.administration import AdministrationError
 from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
 from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
-from cases_service.database.migrations import SchemaError
+from cases_service.database.migrations import DEFAULT_WAIT, SchemaError
 from cases_service.demo.demo import DemoError, run_demo
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.embedded.data_directory import ForeignDirectoryError
@@ -50,6 +53,7 @@ from cases_service.loading.load import LoadError, LoadFile, LoadSummary, load
 from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
 from cases_service.store.cases import StoredKey
+from cases_service.terminal import printable
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1
@@ -95,7 +99,14 @@ def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if (error := finish_output()) is not None and status == 0:
+        click.echo(f"{_NAME}: {_last_words(error)}", err=True)
+        status = _FAILURE
+    # The work is done, and what ends the interpreter is not prepared for an exception.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -105,7 +116,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  a command's last words are one line, whatever happens
-        click.echo(f"{_NAME}: {' '.join(_last_words(error).split())}", err=True)
+        click.echo(f"{_NAME}: {printable(' '.join(_last_words(error).split()))}", err=True)
         return _WRONG_CALL if isinstance(error, click.UsageError) else _FAILURE
     return status or 0
 
@@ -119,6 +130,8 @@ def _last_words(error: Exception) -> str:
             words = error.format_message()
         case psycopg.Error():
             words = explain(error)
+        case OSError(errno=errno.EBADF, filename=None):
+            words = "standard input or output is closed"
         case OSError():
             words = f"{error.filename or 'input or output'}: {error.strerror}"
         case _ if isinstance(error, _EXPLAINED):
@@ -203,18 +216,27 @@ def demo(bind: str | None) -> None:
 
 
 @cli.command("init-db")
-def init_db() -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a table.",
+)
+def init_db(wait: float) -> None:
     """Create the schema, or upgrade an older one.
 
-    Safe to repeat, and while the service runs. Where CASES_ADMIN_DATABASE_URL is set, the role of
-    DATABASE_URL gets the rights to serve.
+    Safe to repeat, and while the service runs: a table is locked for a moment only, and tried again where
+    somebody holds it. What was done is kept, and the next call goes on from there. Where
+    CASES_ADMIN_DATABASE_URL is set, the role of DATABASE_URL gets the rights to serve.
 
     \b
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service init-db
     """
     with _database(may_make=True) as database:
-        before, after = database.initialize()
+        before, after = database.initialize(wait=wait, say=partial(click.echo, err=True))
     click.echo(f"schema version {after}" + ("" if before in (0, after) else f", upgraded from {before}"))
 
 
@@ -226,15 +248,24 @@ def init_db() -> None:
     metavar="FILE...",
     type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
 )
-def load_files(files: tuple[str, ...]) -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a row or table.",
+)
+def load_files(files: tuple[str, ...], wait: float) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
-    replaces that row. All files are loaded, or none. FILE may be - for standard input.
+    replaces that row. All files are loaded, or none. FILE may be - for standard input; one that ends in .gz
+    is unpacked.
 
     \b
     Example:
-      gunzip < export.ndjson.gz | cases-service load organization.ndjson -
+      cases-service load organization.ndjson export.ndjson.gz
     """
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
@@ -242,23 +273,38 @@ def load_files(files: tuple[str, ...]) -> None:
         names = ["standard input" if name == "-" else name for name in files]
         named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, advance=bar.update)
+            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
     click.echo(_summary(summary))
+    if summary.without_statistics:
+        tables = ", ".join(summary.without_statistics)
+        click.echo(
+            f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
+        )
+        click.echo(" autovacuum", err=True)
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
-        yield sys.stdin.buffer
+        yield _standard_input()
+    elif name.endswith(".gz"):
+        with gzip.open(name) as unpacked:
+            yield cast("BinaryIO", unpacked)
     else:
         with Path(name).open("rb") as file:
             yield file
 
 
+def _standard_input() -> BinaryIO:
+    if not is_input_open():
+        raise click.UsageError("standard input is closed: name a file, or pipe something in.")
+    return sys.stdin.buffer
+
+
 def _progress(files: tuple[str, ...]) -> Any:
     """Return a progress bar on a terminal, and elsewhere what does nothing; total where all sizes are known."""
-    are_regular = all(name != "-" and Path(name).is_file() for name in files)
-    total = sum(Path(name).stat().st_size for name in files) if are_regular else None
+    has_size = all(name != "-" and not name.endswith(".gz") and Path(name).is_file() for name in files)
+    total = sum(Path(name).stat().st_size for name in files) if has_size else None
     return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
 
 
@@ -284,7 +330,7 @@ def _show(things: Sequence[Any], *, as_json: bool) -> None:
 
 
 def _cell(value: str | list[str] | None) -> str:
-    return (",".join(value) if isinstance(value, list) else value) or "-"
+    return printable((",".join(value) if isinstance(value, list) else value) or "-")
 
 
 def _shown(value: object) -> str | list[str] | None:
@@ -344,7 +390,8 @@ def create_token(
       cases-service create-token --organization ID --user ID --scope cases:write
       cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
     """
-    with _connection() as (connection, _):
+    # Printed before it is there: a token that could not be printed is not made.
+    with _connection() as (connection, _), connection.transaction():
         token_id, token = administration.create_token(
             connection,
             organization_id=organization_id,
@@ -353,8 +400,8 @@ def create_token(
             description=description,
             expires_at=expires_at,
         )
-    click.echo(f"token id: {token_id}", err=True)
-    click.echo(token)
+        click.echo(f"token id: {token_id}", err=True)
+        click.echo(token)
 
 
 @cli.command("revoke-token")
@@ -421,12 +468,13 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
         needs = "takes no --public-key" if public_key_file else "needs a --public-key"
         raise click.UsageError(f"--algorithm {algorithm} {needs}.")
     public_key = None if public_key_file is None else public_key_file.read_bytes().decode("ascii", "replace")
-    with _connection() as (connection, box):
+    # Printed before it is there: a key whose secret could not be printed is not made.
+    with _connection() as (connection, box), connection.transaction():
         key = administration.create_key(
             connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
         )
-    shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
-    click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
+        shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
+        click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
 
 
 @cli.command("retire-key")
@@ -558,7 +606,7 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
       cases-service sign --organization ID --external-id customer-4711 |
         cases-service check-token --organization ID
     """
-    text = sys.stdin.buffer.read().decode("latin-1") if token is None else token
+    text = _standard_input().read().decode("latin-1") if token is None else token
     settings = read_settings()
     with _connection() as (connection, box):
         live = administration.live_keys(connection, organization_id=organization_id)
@@ -603,7 +651,7 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     for finding in doctor.examine(url):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}")
+            click.echo(printable(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}"))
     if as_json:
         _show(findings, as_json=True)
     if failed := [finding.check for finding in findings if finding.status == "failure"]:

@@ -65,6 +65,7 @@ def examine(url: str | None = None) -> Iterator[Finding]:
         yield Finding("settings", "failure", str(error))
         return
     yield Finding("settings", *_check_names(unknown_names()))
+    yield Finding("open files", *_check_open_files(settings))
     try:
         with database_at_hand(settings) as database:
             yield from _examine_database(database)
@@ -85,6 +86,17 @@ def _check_rate_limits(settings: Settings) -> Verdict:
     except rate_limits.StorageAwayError as error:
         return "failure", f"requests pass uncounted, as Redis does not count: {error}; check CASES_RATE_LIMIT_STORAGE"
     return "ok", "Redis counts for all workers"
+
+
+def _check_open_files(settings: Settings) -> Verdict:
+    descriptors = import_module("cases_service.server.descriptors")
+    limit: int = descriptors.connection_limit(settings)
+    if limit < descriptors.CONNECTIONS:
+        return "warning", (
+            f"the limit of open files leaves each worker {limit} connections of clients: beyond, those that have been"
+            " silent for longest are closed; raise the hard limit (LimitNOFILE, ulimit -Hn)"
+        )
+    return "ok", f"{limit:,} connections of clients for each worker"
 
 
 def _check_names(unknown: Sequence[str]) -> Verdict:
@@ -115,6 +127,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
         if schema.status != "failure":
             yield _found("rights", partial(_check_rights, service))
             yield _found("row security", partial(_check_row_security, service))
+            yield _found("statistics", partial(_check_statistics, admin))
             yield from _examine_organizations(admin, settings)
             yield from _examine_replicas(service, settings)
 
@@ -187,6 +200,12 @@ def _check_row_security(connection: AnyConnection) -> Verdict:
         return "ok", f"holds for {name}"
     why = "is a superuser" if is_superuser else "has BYPASSRLS" if bypasses else "owns tables that do not force it"
     return "warning", f"does not hold for {name}, which {why}: serve with another role (docs/security.md)"
+
+
+def _check_statistics(connection: AnyConnection) -> Verdict:
+    if tables := [name for (name,) in connection.execute(_SESSION["list_unknown_to_the_planner"]).fetchall()]:
+        return "warning", f"the planner has never looked at {_some(tables)}: run analyze as their owner"
+    return "ok", "the planner has looked at every table that has rows"
 
 
 def _examine_organizations(connection: AnyConnection, settings: Settings) -> Iterator[Finding]:

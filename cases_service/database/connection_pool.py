@@ -110,6 +110,14 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         finally:
             query_count.add(len(queries), started)
 
+    def write(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is committed."""
+        started = perf_counter()
+        try:
+            return self.exchange.write(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
+
     def end(self, command: bytes, *queries: Query[Any]) -> list[Any]:
         """Return the answers to queries in the open transaction, and end it by a command, in one round trip."""
         started = perf_counter()

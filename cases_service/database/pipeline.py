@@ -90,6 +90,11 @@ class Exchange:
         """Do what `ask` does, in a transaction that may write and is left open."""
         return self.step(queries, begin=preamble(organization_id, writes=True, is_citus=self._is_citus))
 
+    def write(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is committed."""
+        begin = preamble(organization_id, writes=True, is_citus=self._is_citus)
+        return self.step(queries, begin=begin, end=(b"commit",))
+
     def step(
         self, queries: Sequence[Query[Any]], *, begin: Sequence[bytes] = (), end: Sequence[bytes] = ()
     ) -> list[Any]:

@@ -1,16 +1,23 @@
 """Knows the load format: the types of lines, their fields, and what each field may hold."""
 
 import json
-import math
+import re
 from collections import Counter
-from datetime import UTC, datetime
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from cases_service.cases import timestamps as instants
 from cases_service.credentials import signing_keys
+from cases_service.terminal import printable
+
+
+def _text(maximum: int, *, minimum: int = 0) -> Meta:
+    length = f"{minimum} to {maximum:,}" if minimum else f"at most {maximum:,}"
+    return Meta(min_length=minimum, max_length=maximum, description=f"a text of {length} characters")
+
 
 Id = Annotated[
     str,
@@ -19,16 +26,16 @@ Id = Annotated[
         description="a UUID: 36 characters, with dashes",
     ),
 ]
-Text = Annotated[str, Meta(description="a text")]
-Name = Annotated[str, Meta(min_length=1, max_length=256, description="a text of 1 to 256 characters")]
+# The schema has the same bounds; a key's secret is stored encrypted, and longer.
+Text = Annotated[str, _text(256)]
+Name = Annotated[str, _text(256, minimum=1)]
+Subject = Annotated[str, _text(1_000)]
+Description = Annotated[str, _text(65_536)]
+Address = Annotated[str, _text(2_048)]
+Secret = Annotated[str, _text(1_024)]
+PublicKey = Annotated[str, _text(8_192)]
 Flag = Annotated[bool, Meta(description="true or false")]
-Time = Annotated[
-    datetime,
-    Meta(
-        tz=True,
-        description="a time in ISO 8601 with a zone, such as 2024-05-31T16:32:17.879Z, in years 1 to 9999",
-    ),
-]
+Time = Annotated[str, Meta(description=instants.EXPECTED)]
 Position = Annotated[int, Meta(ge=-(2**31), lt=2**31, description="an integer of 32 bits")]
 Count = Annotated[int, Meta(ge=0, lt=2**31, description="an integer from 0 to 2147483647")]
 Priority = Annotated[int, Meta(ge=1, le=5, description="an integer from 1 to 5")]
@@ -55,9 +62,10 @@ class FieldError(Exception):
 
 
 class Record(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True, gc=False):
-    """What a line of one type holds. The class only checks: see `read_fields`."""
+    """What a line of one type holds. UNSET is a field that the line leaves out; see `values`."""
 
     removable: ClassVar[bool] = False
+    defaults: ClassVar[dict[str, Any]] = {}
 
     id: Id
 
@@ -70,19 +78,19 @@ class Organization(Record, tag="organization", kw_only=True):
 
     name: Text
     subscription_status: SubscriptionStatus
-    subscription_ends_at: Time | None = None
+    subscription_ends_at: Time | UnsetType | None = UNSET
 
 
 class User(Record, tag="user", kw_only=True):
     """A person who works for an organization."""
 
     organization_id: Id
-    email: Text | None = None
-    first_name: Text | None = None
-    last_name: Text | None = None
-    alias: Text | None = None
-    title: Text | None = None
-    avatar_url: Text | None = None
+    email: Text | UnsetType | None = UNSET
+    first_name: Text | UnsetType | None = UNSET
+    last_name: Text | UnsetType | None = UNSET
+    alias: Text | UnsetType | None = UNSET
+    title: Text | UnsetType | None = UNSET
+    avatar_url: Address | UnsetType | None = UNSET
 
 
 class SigningKey(Record, tag="signing_key", kw_only=True):
@@ -90,22 +98,22 @@ class SigningKey(Record, tag="signing_key", kw_only=True):
 
     organization_id: Id
     algorithm: Algorithm
-    secret: Text | None = None
-    public_key: Text | None = None
-    retired_at: Time | None = None
+    secret: Secret | UnsetType | None = UNSET
+    public_key: PublicKey | UnsetType | None = UNSET
+    retired_at: Time | UnsetType | None = UNSET
 
     def check(self) -> None:
         """Raise FieldError unless there is key material of the one kind that the algorithm takes."""
         hmac = self.algorithm in signing_keys.HMAC_ALGORITHMS
         wanted, other = ("secret", "public_key") if hmac else ("public_key", "secret")
-        if getattr(self, other) is not None:
+        if getattr(self, other) not in (None, UNSET):
             raise FieldError(other, f"{self.algorithm} takes a {wanted} instead")
-        if getattr(self, wanted) is None:
+        if getattr(self, wanted) in (None, UNSET):
             raise FieldError(wanted, f"required for {self.algorithm}")
         try:
-            if self.secret is not None:
+            if isinstance(self.secret, str):
                 signing_keys.check_secret(self.secret)
-            if self.public_key is not None:
+            if isinstance(self.public_key, str):
                 signing_keys.check_public_key(self.public_key, algorithm=self.algorithm)
         except signing_keys.KeyMaterialError as error:
             raise FieldError(wanted, str(error)) from None
@@ -126,13 +134,13 @@ class Contact(Record, tag="contact", kw_only=True):
     removable: ClassVar[bool] = True
 
     organization_id: Id
-    visitor_id: Id | None = None
-    first_name: Text | None = None
-    last_name: Text | None = None
-    email: Text | None = None
-    phone: Text | None = None
-    created_at: Time | None = None
-    updated_at: Time | None = None
+    visitor_id: Id | UnsetType | None = UNSET
+    first_name: Text | UnsetType | None = UNSET
+    last_name: Text | UnsetType | None = UNSET
+    email: Text | UnsetType | None = UNSET
+    phone: Text | UnsetType | None = UNSET
+    created_at: Time | UnsetType | None = UNSET
+    updated_at: Time | UnsetType | None = UNSET
 
 
 class CaseFunnelStage(Record, tag="case_funnel_stage", kw_only=True):
@@ -149,223 +157,218 @@ class Case(Record, tag="case", kw_only=True):
     """A case."""
 
     removable: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, Any]] = {"is_waiting": False, "unread_message_count": 0}
 
     organization_id: Id
     case_number: Name
-    contact_id: Id | None = None
-    owner_id: Id | None = None
-    subject: Text | None = None
-    description: Text | None = None
+    contact_id: Id | UnsetType | None = UNSET
+    owner_id: Id | UnsetType | None = UNSET
+    subject: Subject | UnsetType | None = UNSET
+    description: Description | UnsetType | None = UNSET
     status: Status
     priority: Priority
-    latest_messaging_channel: Channel | None = None
-    channel_priority: ChannelPriority | None = None
-    closed_at: Time | None = None
-    is_waiting: Flag = False
-    unread_message_count: Count = 0
+    latest_messaging_channel: Channel | UnsetType | None = UNSET
+    channel_priority: ChannelPriority | UnsetType | None = UNSET
+    closed_at: Time | UnsetType | None = UNSET
+    is_waiting: Flag | UnsetType = UNSET
+    unread_message_count: Count | UnsetType = UNSET
     created_at: Time
     updated_at: Time
-    created_by_user_id: Id | None = None
-    updated_by_user_id: Id | None = None
-    case_funnel_stage_id: Id | None = None
+    created_by_user_id: Id | UnsetType | None = UNSET
+    updated_by_user_id: Id | UnsetType | None = UNSET
+    case_funnel_stage_id: Id | UnsetType | None = UNSET
 
     def check(self) -> None:
         """Raise FieldError unless a closed case, and no other, says when it was closed."""
-        if (self.closed_at is not None) != (self.status == "Closed"):
+        if bool(self.closed_at) != (self.status == "Closed"):
             raise FieldError("closed_at", "a time is required where status is Closed, and null where it is not")
 
 
-class Deletion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
+class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What a line that removes a row holds, of whichever type."""
 
-    type: Text
+    type: Literal["visitor", "contact", "case_funnel_stage", "case"]
     id: Id
     organization_id: Id
     deleted: Flag
+
+
+class _Kind(msgspec.Struct, gc=False):
+    """What a line that is refused was meant to be."""
+
+    type: Any = UNSET
+    deleted: Any = UNSET
 
 
 AnyRecord = Organization | User | SigningKey | Visitor | Contact | CaseFunnelStage | Case
 
 RECORDS: Final[dict[str, type[Record]]] = {str(record.__struct_config__.tag): record for record in get_args(AnyRecord)}
 
-_SHAPES: Final[tuple[type[msgspec.Struct], ...]] = (*RECORDS.values(), Deletion)
-_HINTS: Final = {
-    shape: {
-        field.name: get_type_hints(shape, include_extras=True)[field.name] for field in msgspec.structs.fields(shape)
-    }
-    for shape in _SHAPES
-}
+_HINTS: Final = {shape: get_type_hints(shape, include_extras=True) for shape in (*RECORDS.values(), Removal)}
 _TIMES: Final = {
-    name: tuple(field for field, hint in _HINTS[record].items() if Time in (hint, *get_args(hint)))
-    for name, record in RECORDS.items()
+    record: tuple(field for field, hint in _HINTS[record].items() if Time in (hint, *get_args(hint)))
+    for record in RECORDS.values()
 }
-_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+_DEFAULTS: Final = {
+    record: tuple(record.defaults.get(field) for field in record.__struct_fields__) for record in RECORDS.values()
+}
 _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
-_LONGEST_TIME: Final = len("2015-08-31T16:32:17.879123Z")
-_DIGITS_OF_64_BITS: Final = 19
+_REMOVAL: Final = msgspec.json.Decoder(Removal)
+_KIND: Final = msgspec.json.Decoder(_Kind)
+_WRONG_FIELD: Final = re.compile(r" - at `\$\.(\w+)`\Z")
+_TOO_LONG: Final = re.compile(r"of length <= (\d+)")
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _NAME_SHOWN: Final = 64
-_HALF_PAIR: Final = frozenset(map(chr, range(0xD800, 0xE000)))
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
+_HALF_PAIR_WRITTEN: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_fields(line: bytes) -> dict[str, Any]:
-    """Return what stands in a line of the load format, by field, checked.
+def read_record(line: bytes) -> Record | Removal:
+    """Return what a line of the load format holds, checked.
 
     Ids stay texts, in either case. Times become texts that PostgreSQL reads as the same instant; decimals
-    beyond microseconds are cut off. `deleted` is there in a line that removes a row, and is true then.
+    beyond microseconds are cut off.
 
     Raises:
         FieldError: The line is not as the format has it.
 
     """
-    # Decoded twice: the record is what is checked; the object has the texts that COPY takes, and shows which
-    # fields are there. This is faster than to check the object, or to make texts of the record's values.
-    fields = _object(line)
-    if "deleted" in fields:
-        _check_deletion(fields)
-    else:
-        record = _record(line, fields)
-        for name in _TIMES[fields["type"]]:
-            if fields.get(name) is not None:
-                fields[name] = _instant(name, fields[name])
-        record.check()
-    _refuse_repeated_names(line, fields)
-    _refuse_nul(line, fields)
-    return fields
-
-
-def _object(line: bytes) -> dict[str, Any]:
+    if b'"deleted"' in line and (removal := _removal(line)):
+        return removal
     try:
-        return _OBJECT.decode(line)
-    except msgspec.ValidationError:
-        pass
-    except msgspec.DecodeError as error:
-        raise _half_pair(line) or FieldError(None, f"not a JSON object ({error})") from None
-    except UnicodeDecodeError:
-        raise FieldError(None, "not a JSON object in UTF-8") from None
-    except RecursionError:
-        raise FieldError(None, "nested too deeply") from None
-    raise _fault(_object_with_wide_numbers(line))
+        record = _RECORD.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _fault(line, error) from None
+    given = msgspec.structs.astuple(record)
+    _refuse_repeated_names(line, 1 + len(given) - given.count(UNSET))
+    for name in _TIMES[type(record)]:
+        if isinstance(text := getattr(record, name), str):
+            setattr(record, name, _instant(name, text))
+    record.check()
+    if b"\\u0000" in line:
+        _refuse_nul(record)
+    return record
 
 
-def _half_pair(line: bytes) -> FieldError | None:
-    """Return which field holds half of a surrogate pair: JSON's grammar allows it, msgspec and UTF-8 do not."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    for name, value in fields.items() if isinstance(fields, dict) else ():
-        if isinstance(value, str) and not _HALF_PAIR.isdisjoint(value):
-            return FieldError(_shown(name), "half of a surrogate pair (\\ud800 to \\udfff) cannot be stored")
-    return None
-
-
-def _object_with_wide_numbers(line: bytes) -> dict[str, Any]:
-    """Return an object that has numbers outside of what msgspec takes, so that their field can be named."""
-    try:
-        fields = json.loads(line, parse_int=_bounded_int)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise FieldError(None, "not a JSON object")
-    return fields
-
-
-def _bounded_int(digits: str) -> float:
-    return int(digits) if len(digits) < _DIGITS_OF_64_BITS else math.inf
-
-
-def _record(line: bytes, fields: dict[str, Any]) -> Record:
-    try:
-        return _RECORD.decode(line)
-    except msgspec.ValidationError:
-        pass
-    _refuse_repeated_names(line, fields)
-    raise _fault(fields)
-
-
-def _check_deletion(fields: dict[str, Any]) -> None:
-    if not _record_type(fields).removable:
-        removable = ", ".join(name for name, record in RECORDS.items() if record.removable)
-        raise FieldError("deleted", f"only rows of these types can be removed: {removable}")
-    if not _fits(fields, Deletion):
-        raise _fault(fields)
-    if not fields["deleted"]:
-        raise FieldError("deleted", "expected true; a row that stays has no such field")
-
-
-def _record_type(fields: dict[str, Any]) -> type[Record]:
-    if "type" not in fields:
-        raise FieldError("type", "required")
-    name = fields["type"]
-    if not isinstance(name, str) or name not in RECORDS:
-        raise FieldError("type", f"expected one of {', '.join(RECORDS)}")
-    return RECORDS[name]
-
-
-def _fault(fields: dict[str, Any]) -> FieldError:
-    """Return what is wrong with an object that is no line of the format. msgspec would quote values."""
-    record = _record_type(fields)
-    shape, stranger = (
-        (Deletion, "not a field of a line that deletes") if "deleted" in fields else (record, "unknown field")
+def values(record: Record) -> tuple[Any, ...]:
+    """Return what a record holds, in the order of its fields, with the defaults of those that the line left out."""
+    given = msgspec.structs.astuple(record)
+    if UNSET not in given:
+        return given
+    return tuple(
+        [default if value is UNSET else value for value, default in zip(given, _DEFAULTS[type(record)], strict=True)]
     )
-    hints = _HINTS[shape]
-    for name in fields:
-        if name not in hints and name != "type":
-            return FieldError(_shown(name), stranger)
-    for field in msgspec.structs.fields(shape):
-        if field.required and field.name not in fields:
-            return FieldError(field.name, "required")
-    for name, value in fields.items():
-        if name != "type" and not _fits(value, hints[name]):
-            return FieldError(name, f"expected {_expectation(hints[name])}")
-    return FieldError(None, f"not a line of type {fields['type']}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _removal(line: bytes) -> Removal | None:
+    """Return the removal that a line is, or None where its text only looks like one, or it is a wrong one."""
     try:
-        msgspec.convert(value, hint)
+        removal = _REMOVAL.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not removal.deleted:
+        raise FieldError("deleted", "expected true; a row that stays has no such field")
+    _refuse_repeated_names(line, len(removal.__struct_fields__))
+    return removal
+
+
+def _fault(line: bytes, error: Exception) -> FieldError:
+    """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
+    match error:
+        case msgspec.ValidationError():
+            return _fault_of_field(line, str(error))
+        case RecursionError():
+            return FieldError(None, "nested too deeply")
+        case UnicodeDecodeError():
+            return FieldError(None, "not a JSON object in UTF-8")
+        case _:
+            return _half_pair(line) or FieldError(None, f"not a JSON object ({error})")
+
+
+def _fault_of_field(line: bytes, message: str) -> FieldError:
+    try:
+        kind = _KIND.decode(line)
     except msgspec.ValidationError:
-        return False
-    return True
+        return FieldError(None, "not a JSON object")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _fault(line, error)
+    record = RECORDS.get(kind.type) if isinstance(kind.type, str) else None
+    if record is None:
+        return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(RECORDS)}")
+    if kind.deleted is not UNSET:
+        return _fault_of_removal(line, record)
+    return _named(message, record, stranger="unknown field")
+
+
+def _fault_of_removal(line: bytes, record: type[Record]) -> FieldError:
+    if not record.removable:
+        removable = ", ".join(name for name, record in RECORDS.items() if record.removable)
+        return FieldError("deleted", f"only rows of these types can be removed: {removable}")
+    try:
+        _REMOVAL.decode(line)
+    except msgspec.ValidationError as error:
+        return _named(str(error), Removal, stranger="not a field of a line that deletes")
+    return FieldError("deleted", "expected its name without escapes")
+
+
+def _named(message: str, shape: type[msgspec.Struct], *, stranger: str) -> FieldError:
+    """Return what a message of msgspec says about a field."""
+    if found := _UNKNOWN.fullmatch(message):
+        return FieldError(_shown(found[1]), stranger)
+    if found := _MISSING.fullmatch(message):
+        return FieldError(found[1], "required")
+    found = _WRONG_FIELD.search(message)
+    name = found[1] if found else "type"
+    if too_long := _TOO_LONG.search(message):
+        return FieldError(name, f"longer than {int(too_long[1]):,} characters")
+    return FieldError(name, "given twice" if name == "type" else f"expected {_expectation(_HINTS[shape][name])}")
 
 
 def _expectation(hint: Any) -> str:
     if hasattr(hint, "__metadata__"):
         return str(hint.__metadata__[0].description)
-    return " or ".join("null" if option is NoneType else _expectation(option) for option in get_args(hint))
+    options = [option for option in get_args(hint) if option is not UnsetType]
+    return " or ".join("null" if option is NoneType else _expectation(option) for option in options)
 
 
 def _shown(name: str) -> str:
     """Return a name from a line in a form that keeps an error on one line of sane length."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:_NAME_SHOWN]
+    return printable(name)[:_NAME_SHOWN]
 
 
 def _instant(name: str, text: str) -> str:
-    if text[-1] == "Z" and len(text) <= _LONGEST_TIME:
-        return text
     try:
-        # Cuts decimals beyond microseconds off, where msgspec and PostgreSQL would round.
-        return datetime.fromisoformat(text.upper()).astimezone(UTC).isoformat()
-    except (ValueError, OverflowError):
-        raise FieldError(name, f"expected {_expectation(Time)}") from None
+        return instants.to_postgres(text)
+    except ValueError:
+        raise FieldError(name, f"expected {instants.EXPECTED}") from None
 
 
-def _refuse_repeated_names(line: bytes, fields: dict[str, Any]) -> None:
+def _half_pair(line: bytes) -> FieldError | None:
+    """Return which field holds half of a surrogate pair: JSON's grammar allows it, msgspec and UTF-8 do not."""
+    try:
+        fields = json.loads(line) if _HALF_PAIR_WRITTEN.search(line) else None
+    except (ValueError, RecursionError):
+        return None
+    for name, value in fields.items() if isinstance(fields, dict) else ():
+        if isinstance(value, str) and _HALF_PAIR.search(value):
+            return FieldError(_shown(name), "half of a surrogate pair (\\ud800 to \\udfff) cannot be stored")
+    return None
+
+
+def _refuse_repeated_names(line: bytes, names: int) -> None:
     # Without white space, `":` ends each name and stands elsewhere only inside a text. So where these are no
     # more than there are different names, no name comes twice; where they are more, it takes a closer look.
-    if line.translate(None, b" \t\r\n").count(b'":') == len(fields):
+    if line.translate(None, b" \t\r\n").count(b'":') == names:
         return
-    try:
-        pairs = json.loads(line, object_pairs_hook=tuple)
-    except RecursionError:
-        raise FieldError(None, "nested too deeply") from None
+    pairs = json.loads(line, object_pairs_hook=tuple)
     name, times = Counter(name for name, _ in pairs).most_common(1)[0]
     if times > 1:
         raise FieldError(_shown(name), "given twice")
 
 
-def _refuse_nul(line: bytes, fields: dict[str, Any]) -> None:
-    if b"\\u0000" in line:
-        for name, value in fields.items():
-            if isinstance(value, str) and "\0" in value:
-                raise FieldError(name, "a NUL character (\\u0000) cannot be stored")
+def _refuse_nul(record: Record) -> None:
+    for name in record.__struct_fields__:
+        value = getattr(record, name)
+        if isinstance(value, str) and "\0" in value:
+            raise FieldError(name, "a NUL character (\\u0000) cannot be stored")

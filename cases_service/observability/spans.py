@@ -85,6 +85,7 @@ def _trace_exchanges(tracer: Tracer) -> None:
 
     Connection.ask = traced(Connection.ask)  # type: ignore[method-assign]
     Connection.begin = traced(Connection.begin)  # type: ignore[method-assign]
+    Connection.write = traced(Connection.write)  # type: ignore[method-assign]
     Connection.end = traced(Connection.end)  # type: ignore[method-assign]
 
 

@@ -1,1 +1,1 @@
-"""How the process is served: the gunicorn worker, and its launch."""
+"""The process that serves: gunicorn's start, its workers, and the connections of their clients."""

@@ -1,60 +1,50 @@
 """The gunicorn worker that repeats nothing of a request, lets no client hold it up, and drops no client as it stops.
 
 gunicorn's own threaded worker quotes what it cannot parse in its answer and in its log, resets the connections that
-wait in the backlog when it stops, and keeps a thread for whoever takes his time: to send the head of a request, the
-body that it announces, or to read the answer. Here a thread sees a request whole and waits for no client: its main
-loop reads the heads, nobody reads bodies, and an answer fits into the kernel's buffer.
+wait in the backlog when it stops, and keeps a thread for whoever takes his time: to send the head of a request or its
+body, or to read the answer. Here a thread sees a request whole and waits for no client (`connections`).
+
+    serving ── SIGTERM ──▶ draining ── CASES_DRAIN_SECONDS ──▶ stopping ── all answered, or graceful_timeout ──▶ ended
+       │                 answers as before, not ready        accepts no more                                      ▲
+       └─────────────┴── SIGINT, SIGQUIT ────────────────────────────┴─────────────────────────────────────────────┘
+
+A signal's handler only notes the signal, and the kernel wakes the main loop, which acts: the code that a handler
+interrupts is prepared for nothing (cpython, issue 121649). SIGABRT, by which the master ends a worker whose main loop
+hangs, is the exception, and ends the process where it stands.
 """
 
-import re
-import select
+import os
 import selectors
-import socket
-import struct
-import threading
+import signal
+import traceback
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from http import HTTPStatus
+from io import BytesIO
 from time import monotonic
+from types import FrameType
 from typing import Any, Final
 
 import structlog
-from gunicorn import util
 from gunicorn.glogging import Logger
-from gunicorn.http import errors
 from gunicorn.workers.base import Worker
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
+from cases_service.server import descriptors
+from cases_service.server.answers import Answer, new_response, whole_answer
+from cases_service.server.connections import Connection, Connections
+from cases_service.server.heads import is_health
 from cases_service.server.queue_time import arrival
+from cases_service.server.refusals import failure
+from cases_service.server.threads import Threads
 from cases_service.settings import read_settings
 
 _OPERATORS_THREADS: Final = 2
-_HEAD_SECONDS: Final = 20.0
-_HEAD_BYTES: Final = 65536
-# The parser refuses a line feed without its carriage return at once, so there is no need to wait for more.
-_HEAD_END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")
-_HEAD_END_BYTES: Final = 4
-_HEALTH: Final = re.compile(rb"(GET|HEAD) /healthz[/? ]")
-# The kernel takes twice as much as it is asked for, at most twice net.core.wmem_max, and none before it is used.
-_SEND_BUFFER_BYTES: Final = 262144
-_SEND_SECONDS: Final = 5.0
-_LAST_BYTE_SECONDS: Final = 2.0
-_LAST_BYTES: Final = 65536
-_SERVICE_ERRORS: Final = (
-    errors.InvalidResponseHeader,
-    errors.InvalidResponseHeaderName,
-    errors.ConfigurationProblem,
-)
-_STATUSES: Final = {
-    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
-    errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
-    TimeoutError: HTTPStatus.REQUEST_TIMEOUT,
-}
+_TURN_SECONDS: Final = 1.0
+_STOPPING_TURN_SECONDS: Final = 0.1
+_QUICK: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
+# The master's: it gets them too where a whole process group does, and does for its workers what is due.
+_MASTERS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_WAKE: Final = b"\0"
 
 log = structlog.get_logger("cases_service.gunicorn")
 
@@ -66,249 +56,136 @@ class CasesLogger(Logger):  # type: ignore[misc]
         """Do nothing."""
 
 
-class CasesWorker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threaded worker, apart from what the module says of it.
-
-    A connection is in the poller and in one of three queues, each in the order of its time-outs: `keepalived_conns`
-    between two requests, `pending_conns` before its first one and in the middle of a head, `_closing` after the last
-    answer. Or a thread has it.
-    """
+class CasesWorker(Worker):  # type: ignore[misc]
+    """A process that answers requests, with a main loop for the clients and threads for the application."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.alive: bool
-        self._closing: deque[TConn] = deque()
-        self._quitting = False
+        self._noted: set[int] = set()
         self._drained_at: float | None = None
-        # Whether the process lives is told even while every other thread waits for the database.
-        self._health_thread = ThreadPoolExecutor(1)
-        # Metrics and readiness are of most use while every other thread has too much to do.
-        self._operators_port = read_settings().admin_port
-        self._operators_threads = ThreadPoolExecutor(_OPERATORS_THREADS)
+        self._answered: deque[tuple[Connection, Answer]] = deque()
+
+    # Signals
+
+    def init_signals(self) -> None:
+        """Note what ends a worker, ignore what is for its master, and let both wake the main loop."""
+        for number in (signal.SIGTERM, *_QUICK):
+            signal.signal(number, self._note)
+        for number in _MASTERS:
+            signal.signal(number, _ignore)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGABRT, _end_here)
+        signal.set_wakeup_fd(self.PIPE[1], warn_on_full_buffer=False)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._noted.add(number)
+
+    @property
+    def _is_quick(self) -> bool:
+        return not _QUICK.isdisjoint(self._noted)
+
+    # The main loop
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
-        threading.excepthook = _log_end_of_thread
+        settings = read_settings()
+        self._operators_port = settings.admin_port
+        self._threads = Threads(self.cfg.threads, "requests")
+        # Whether the process lives is told even while every other thread waits for the database.
+        self._health_thread = Threads(1, "requests-health")
+        # Metrics and readiness are of most use while every other thread has too much to do.
+        self._operators_threads = Threads(_OPERATORS_THREADS, "requests-operators")
+        limit = descriptors.connection_limit(settings, self.cfg.worker_connections)
+        self._connections = Connections(cfg=self.cfg, limit=limit, hand_over=self._hand_over)
+        self._connections.poller.register(self.PIPE[0], selectors.EVENT_READ, self._take_answered)
         try:
-            super().run()
+            self._serve()
+            self._stop()
         finally:
-            self._health_thread.shutdown(wait=False)
-            self._operators_threads.shutdown(wait=False)
+            self._connections.close()
             self.wsgi.close()
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop to be ready at once, and to accept connections when those who ask for that have had time to see it."""
-        if self._drained_at is None:
+    def _serve(self) -> None:
+        self._connections.listen(self.sockets)
+        while not (self._is_quick or self._has_to_stop()):
+            self._turn(_TURN_SECONDS)
+
+    def _has_to_stop(self) -> bool:
+        """Tell whether to accept no more. SIGTERM gives those who look at the readiness time to see it first."""
+        if signal.SIGTERM in self._noted and self._drained_at is None:
             self._drained_at = monotonic() + self.wsgi.begin_to_stop()
-        if self._drained_at <= monotonic():
-            super().handle_exit(sig, frame)
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        """Stop at once, and only once.
-
-        Ctrl-C reaches a worker twice, from the terminal and from its master. gunicorn's own handler takes a lock of
-        the thread pool that the handler which it interrupts may hold already, and then waits for itself.
-        """
-        if not self._quitting:
-            self._quitting = True
-            Worker.handle_quit(self, sig, frame)
-
-    def is_parent_alive(self) -> bool:
-        """Tell whether the master lives; without it this worker stops as it would on SIGTERM."""
-        is_alive: bool = super().is_parent_alive()
         is_drained = self._drained_at is not None and self._drained_at <= monotonic()
-        self.alive = self.alive and is_alive and not is_drained
-        return is_alive
+        return is_drained or not self.alive or not self._has_master()
 
-    def enqueue_req(self, conn: TConn) -> None:
-        """Take a new connection, whose first request is read like every later one."""
-        with suppress(OSError):  # who has gone already is noticed later
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        conn.init()
-        conn.head = bytearray()
-        self._wait_for_head(conn, self.pending_conns, _HEAD_SECONDS)
+    def _has_master(self) -> bool:
+        return bool(self.ppid == os.getppid())
 
-    def finish_request(self, conn: TConn, future: Future[Any]) -> None:
-        """Keep the connection for its next request, or close it without waiting for the client to do so."""
-        if future.cancelled() or future.exception() is not None:
-            self._forget(conn)
-        elif not future.result():
-            self._close(conn)
-        else:
-            # What came behind the request that is answered is the beginning of the next.
-            conn.head += conn.parser.unreader.take_buffered()
-            if self._has_whole_head(conn, 0):
-                self._hand_over(conn)
-            elif conn.head:
-                self._wait_for_head(conn, self.pending_conns, _HEAD_SECONDS)
-            else:
-                self._wait_for_head(conn, self.keepalived_conns, self.cfg.keepalive)
-
-    def _wait_for_head(self, conn: TConn, queue: deque[TConn], seconds: float) -> None:
-        conn.sock.settimeout(0)
-        conn.queue = queue
-        conn.timeout = monotonic() + (seconds if self.alive else min(seconds, STOP_KEEPALIVE_LINGER))
-        queue.append(conn)
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_head, conn))
-
-    def _read_head(self, conn: TConn, client: socket.socket) -> None:
-        try:
-            part = client.recv(_HEAD_BYTES)
-        except BlockingIOError:
+    def _stop(self) -> None:
+        self.alive = False
+        if self._is_quick:
             return
-        except OSError:
-            part, conn.head = b"", bytearray()
-        known = len(conn.head)
-        conn.head += part
-        if not conn.head:
-            self._leave_queue(conn)
-            self._forget(conn)
-        elif not part or self._has_whole_head(conn, known):
-            # Where the client has gone in the middle, the parser notices it at once.
-            self._leave_queue(conn)
-            self._hand_over(conn)
-        elif len(conn.head) > _HEAD_BYTES:
-            is_line = b"\r\n" not in conn.head
-            error: Exception = errors.LimitRequestLine(0, 0) if is_line else errors.LimitRequestHeaders("")
-            self._leave_queue(conn)
-            self._refuse(conn, error)
-        elif conn.queue is self.keepalived_conns:
-            self._leave_queue(conn)
-            self._wait_for_head(conn, self.pending_conns, _HEAD_SECONDS)
+        self._connections.begin_to_stop()
+        end = monotonic() + self.cfg.graceful_timeout
+        while len(self._connections) and monotonic() < end and not self._is_quick:
+            self._turn(_STOPPING_TURN_SECONDS)
 
-    @staticmethod
-    def _has_whole_head(conn: TConn, known: int) -> bool:
-        return _HEAD_END.search(conn.head, max(known - _HEAD_END_BYTES + 1, 0)) is not None
+    def _turn(self, seconds: float) -> None:
+        self.notify()
+        if self._drained_at is not None and self.alive:
+            seconds = max(0.0, min(seconds, self._drained_at - monotonic()))
+        self._connections.wait(seconds)
 
-    def _leave_queue(self, conn: TConn) -> None:
-        self.poller.unregister(conn.sock)
-        conn.queue.remove(conn)
+    def _take_answered(self, wakeups: int) -> None:
+        os.read(wakeups, 4096)
+        while self._answered:
+            self._connections.finish(*self._answered.popleft())
 
-    def _hand_over(self, conn: TConn) -> None:
-        """Give a connection to a thread, with a request that is there whole."""
-        conn.arrived = monotonic()
-        is_health = _HEALTH.match(conn.head) is not None
-        conn.patience = 0 if is_health else _SEND_SECONDS
-        conn.parser.unreader.unread(bytes(conn.head))
-        conn.head.clear()
-        future = self._threads(conn, is_health=is_health).submit(self.handle, conn)
-        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+    # A request
 
-    def _threads(self, conn: TConn, *, is_health: bool) -> ThreadPoolExecutor:
-        if is_health:
+    def _hand_over(self, conn: Connection) -> None:
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.alive = False
+        self._threads_for(conn).submit(partial(self._answer, conn))
+
+    def _threads_for(self, conn: Connection) -> Threads:
+        if is_health(conn.request):
             return self._health_thread
-        threads: ThreadPoolExecutor = self.tpool
-        return self._operators_threads if conn.server[1] == self._operators_port else threads
+        is_operators = isinstance(conn.server, tuple) and conn.server[1] == self._operators_port
+        return self._operators_threads if is_operators else self._threads
 
-    def handle(self, conn: TConn) -> Any:
-        """Answer a request, in a thread, and return whether the connection can be kept."""
+    def _answer(self, conn: Connection) -> None:
+        """Answer a request, in a thread."""
         arrival.at = conn.arrived
-        return super().handle(conn)
-
-    def handle_request(self, req: Any, conn: TConn) -> Any:
-        """Let the application answer; drop a client that does not read what is too long for the kernel's buffer."""
-        conn.sock.settimeout(conn.patience)
         try:
-            return super().handle_request(req, conn)
-        except (TimeoutError, BlockingIOError):
-            _reset(conn.sock)
-            raise StopIteration from None
+            answer = self._ask_application(conn)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it ends this request alone
+            answer = failure(error)
+        answer.send(conn.sock)
+        self._answered.append((conn, answer))
+        self._wake()
 
-    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:  # noqa: FBT001  gunicorn's signature
-        """Tell whether the next request can be found: behind no body, or one that has come already."""
-        conn.sock.settimeout(0)
-        try:
-            return keepalive and bool(conn.parser.finish_body(max_bytes=_LAST_BYTES))
-        except (OSError, errors.ParseException):
-            return False
+    def _ask_application(self, conn: Connection) -> Answer:
+        response, collected, environ = new_response(conn.request, conn.client, conn.server, self.cfg)
+        environ["wsgi.input"] = BytesIO(conn.content)
+        if conn.problem is not None:
+            environ[conn.problem.value] = True
+            environ["CONTENT_LENGTH"] = "0"
+        if not (self.alive and self.cfg.keepalive):
+            response.force_close()
+        return whole_answer(response, collected, self.wsgi, environ)
 
-    def _close(self, conn: TConn) -> None:
-        # Bytes that are still to come would make the kernel reset the connection, which can cost the client the end
-        # of the answer (RFC 9112, section 9.6). So they are read for a while, by the poller.
-        try:
-            conn.sock.shutdown(socket.SHUT_WR)
-            conn.sock.settimeout(0)
-            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_last_bytes, conn))
-        except OSError:
-            self._forget(conn)
-            return
-        conn.queue = self._closing
-        conn.timeout = monotonic() + _LAST_BYTE_SECONDS
-        self._closing.append(conn)
-
-    def _read_last_bytes(self, conn: TConn, client: socket.socket) -> None:
-        with suppress(OSError):
-            if client.recv(_LAST_BYTES):
-                return
-        self._leave_queue(conn)
-        self._forget(conn)
-
-    def murder_pending(self) -> None:
-        """Close the connections that were given time to send a request, or to close, and did not use it."""
-        for conn in _overdue(self.pending_conns):
-            self._leave_queue(conn)
-            if conn.head:
-                self._refuse(conn, TimeoutError())
-            else:
-                self._forget(conn)
-        for conn in _overdue(self._closing):
-            self._leave_queue(conn)
-            self._forget(conn)
-
-    def _refuse(self, conn: TConn, error: Exception) -> None:
-        self.handle_error(None, conn.sock, conn.client, error)
-        self._close(conn)
-
-    def _forget(self, conn: TConn) -> None:
-        self.nr_conns -= 1
-        conn.close()
-
-    def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001  gunicorn's signature
-        """Begin or pause to accept connections; when stopping, take those that wait and refuse all others."""
-        super().set_accept_enabled(enabled)
-        if enabled or self.alive:
-            return
-        for listener in self.sockets:
-            # No more than can be waiting: after SIGHUP other workers go on listening, and more will come.
-            for _ in range(self.cfg.backlog):
-                if not select.select([listener], [], [], 0)[0]:
-                    break
-                self.accept(listener)
-            listener.close()
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """Let no connection that sends nothing, or half of a head, delay the stop."""
-        super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, deadline)
-
-    def handle_error(self, _req: Any, client: socket.socket, _addr: Any, exc: BaseException) -> None:
-        """Answer what gunicorn could not parse, or what went wrong outside the application, by its status alone."""
-        if isinstance(exc, errors.ParseException | TimeoutError) and not isinstance(exc, _SERVICE_ERRORS):
-            status = _STATUSES.get(type(exc), HTTPStatus.BAD_REQUEST)
-            log.warning("request_refused", status=status.value, reason=type(exc).__name__)
-        else:
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-            log.error("unexpected_error", exc_info=exc)
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        with suppress(OSError):
-            util.write_nonblock(client, head.encode("ascii"))
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # the main loop has reasons enough to wake already
+            os.write(self.PIPE[1], _WAKE)
 
 
-def _overdue(queue: deque[TConn]) -> Iterator[TConn]:
-    """Yield the connections whose time is over; whoever takes one removes it."""
-    while queue and queue[0].timeout <= monotonic():
-        yield queue[0]
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing. Not SIG_IGN, which children would inherit."""
 
 
-def _reset(client: socket.socket) -> None:
-    """Close a connection whose client does not read, so that the kernel keeps nothing for it either."""
-    log.warning("answer_not_read")
-    with suppress(OSError):
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-
-
-def _log_end_of_thread(end: threading.ExceptHookArgs) -> None:
-    # Python's own would write a traceback with the exception's message.
-    log.error("thread_ended", exc_info=end.exc_value)
+def _end_here(_number: int, frame: FrameType | None) -> None:
+    places = traceback.extract_stack(frame)
+    log.error("worker_hangs", frames=[f"{place.filename}:{place.lineno} {place.name}" for place in places])
+    os._exit(1)

@@ -19,6 +19,7 @@ from cases_service.api.parameters import (
 )
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.cases.filters import Filters
+from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.cases.schemas import SummarySchema
 from cases_service.credentials.scopes import check_scope
@@ -105,7 +106,7 @@ def get_case(request: CasesRequest, access: Access, token: str, case_id: str) ->
     query = store.get_case(
         organization_id=access.organization_id,
         external_id=visitor.external_id,
-        case_id=_uuid_or_none(case_id),
+        case_id=uuid_or_none(case_id),
         fields=parameters["attributes"],
     )
     return Asked(query, visitor.key_id, partial(_respond_with_case, request))
@@ -171,11 +172,3 @@ def _link(request: CasesRequest, token: str, organization_id: UUID, cursor: str 
     place = IN_HEADER if IDENTITY_HEADER in request.headers else token
     path = f"/api/v5/orgs/{organization_id}/external-visitors/{place}/cases"
     return f"{request.service_url}{path}?{others}{'&' if others else ''}cursor={cursor}"
-
-
-def _uuid_or_none(text: str) -> UUID | None:
-    try:
-        value = UUID(text)
-    except ValueError:
-        return None
-    return value if str(value) == text.lower() else None

@@ -26,11 +26,22 @@ _POLICY: Final = (
 blueprint = Blueprint("docs", __name__, template_folder=str(_PAGE))
 
 
+demo = Blueprint("demo", __name__)
+
+
+@demo.get("/")
+def root() -> Response:
+    """Lead whoever opens the address of a demo to the page."""
+    response = Response(status=303, headers={"Location": f"{urlsplit(current_request().service_url).path}/docs"})
+    del response.headers["Content-Type"]
+    return response
+
+
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """Answer the interface as an OpenAPI document."""
     server = (current_service().settings.public_url or "").rstrip("/") or "/"
-    body = _document(current_app.url_map, server)
+    body = _document(current_app.url_map, server, writes=current_service().writer is not None)
     return answer(request, lambda: body, body)
 
 
@@ -58,8 +69,8 @@ def file(name: str) -> Response:
 
 
 @lru_cache(maxsize=2)
-def _document(routes: Map, server: str) -> bytes:
-    return msgspec.json.encode(describe(routes, server))
+def _document(routes: Map, server: str, *, writes: bool) -> bytes:
+    return msgspec.json.encode(describe(routes, server, writes=writes))
 
 
 @lru_cache(maxsize=len(DOCS_FILES))
