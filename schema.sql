@@ -271,7 +271,9 @@ create table cases (
 -- filters by, so that it leaves the cases themselves alone.
 create index cases_of_contact_by_creation on cases (organization_id, contact_id, created_at, id);
 create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id)
-    include (created_at, status, priority, channel_number, is_waiting, unread_message_count);
+    include (
+        created_at, status, priority, channel_number, is_waiting, unread_message_count, visitor_unread_message_count
+    );
 
 -- The same for the cases of one status, one priority, and one channel: a filter that matches few of a visitor's many
 -- cases is served from here.
@@ -376,8 +378,10 @@ create table events (
     constraint events_organization_fk foreign key (organization_id)
         references organizations (organization_id),
     constraint events_type_known check (type in ('message_created', 'case_closed', 'case_reopened', 'case_read')),
-    constraint events_message_fits_type check ((message_id is not null) = (type = 'message_created'))
+    constraint events_message_fits_type check ((message_id is not null) = (type = 'message_created')),
+    constraint events_text_lengths check (char_length(external_id) <= 256 and char_length(case_number) <= 256)
 );
+
 -- An export and an erasure find a visitor's events.
 create index events_of_visitor on events (organization_id, external_id);
 
@@ -477,8 +481,14 @@ end
 $$;
 
 -- Notes among users are hidden from every statement whose transaction does not ask for them, and no transaction that
--- answers a visitor does.
-create policy private_notes on activities as restrictive
-    using (not is_private or (select current_setting('cases.private_notes', true)) = 'shown');
-create policy private_notes on messages as restrictive
-    using (not is_private or (select current_setting('cases.private_notes', true)) = 'shown');
+-- answers a visitor does. Who sees every organization sees their notes: a dump without them would be no backup.
+create policy private_notes on activities as restrictive using (
+    not is_private
+    or (select current_setting('cases.private_notes', true)) = 'shown'
+    or (select current_setting('cases.every_organization', true)) = 'on'
+);
+create policy private_notes on messages as restrictive using (
+    not is_private
+    or (select current_setting('cases.private_notes', true)) = 'shown'
+    or (select current_setting('cases.every_organization', true)) = 'on'
+);

@@ -12,7 +12,14 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service.api import problems
-from cases_service.api.blueprints import cases, docs, health, organization_cases
+from cases_service.api.blueprints import (
+    cases,
+    conversations,
+    docs,
+    health,
+    organization_cases,
+    organization_conversations,
+)
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Database, query_count
@@ -92,7 +99,9 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
     app.register_blueprint(cases.blueprint)
+    app.register_blueprint(conversations.blueprint)
     app.register_blueprint(organization_cases.blueprint)
+    app.register_blueprint(organization_conversations.blueprint)
     app.register_blueprint(health.blueprint)
     tracing.trace(app)
     if settings.docs == "on":

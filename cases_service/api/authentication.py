@@ -14,7 +14,7 @@ from cases_service.credentials.api_tokens import ApiToken
 from cases_service.credentials.last_use import LastUse
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.credentials.visitor_jwt import Rules, Signed, VerificationKey
-from cases_service.database.connection_pool import Database
+from cases_service.database.connection_pool import Database, Reader
 from cases_service.database.pipeline import Query
 from cases_service.database.replicas import Replicas
 from cases_service.errors import (
@@ -85,22 +85,27 @@ class Gate:
         with self._limits.failed_authentications():
             return self._open(api_token(request), organization_id)
 
-    def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
-        """Return what a view answers, given what the request's API token opens.
+    def answer(
+        self, request: Request, organization_id: UUID, view: Callable[[Access], Asked], *, by_primary: bool = False
+    ) -> Response:
+        """Return what a view answers, given what the request's API token opens, and `by_primary` what holds now.
 
         Raises:
             ProblemError: The API token does not open the organization; or what the view raises.
 
         """
         if self._limits is None:
-            return self._answer(request, organization_id, view)
+            return self._answer(request, organization_id, view, by_primary=by_primary)
         with self._limits.failed_authentications(), self._limits.known_visitors():
-            return self._answer(request, organization_id, view)
+            return self._answer(request, organization_id, view, by_primary=by_primary)
 
-    def _answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
+    def _answer(
+        self, request: Request, organization_id: UUID, view: Callable[[Access], Asked], *, by_primary: bool
+    ) -> Response:
         token = api_token(request)
         asked = None
-        is_guessed = not self._cases.are_configured and self._limits is None
+        cases: Reader = self._database if by_primary else self._cases
+        is_guessed = (by_primary or not self._cases.are_configured) and self._limits is None
         guess = self._remembered.get(token.hash) if is_guessed else None
         if guess is not None and guess.organization_id == organization_id:
             with suppress(ProblemError, SecretNotOpenedError):
@@ -111,7 +116,7 @@ class Gate:
                 self._last_use.note(organization_id, token.hash)
                 return self._respond(organization_id, asked, answer)
         asked = view(self._open(token, organization_id))
-        return self._respond(organization_id, asked, self._cases.ask(organization_id, asked.query))
+        return self._respond(organization_id, asked, cases.ask(organization_id, asked.query))
 
     def _respond(self, organization_id: UUID, asked: Asked, answer: Any) -> Response:
         self._last_use.note(organization_id, asked.key_id)

@@ -94,19 +94,19 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         finally:
             query_count.add(1, started)
 
-    def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+    def ask(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
         """Return the answers to queries about an organization, in one round trip and one transaction."""
         started = perf_counter()
         try:
-            return self.exchange.ask(organization_id, queries)
+            return self.exchange.ask(organization_id, queries, notes=notes)
         finally:
             query_count.add(len(queries), started)
 
-    def begin(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+    def begin(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
         """Do what `ask` does, in a transaction that may write and is left open."""
         started = perf_counter()
         try:
-            return self.exchange.begin(organization_id, queries)
+            return self.exchange.begin(organization_id, queries, notes=notes)
         finally:
             query_count.add(len(queries), started)
 
@@ -134,9 +134,9 @@ class Reader(ABC):
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` reads from a connection."""
 
-    def ask(self, organization_id: UUID, query: Query[T]) -> T:
-        """Return the answer to a query about an organization."""
-        answer: T = self.read(lambda connection: connection.ask(organization_id, query)[0])
+    def ask(self, organization_id: UUID, query: Query[T], *, notes: bool = False) -> T:
+        """Return the answer to a query about an organization, which sees notes among users where it is to."""
+        answer: T = self.read(lambda connection: connection.ask(organization_id, query, notes=notes)[0])
         return answer
 
     def ask_both(self, organization_id: UUID, first: Query[T], second: Query[U]) -> tuple[T, U]:

@@ -1,21 +1,18 @@
 """The routes of an organization's own cases. The order of the calls in a view is the order of the checks."""
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Final
-from uuid import UUID
 
 import msgspec
 from flask import Blueprint, Response
 
 from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
-from cases_service.api.request import CasesRequest, current_request
+from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.routes import for_organization, writing_database
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.preconditions import Preconditions, tag_of_some
-from cases_service.credentials.scopes import Scope, check_scope
-from cases_service.errors import CaseNotFoundError, ReadOnlyDeploymentError
+from cases_service.errors import CaseNotFoundError
 from cases_service.service import current_service
 from cases_service.store import organization_cases as case_store
 from cases_service.store.case_writing import CaseWriter
@@ -29,27 +26,9 @@ _NONE: Final = Parameters()
 _JSON: Final = frozenset({"application/json"})
 _JSON_OR_PATCH: Final = _JSON | {"application/merge-patch+json"}
 
-View = Callable[..., Response]
-
-
-def _needs(scope: Scope) -> Callable[[View], View]:
-    """Call a view with the request and what its API token opens, where that has the scope."""
-
-    def decorate(view: View) -> View:
-        @wraps(view)
-        def route(organization_id: UUID, **given: str) -> Response:
-            request = current_request()
-            access = current_service().gate.open(request, organization_id)
-            check_scope(access.scopes, scope)
-            return view(request, access, **given)
-
-        return route
-
-    return decorate
-
 
 @blueprint.get("/<case_id>")
-@_needs("cases:read")
+@for_organization("cases:read")
 def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Answer one case of the organization, as the primary has it now."""
     fields = read_parameters(_DETAIL, request.query_string)["attributes"]
@@ -65,7 +44,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.post("")
-@_needs("cases:write")
+@for_organization("cases:write")
 def create_case(request: CasesRequest, access: Access) -> Response:
     """Make a case."""
     writer = _writer(access)
@@ -78,7 +57,7 @@ def create_case(request: CasesRequest, access: Access) -> Response:
 
 
 @blueprint.put("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Make a case under an id of the caller's, or let it take the place of the one that is there."""
     writer = _writer(access)
@@ -88,7 +67,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.patch("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def change_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Change what the body names of a case."""
     writer = _writer(access)
@@ -97,7 +76,7 @@ def change_case(request: CasesRequest, access: Access, case_id: str) -> Response
 
 
 @blueprint.delete("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Remove a case."""
     writer = _writer(access)
@@ -107,10 +86,7 @@ def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response
 
 
 def _writer(access: Access) -> CaseWriter:
-    database = current_service().writer
-    if database is None:
-        raise ReadOnlyDeploymentError
-    return CaseWriter(database=database, organization_id=access.organization_id, user_id=access.user_id)
+    return CaseWriter(database=writing_database(), organization_id=access.organization_id, user_id=access.user_id)
 
 
 def _body(request: CasesRequest, media_types: frozenset[str], kind: Kind) -> CaseBody:
