@@ -236,7 +236,7 @@ class OrganizationMessageSchema(MessageSchema):
     )
 
 
-class LinksSchema(Schema):
+class Links:
     """The links of a page to the pages beside it."""
 
     next = fields.Url(
@@ -249,7 +249,7 @@ class LinksSchema(Schema):
     )
 
 
-class ActivityPageSchema(LinksSchema):
+class ActivityPageSchema(Links, Schema):
     """A page of activities and the links to the pages beside it."""
 
     results = fields.List(
@@ -257,7 +257,7 @@ class ActivityPageSchema(LinksSchema):
     )
 
 
-class MessagePageSchema(LinksSchema):
+class MessagePageSchema(Links, Schema):
     """A page of messages and the links to the pages beside it."""
 
     results = fields.List(
@@ -265,7 +265,7 @@ class MessagePageSchema(LinksSchema):
     )
 
 
-class OrganizationMessagePageSchema(LinksSchema):
+class OrganizationMessagePageSchema(Links, Schema):
     """The same as the organization sees it."""
 
     results = fields.List(

@@ -1,5 +1,6 @@
 """What is in a case: pages of activities and messages, and what visitors and users write into it."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -8,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from tests.api.conversations import Sides, message_id, sides_of
+from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem
 
 
@@ -576,3 +578,8 @@ class TestCounts:
             assert rows == []
         (event,) = sides.events().get_json()["results"]
         assert (event["case_id"], event["message"]) == (str(sides.case_id), None)
+
+
+def test_the_message_of_the_document_can_be_sent(sides: Sides) -> None:
+    body = json.loads(block("docs/api.md", "json", 'Is there any news?"}\n'))
+    assert sides.say(**body)["id"] == body["id"]
