@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 
-from cases_service import instants, store
+from cases_service import instants, session, store
 from cases_service.data_directory import ForeignDirectoryError
 from cases_service.database import Connection, connection_parameters, dropped_settings, session_settings
 from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
@@ -101,7 +101,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
             yield Finding("database", "failure", f"{_line(explain(error))}; check DATABASE_URL")
             return
         yield _found("database", partial(_check_server, service))
-        yield _found("session", partial(_check_session, service, settings))
+        yield _found("session", partial(_check_session, service, session_settings(settings)))
         yield _found("clock", partial(_check_clock, service))
         try:
             admin = stack.enter_context(database.connect(with_schema=False))
@@ -109,6 +109,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
             name = "DATABASE_URL" if settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
             yield Finding("administration", "failure", f"{_line(explain(error))}; check {name}")
             return
+        yield _found("session of commands", partial(_check_session, admin, session.COMMANDS))
         schema = _found("schema", partial(_check_schema, admin))
         yield schema
         if schema.status != "failure":
@@ -122,6 +123,7 @@ def _connect(url: str, settings: Settings) -> Connection:
     """Connect as the service does."""
     connection = Connection.connect(connection_parameters(url, settings), autocommit=True)
     connection.patience = settings.answer_seconds
+    session.complete(connection)
     return connection
 
 
@@ -143,12 +145,12 @@ def _check_server(connection: AnyConnection) -> Verdict:
     return "ok", f"PostgreSQL {version}, {encoding}"
 
 
-def _check_session(connection: AnyConnection, settings: Settings) -> Verdict:
-    asked = session_settings(settings)
-    found: dict[str, str] = dict(connection.execute(_SESSION["get_session"], {"names": list(asked)}).fetchall())
+def _check_session(connection: AnyConnection, asked: dict[str, str]) -> Verdict:
+    names = [*asked, *session.PINNED_WHERE_KNOWN]
+    found: dict[str, str] = dict(connection.execute(_SESSION["get_session"], {"names": names}).fetchall())
     if dropped := dropped_settings(found, asked):
         return "failure", f"not what was asked for: {', '.join(dropped)}; see PgBouncer in docs/scaling.md"
-    return "ok", f"{len(asked)} settings are as the statements need them"
+    return "ok", f"{len(found)} settings are as the statements need them"
 
 
 def _check_clock(connection: AnyConnection) -> Verdict:

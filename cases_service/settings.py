@@ -15,6 +15,8 @@ import psycopg
 from msgspec import Meta, field
 from psycopg.conninfo import conninfo_to_dict
 
+from cases_service.connection_strings import UnresolvedError, resolve
+
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 # What libpq reads from the environment, past everything that a connection asks for.
@@ -292,6 +294,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     for name in _SESSION_VARIABLES:
         if environment.get(name):
             raise SettingsError(f"{name}: unset it; the statements rely on UTC and ISO dates")
+    if environment.get("PGSERVICE"):
+        _check_database_url("", "PGSERVICE")
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
     values = {name: value for name, value in environment.items() if name in known and value != ""}
     try:
@@ -404,9 +408,12 @@ def _check_database_url(url: str | None, variable: str) -> None:
         return
     try:
         given = conninfo_to_dict(url)
+        resolved = resolve(url)
     except psycopg.ProgrammingError:
         raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
-    if given.get("target_session_attrs") == "read-write":
+    except UnresolvedError:
+        raise SettingsError(f"{variable}: expected a service that the service file of libpq has") from None
+    if resolved.get("target_session_attrs") == "read-write":
         # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
         raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.

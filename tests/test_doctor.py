@@ -30,8 +30,8 @@ NOWHERE = f"{LOOPBACK}:1"
 SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
-    "settings", "database", "session", "clock", "administration", "schema", "rights", "row security",
-    "signing keys", "stored secrets", "API tokens", "rate limits", "/healthz", "/readyz",
+    "settings", "database", "session", "clock", "session of commands", "administration", "schema", "rights",
+    "row security", "signing keys", "stored secrets", "API tokens", "rate limits", "/healthz", "/readyz",
 ]  # fmt: skip
 
 
