@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from cases_service.settings import check_bind, check_url
+from cases_service.settings import check_bind, check_url, clean
 
 T = TypeVar("T")
 
@@ -52,12 +52,14 @@ def parse_future_time(text: str) -> datetime:
 
 def parse_address(text: str) -> str:
     """Return an address to listen on."""
-    check_bind(text)
+    text = clean(text, "--bind")
+    check_bind(text, "--bind")
     return text
 
 
 def parse_url(text: str) -> str:
     """Return an address of HTTP."""
+    text = clean(text, "--url")
     check_url(text, "--url")
     return text
 

@@ -82,7 +82,7 @@ bind_option = click.option(
     "--bind",
     metavar="HOST:PORT",
     callback=accepting(parse_address),
-    help="The address to listen on, instead of CASES_BIND.",
+    help="The address to listen on, instead of CASES_BIND; or unix:/PATH.",
 )
 
 

@@ -25,7 +25,7 @@ from cases_service.demo_portal.launch import DemoVisitor, Plan, hand_over, liste
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import become_gunicorn, listen
-from cases_service.settings import DemoCredentials, Settings, is_under_make
+from cases_service.settings import UNIX, DemoCredentials, Settings, is_under_make
 from cases_service.signing_keys import HMAC_ALGORITHMS
 from cases_service.sql import source, statements
 
@@ -79,6 +79,8 @@ def run_demo(settings: Settings) -> NoReturn:
     """Prepare everything, and become the service; a child prints the lines when it answers."""
     if settings.database_url is not None:
         raise DemoError("demo brings its own PostgreSQL: unset DATABASE_URL, or use cases-service serve")
+    if settings.bind.startswith(UNIX):
+        raise DemoError("demo is for a browser: expected --bind HOST:PORT")
     _end_with_parent()
     listener = listen(settings.bind)
     portal_listener = listen_beside(settings.bind)

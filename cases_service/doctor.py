@@ -1,5 +1,6 @@
 """Knows what can be wrong with an installation, looks for it, and says in a line each what was found and what to do."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from cases_service.embedded import EmbeddedServerError
 from cases_service.migrations import SCHEMA_VERSION, version_of
 from cases_service.replicas import name_of, single_hosts
 from cases_service.secret_box import SecretBox, SecretNotOpenedError
-from cases_service.settings import Settings, SettingsError, read_settings, unknown_names
+from cases_service.settings import UNIX, Settings, SettingsError, read_settings, unknown_names
 from cases_service.sql import statements
 
 Status: TypeAlias = Literal["ok", "warning", "failure"]
@@ -274,13 +275,15 @@ def _examine_service(settings: Settings, url: str | None) -> Iterator[Finding]:
     at_bind = _url_of(settings.bind)
     operation = at_bind if settings.admin_bind is None else _url_of(settings.admin_bind)
     for base, path in ((url or at_bind, "/healthz"), (url or operation, "/readyz")):
-        yield Finding(path, *_ask(base.rstrip("/"), path, is_expected=url is not None))
+        yield Finding(
+            path, *_ask(base if base.startswith(UNIX) else base.rstrip("/"), path, is_expected=url is not None)
+        )
 
 
 def _ask(base: str, path: str, *, is_expected: bool) -> Verdict:
     try:
-        status, body = _get(base + path)
-    except ConnectionRefusedError:
+        status, body = _get(base, path)
+    except (ConnectionRefusedError, FileNotFoundError):
         advice = "start cases-service serve" if is_expected else "nothing was asked (--url names another address)"
         return ("failure" if is_expected else "ok"), f"nobody listens at {base}: {advice}"
     except (OSError, HTTPException) as error:
@@ -296,16 +299,26 @@ def _ask(base: str, path: str, *, is_expected: bool) -> Verdict:
     return "failure", f"{status} from {base}, which is no answer of this service: check the address"
 
 
-def _get(url: str) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
+def _get(base: str, path: str) -> tuple[int, bytes]:
+    connection, path = _connection_to(base, path)
     try:
-        connection.request("GET", parts.path)
+        connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read(_LONGEST_ANSWER)
     finally:
         connection.close()
+
+
+def _connection_to(base: str, path: str) -> tuple[HTTPConnection, str]:
+    if base.startswith(UNIX):
+        connection = HTTPConnection("localhost", timeout=_ANSWER_SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(_ANSWER_SECONDS)
+        connection.sock.connect(base.removeprefix(UNIX))
+        return connection, path
+    parts = urlsplit(base + path)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS), parts.path
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
@@ -316,7 +329,9 @@ def _decoded(body: bytes) -> dict[str, Any]:
 
 
 def _url_of(address: str) -> str:
-    """Return where to find, from here, who listens at HOST:PORT."""
+    """Return where to find, from here, who listens at an address."""
+    if address.startswith(UNIX):
+        return address
     host, _, port = address.rpartition(":")
     name = host.strip("[]")
     name = _ALL_ADDRESSES.get(name, name)

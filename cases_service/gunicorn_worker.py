@@ -83,7 +83,7 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         # Whether the process lives is told even while every other thread waits for the database.
         self._health_thread = ThreadPoolExecutor(1)
         # Metrics and readiness are of most use while every other thread has too much to do.
-        self._operators_port = read_settings().admin_port
+        self._is_operators = read_settings().is_admin_address
         self._operators_threads = ThreadPoolExecutor(_OPERATORS_THREADS)
 
     def run(self) -> None:
@@ -198,7 +198,7 @@ class CasesWorker(ThreadWorker):  # type: ignore[misc]
         if is_health:
             return self._health_thread
         threads: ThreadPoolExecutor = self.tpool
-        return self._operators_threads if conn.server[1] == self._operators_port else threads
+        return self._operators_threads if self._is_operators(conn.server) else threads
 
     def handle(self, conn: TConn) -> Any:
         """Answer a request, in a thread, and return whether the connection can be kept."""

@@ -1,6 +1,7 @@
 """What the views of one worker share: settings, database, secrets, and where links begin."""
 
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from math import inf
@@ -133,11 +134,9 @@ class Service:
 
     def check_address(self, request: Request) -> None:
         """Raise NotFoundError where the operators have an address of their own, and the path is the other one's."""
-        if self.settings.admin_port is None:
+        if self.settings.admin_bind is None:
             return
-        # What gunicorn's listener says, past what a proxy may have put in its place.
-        environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
-        at_operators = environ["SERVER_PORT"] == str(self.settings.admin_port)
+        at_operators = self.settings.is_admin_address(_listener_of(request))
         path = request.path.rstrip("/")
         if path != _AT_BOTH and at_operators != (path in OPERATION):
             raise NotFoundError
@@ -171,3 +170,13 @@ def current_service() -> Service:
     """Return the service of the application that handles the request."""
     service: Service = current_app.extensions["cases_service"]
     return service
+
+
+def _listener_of(request: Request) -> object:
+    """Return the name of the socket that a request came by, past what a proxy may have put in its place."""
+    # For a socket with a path, gunicorn takes SERVER_PORT from the client's Host.
+    client: socket.socket | None = request.environ.get("gunicorn.socket")
+    if client is not None:
+        return client.getsockname()
+    environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
+    return environ["SERVER_NAME"], int(environ["SERVER_PORT"])
