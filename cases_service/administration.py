@@ -33,6 +33,26 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownOrganization:
+    """An organization, and whether it may use the service."""
+
+    id: UUID
+    name: str
+    subscription_status: str
+    subscription_ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """A user of an organization, as somebody who picks the owner of a token has to know them."""
+
+    id: UUID
+    email: str | None
+    first_name: str | None
+    last_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class KnownToken:
     """What may be told of an API token: everything but the token and its hash."""
 
@@ -163,6 +183,16 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
         )
     except SecretNotOpenedError:
         raise _not_opened(key.id) from None
+
+
+def list_organizations(connection: Connection) -> list[KnownOrganization]:
+    """Return all organizations by name."""
+    return [KnownOrganization(*row) for row in connection.execute(_STATEMENTS["list_organizations"]).fetchall()]
+
+
+def list_users(connection: Connection, *, organization_id: UUID) -> list[KnownUser]:
+    """Return all users of an organization, by e-mail address and name."""
+    return [KnownUser(*row) for row in _list(connection, "list_users", organization_id)]
 
 
 def list_tokens(connection: Connection, *, organization_id: UUID) -> list[KnownToken]:

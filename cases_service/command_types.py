@@ -8,8 +8,6 @@ from uuid import UUID
 
 import click
 
-from cases_service.settings import check_bind, check_url, clean
-
 T = TypeVar("T")
 
 
@@ -52,15 +50,19 @@ def parse_future_time(text: str) -> datetime:
 
 def parse_address(text: str) -> str:
     """Return an address to listen on."""
-    text = clean(text, "--bind")
-    check_bind(text, "--bind")
+    from cases_service import settings
+
+    text = settings.clean(text, "--bind")
+    settings.check_bind(text, "--bind")
     return text
 
 
 def parse_url(text: str) -> str:
     """Return an address of HTTP."""
-    text = clean(text, "--url")
-    check_url(text, "--url")
+    from cases_service import settings
+
+    text = settings.clean(text, "--url")
+    settings.check_url(text, "--url")
     return text
 
 

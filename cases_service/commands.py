@@ -13,17 +13,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 from uuid import UUID
 
 import click
-import msgspec
-import psycopg
-from tqdm import tqdm
 
-from cases_service import __version__, administration, doctor, instants, visitor_tokens
-from cases_service.access import verification_keys
-from cases_service.administration import AdministrationError
+from cases_service import __version__, instants
+from cases_service.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.command_types import (
     accepting,
     parse_address,
@@ -33,18 +29,15 @@ from cases_service.command_types import (
     parse_id,
     parse_url,
 )
-from cases_service.data_directory import ForeignDirectoryError
-from cases_service.database_at_hand import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
-from cases_service.demo import DemoError, run_demo
-from cases_service.embedded import EmbeddedServerError
-from cases_service.loading import LoadError, LoadFile, LoadSummary, load
-from cases_service.migrations import SchemaError
-from cases_service.secret_box import NoSecretKeyError, SecretBox
-from cases_service.server_process import ListenError, become_gunicorn, listen_as_set
-from cases_service.settings import SettingsError, read_settings
-from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
-from cases_service.store import StoredKey
-from cases_service.token_report import examine
+
+# A completion runs this module at each press of the key. What a command needs, it imports itself.
+if TYPE_CHECKING:
+    import psycopg
+
+    from cases_service.database_at_hand import DatabaseAtHand
+    from cases_service.loading import LoadSummary
+    from cases_service.secret_box import SecretBox
+    from cases_service.store import StoredKey
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1
@@ -53,21 +46,6 @@ _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
 _LABEL_WIDTH: Final = 12
 _STATUS_WIDTH: Final = 9
-
-# What says in its message, in one line, what is wrong and what to do.
-_EXPLAINED: Final = (
-    AdministrationError,
-    DemoError,
-    EmbeddedServerError,
-    ForeignDirectoryError,
-    KeyMaterialError,
-    ListenError,
-    LoadError,
-    NoDatabaseError,
-    NoSecretKeyError,
-    SchemaError,
-    SettingsError,
-)
 
 organization_option = click.option(
     "--organization",
@@ -106,6 +84,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _last_words(error: Exception) -> str:
+    import psycopg
+
+    from cases_service.database_at_hand import explain
+
     match error:
         case click.UsageError():
             command = _NAME if error.ctx is None else error.ctx.command_path
@@ -116,7 +98,7 @@ def _last_words(error: Exception) -> str:
             words = explain(error)
         case OSError():
             words = f"{error.filename or 'input or output'}: {error.strerror}"
-        case _ if isinstance(error, _EXPLAINED):
+        case _ if isinstance(error, _explained()):
             words = str(error)
         case _:
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -125,15 +107,49 @@ def _last_words(error: Exception) -> str:
     return words
 
 
+def _explained() -> tuple[type[Exception], ...]:
+    """Return what says in its message, in one line, what is wrong and what to do."""
+    from cases_service.administration import AdministrationError
+    from cases_service.data_directory import ForeignDirectoryError
+    from cases_service.database_at_hand import NoDatabaseError
+    from cases_service.demo import DemoError
+    from cases_service.embedded import EmbeddedServerError
+    from cases_service.loading import LoadError
+    from cases_service.migrations import SchemaError
+    from cases_service.secret_box import NoSecretKeyError
+    from cases_service.server_process import ListenError
+    from cases_service.settings import SettingsError
+    from cases_service.signing_keys import KeyMaterialError
+
+    return (
+        AdministrationError,
+        DemoError,
+        EmbeddedServerError,
+        ForeignDirectoryError,
+        KeyMaterialError,
+        ListenError,
+        LoadError,
+        NoDatabaseError,
+        NoSecretKeyError,
+        SchemaError,
+        SettingsError,
+    )
+
+
 @contextmanager
-def _database(*, may_make: bool = False) -> Iterator[DatabaseAtHand]:
+def _database(*, may_make: bool = False) -> Iterator["DatabaseAtHand"]:
+    from cases_service.database_at_hand import database_at_hand
+    from cases_service.settings import read_settings
+
     with database_at_hand(read_settings(), may_make=may_make) as database:
         yield database
 
 
 @contextmanager
-def _connection() -> Iterator[tuple[psycopg.Connection[Any], SecretBox]]:
+def _connection() -> Iterator[tuple["psycopg.Connection[Any]", "SecretBox"]]:
     """Lend a connection to a database that has the schema, and what opens its secrets."""
+    from cases_service.secret_box import SecretBox
+
     with _database() as database, database.connect() as connection:
         yield connection, SecretBox(database.settings.secret_keys)
 
@@ -152,6 +168,7 @@ def cli() -> None:
     To start with cases of your own:
       cases-service init-db
       cases-service load cases.ndjson
+      cases-service list-organizations
       cases-service create-token --organization ID --user ID
       cases-service create-key --organization ID
       cases-service serve
@@ -172,6 +189,12 @@ def serve(bind: str | None) -> None:
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service serve --bind 0.0.0.0:8000
     """
+    import msgspec
+
+    from cases_service.database_at_hand import database_at_hand
+    from cases_service.server_process import become_gunicorn, listen_as_set
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
     with database_at_hand(settings, may_make=True) as database:
@@ -193,6 +216,11 @@ def demo(bind: str | None) -> None:
     Example, a second demo beside the first:
       CASES_DATA_DIR=/tmp/second cases-service demo --bind 127.0.0.1:8001
     """
+    import msgspec
+
+    from cases_service.demo import run_demo
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     run_demo(msgspec.structs.replace(settings, bind=bind or settings.bind))
 
@@ -231,6 +259,8 @@ def load_files(files: tuple[str, ...]) -> None:
     Example:
       gunzip < export.ndjson.gz | cases-service load organization.ndjson -
     """
+    from cases_service.loading import LoadFile, load
+
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
         opened = [stack.enter_context(_opened(name)) for name in files]
@@ -252,12 +282,14 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 def _progress(files: tuple[str, ...]) -> Any:
     """Return a progress bar on a terminal, and elsewhere what does nothing; total where all sizes are known."""
+    from tqdm import tqdm
+
     are_regular = all(name != "-" and Path(name).is_file() for name in files)
     total = sum(Path(name).stat().st_size for name in files) if are_regular else None
     return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
 
 
-def _summary(summary: LoadSummary) -> str:
+def _summary(summary: "LoadSummary") -> str:
     written, removed = (
         ", ".join(_counted(count, name.replace("_", " ")) for name, count in counts.items() if count)
         for counts in (summary.written, summary.removed)
@@ -272,7 +304,7 @@ def _show(things: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:
-        lines = [list(rows[0]), *([value or "-" for value in row.values()] for row in rows)]
+        lines = [list(rows[0]), *([_printable(value or "-") for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
@@ -284,8 +316,44 @@ def _shown(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@cli.command("list-organizations")
+@json_option
+def list_organizations(as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show all organizations with their ids.
+
+    \b
+    Example:
+      cases-service list-organizations
+    """
+    from cases_service import administration
+
+    with _connection() as (connection, _):
+        _show(administration.list_organizations(connection), as_json=as_json)
+
+
+@cli.command("list-users")
+@organization_option
+@json_option
+def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's users with their ids.
+
+    \b
+    Example:
+      cases-service list-users --organization ID
+    """
+    from cases_service import administration
+
+    with _connection() as (connection, _):
+        _show(administration.list_users(connection, organization_id=organization_id), as_json=as_json)
 
 
 @cli.command("create-token")
@@ -313,6 +381,8 @@ def create_token(organization_id: UUID, user_id: UUID, description: str | None, 
     Example:
       cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
     """
+    from cases_service import administration
+
     with _connection() as (connection, _):
         token_id, token = administration.create_token(
             connection,
@@ -337,6 +407,8 @@ def revoke_token(organization_id: UUID, token_id: UUID) -> None:
     Example:
       cases-service revoke-token --organization ID TOKEN_ID
     """
+    from cases_service import administration
+
     with _connection() as (connection, _):
         administration.revoke_token(connection, organization_id=organization_id, token_id=token_id)
 
@@ -354,6 +426,8 @@ def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  
     Example:
       cases-service list-tokens --organization ID
     """
+    from cases_service import administration
+
     with _connection() as (connection, _):
         _show(administration.list_tokens(connection, organization_id=organization_id), as_json=as_json)
 
@@ -385,6 +459,8 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
       cases-service create-key --organization ID
       cases-service create-key --organization ID --algorithm ES256 --public-key es256.pem
     """
+    from cases_service import administration
+
     if (algorithm in HMAC_ALGORITHMS) != (public_key_file is None):
         needs = "takes no --public-key" if public_key_file else "needs a --public-key"
         raise click.UsageError(f"--algorithm {algorithm} {needs}.")
@@ -407,6 +483,8 @@ def retire_key(organization_id: UUID, kid: UUID) -> None:
     Example:
       cases-service retire-key --organization ID KID
     """
+    from cases_service import administration
+
     with _connection() as (connection, _):
         administration.retire_key(connection, organization_id=organization_id, key_id=kid)
 
@@ -424,6 +502,8 @@ def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  cl
     Example:
       cases-service list-keys --organization ID
     """
+    from cases_service import administration
+
     with _connection() as (connection, _):
         _show(administration.list_keys(connection, organization_id=organization_id), as_json=as_json)
 
@@ -440,6 +520,8 @@ def rotate_secrets() -> None:
       2. CASES_SECRET_KEY=NEW,OLD cases-service rotate-secrets
       3. run serve with CASES_SECRET_KEY=NEW
     """
+    from cases_service import administration
+
     with _connection() as (connection, box):
         count = administration.rotate_secrets(connection, box=box)
     click.echo(f"{_counted(count, 'secret')} encrypted with the first secret key")
@@ -470,6 +552,9 @@ def sign(organization_id: UUID, external_id: str, ttl: int, kid: UUID | None) ->
     Example:
       cases-service sign --organization ID --external-id customer-4711
     """
+    from cases_service import administration, visitor_tokens
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     if ttl > settings.jwt_max_ttl:
         raise click.BadParameter(
@@ -492,7 +577,9 @@ def sign(organization_id: UUID, external_id: str, ttl: int, kid: UUID | None) ->
     click.echo(token)
 
 
-def _signing_key(keys: Sequence[StoredKey], organization_id: UUID, kid: UUID | None) -> StoredKey:
+def _signing_key(keys: "Sequence[StoredKey]", organization_id: UUID, kid: UUID | None) -> "StoredKey":
+    from cases_service.administration import AdministrationError
+
     if kid is None:
         fitting = [key for key in keys if key.algorithm in HMAC_ALGORITHMS]
         if not fitting:
@@ -526,6 +613,11 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
       cases-service sign --organization ID --external-id customer-4711 |
         cases-service check-token --organization ID
     """
+    from cases_service import administration
+    from cases_service.access import verification_keys
+    from cases_service.settings import read_settings
+    from cases_service.token_report import examine
+
     text = sys.stdin.buffer.read().decode("latin-1") if token is None else token
     settings = read_settings()
     with _connection() as (connection, box):
@@ -544,7 +636,9 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
         raise click.ClickException(f"{problem.code}: {problem.detail}")
 
 
-def _count_contacts(connection: psycopg.Connection[Any], organization_id: UUID, external_id: str) -> int | None:
+def _count_contacts(connection: "psycopg.Connection[Any]", organization_id: UUID, external_id: str) -> int | None:
+    from cases_service import administration
+
     return administration.count_contacts(connection, organization_id=organization_id, external_id=external_id)
 
 
@@ -567,6 +661,8 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     Example, with the variables of the service:
       cases-service doctor --url http://10.0.0.7:8000
     """
+    from cases_service import doctor
+
     findings = []
     for finding in doctor.examine(url):
         findings.append(finding)

@@ -20,13 +20,13 @@ import psycopg
 from cases_service import administration, data_directory, visitor_tokens
 from cases_service import embedded_supervisor as supervisor
 from cases_service.administration import AdministrationError
+from cases_service.algorithms import HMAC_ALGORITHMS
 from cases_service.database_at_hand import database_at_hand
 from cases_service.demo_portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.loading import LoadFile, load
 from cases_service.secret_box import SecretBox
 from cases_service.server_process import become_gunicorn, listen
 from cases_service.settings import UNIX, DemoCredentials, Settings, is_under_make
-from cases_service.signing_keys import HMAC_ALGORITHMS
 from cases_service.sql import source, statements
 
 DEMO_DATA: Final = source("demo_data/nyc311.ndjson")

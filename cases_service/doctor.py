@@ -208,6 +208,8 @@ def _check_sight(connection: AnyConnection) -> Verdict:
 
 
 def _check_keys(connection: AnyConnection) -> Verdict:
+    if not _one(connection, _SQL["has_live_key_anywhere"]):
+        return "warning", "there is none, so no visitor's JWT is accepted: cases-service create-key"
     rows = connection.execute(_SQL["list_retiring_keys_everywhere"], {"within": _SOON}).fetchall()
     if not rows:
         return "ok", f"none retires within {_SOON.days} days"
@@ -238,6 +240,8 @@ def _opens(box: SecretBox, organization_id: UUID, key_id: UUID, algorithm: str, 
 
 
 def _check_tokens(connection: AnyConnection) -> Verdict:
+    if not _one(connection, _SQL["has_live_token_anywhere"]):
+        return "warning", "there is none, so every request is refused: cases-service create-token"
     rows = connection.execute(_SQL["list_ending_tokens_everywhere"], {"within": _SOON}).fetchall()
     if not rows:
         return "ok", f"none expires within {_SOON.days} days"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cases_service.access import IN_HEADER, MAXIMUM_IN_PATH, visitor_token
+from cases_service.algorithms import ALGORITHMS
 from cases_service.errors import InternalError, ProblemError, TokenSignatureInvalidError, VisitorNotFoundError
 from cases_service.secret_box import SecretNotOpenedError
-from cases_service.signing_keys import ALGORITHMS
 from cases_service.visitor_tokens import Rules, VerificationKey, candidates, check_claims, find_key, parse
 
 Finding = tuple[str, str]

@@ -19,6 +19,7 @@ from uuid import UUID
 import jwt
 from jwt.algorithms import Algorithm
 
+from cases_service.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.errors import (
     TokenAlgorithmNotAllowedError,
     TokenClaimInvalidError,
@@ -31,7 +32,6 @@ from cases_service.errors import (
     TokenSignatureInvalidError,
 )
 from cases_service.secret_box import SecretNotOpenedError
-from cases_service.signing_keys import ALGORITHMS, HMAC_ALGORITHMS
 
 _YEAR_10000: Final = 253_402_300_800
 _MAXIMUM_SUBJECT: Final = 256

@@ -1,5 +1,6 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
+import inspect
 import io
 import json
 import os
@@ -116,6 +117,28 @@ class TestAllCommands:
             ["bash", "--norc", "-c", script], check=True, capture_output=True, text=True, env=environment(PATH=path)
         )
         assert (set(ran.stdout.split()), ran.stderr) == (completed, "")
+
+    @pytest.mark.parametrize("arguments", [("--version",), ("load", "--help"), ()])
+    def test_what_needs_no_command_imports_no_more_than_it_needs(self, arguments: tuple[str, ...]) -> None:
+        """The completion runs at each press of the key."""
+        script = f"""
+            import atexit, sys
+            heavy = {{"flask", "psycopg", "cryptography", "msgspec", "jwt", "structlog", "tqdm", "marshmallow"}}
+            atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
+            sys.argv[1:] = {list(arguments)}
+            from cases_service.__main__ import main
+            main()
+        """
+        completing = {"_CASES_SERVICE_COMPLETE": "bash_complete", "COMP_WORDS": "cases-service lo", "COMP_CWORD": "1"}
+        ran = subprocess.run(
+            [sys.executable, "-c", inspect.cleandoc(script)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment(**({} if arguments else completing)),
+        )
+        assert (ran.returncode, ran.stderr) == (0, "[]\n")
+        assert ran.stdout
 
     def test_a_token_in_the_place_of_an_id_is_not_repeated(self, run: Run, organization: Organization) -> None:
         result = run("revoke-token", "--organization", organization.id, organization.token)
@@ -675,3 +698,31 @@ class TestProcess:
         assert [path.name for path in tmp_path.iterdir()] == ["secret.key"]
         assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
         assert read_settings({"CASES_SECRET_KEY_FILE": str(tmp_path / "secret.key")}).secret_keys
+
+
+class TestListOrganizationsAndUsers:
+    def test_organizations_are_shown_with_their_ids(self, run: Run, organization: Organization) -> None:
+        rows = json.loads(run("list-organizations", "--json").out)
+        (row,) = (row for row in rows if row["id"] == str(organization.id))
+        assert row == {
+            "id": str(organization.id),
+            "name": "Acme",
+            "subscription_status": "active",
+            "subscription_ends_at": None,
+        }
+        assert str(organization.id) in run("list-organizations").out
+
+    def test_users_are_shown_with_the_ids_that_create_token_takes(self, run: Run, organization: Organization) -> None:
+        organization.user(email="zoe@example.com")
+        rows = json.loads(run("list-users", "--organization", organization.id, "--json").out)
+        assert [row["email"] for row in rows] == ["zoe@example.com", None]
+        assert rows[1] == {"id": str(organization.user_id), "email": None, "first_name": "Ada", "last_name": "Byron"}
+        made = run("create-token", "--organization", organization.id, "--user", rows[0]["id"])
+        assert made.status == 0
+
+    def test_a_terminal_is_shown_nothing_that_it_would_obey(self, run: Run, organization: Organization) -> None:
+        organization.user(first_name="\x1b[2J")
+        assert "\x1b" not in run("list-users", "--organization", organization.id).out
+
+    def test_an_organization_that_does_not_exist_is_said(self, run: Run) -> None:
+        assert_fails(run("list-users", "--organization", uuid4()), 1, "there is no organization")

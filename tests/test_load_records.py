@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases_service import signing_keys
+from cases_service import algorithms
 from cases_service.load_records import RECORDS, FieldError, read_fields
 
 ORGANIZATION_ID = "53b97666-d364-5ae6-931e-d7745d57c1ac"
@@ -463,7 +463,7 @@ def test_numbers_and_identities_have_1_to_256_characters(record_type: str, field
         )
 
 
-@pytest.mark.parametrize("algorithm", signing_keys.HMAC_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", algorithms.HMAC_ALGORITHMS)
 def test_an_hmac_key_has_a_secret_of_32_bytes(algorithm: str) -> None:
     assert read_fields(line("signing_key", algorithm=algorithm, secret="s" * 32))["secret"] == "s" * 32
     assert read_fields(line("signing_key", algorithm=algorithm, secret="\u00e9" * 16))["secret"] == "\u00e9" * 16
@@ -510,7 +510,7 @@ def test_an_unknown_algorithm_is_refused_with_those_that_are_known(algorithm: An
 def test_the_algorithms_of_a_line_are_those_of_the_service() -> None:
     _, reason = refusal(line("signing_key", algorithm="none"))
 
-    for algorithm in signing_keys.ALGORITHMS:
+    for algorithm in algorithms.ALGORITHMS:
         assert refusal(line("signing_key", algorithm=algorithm, secret=None))[0] in ("secret", "public_key")
         assert algorithm in reason
 
