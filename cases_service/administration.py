@@ -224,6 +224,11 @@ def _rotate_secrets_of(connection: Connection, organization_id: UUID, box: Secre
     return len(rows)
 
 
+def has_active_subscription(connection: Connection, *, organization_id: UUID) -> bool:
+    """Tell whether an organization exists and may use the service now."""
+    return bool(_one(connection, "has_active_subscription", organization_id=organization_id))
+
+
 def count_contacts(connection: Connection, *, organization_id: UUID, external_id: str) -> int | None:
     """Return how many contacts a visitor has, or None where the visitor does not exist."""
     count: int | None = _one(connection, "count_contacts", organization_id=organization_id, external_id=external_id)

@@ -44,7 +44,7 @@ _FAILURE: Final = 1
 _WRONG_CALL: Final = 2
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
-_LABEL_WIDTH: Final = 12
+_LABEL_WIDTH: Final = 14
 _STATUS_WIDTH: Final = 9
 
 organization_option = click.option(
@@ -624,7 +624,10 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
         live = administration.live_keys(connection, organization_id=organization_id)
         keys = verification_keys(organization_id, live, box)
         count = partial(_count_contacts, connection, organization_id)
-        report = examine(text.strip(), keys, settings, now=time.time(), count_contacts=count)
+        is_active = administration.has_active_subscription(connection, organization_id=organization_id)
+        report = examine(
+            text.strip(), keys, settings, now=time.time(), has_subscription=is_active, count_contacts=count
+        )
     problem = report.problem
     status, code = (200, None) if problem is None else (problem.status, problem.code)
     if as_json:

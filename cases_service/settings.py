@@ -510,7 +510,9 @@ def _check_rate_limit_storage(url: str) -> None:
     if not is_redis or parts.query or parts.fragment or not re.fullmatch("(/[0-9]{0,4})?", parts.path):
         raise SettingsError(expected)
     if find_spec("redis") is None:
-        raise SettingsError("CASES_RATE_LIMIT_STORAGE: install visitor-cases-service[redis] for it")
+        raise SettingsError(
+            "CASES_RATE_LIMIT_STORAGE: Redis needs an extra: pip install '.[redis]' in the project's folder"
+        )
 
 
 def _is_port(text: str) -> bool:

@@ -22,6 +22,12 @@ select organization_id, name, subscription_status, subscription_ends_at
 from organizations
 order by name, organization_id;
 
+-- name: has_active_subscription
+-- As get_access has it. No row: there is no such organization.
+select subscription_status = 'active' and (subscription_ends_at is null or subscription_ends_at > now())
+from organizations
+where organization_id = :organization_id;
+
 -- name: list_users
 select id, email, first_name, last_name
 from users

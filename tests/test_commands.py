@@ -544,7 +544,7 @@ class TestSign:
 
 class TestCheckToken:
     def report(self, result: Result) -> dict[str, str]:
-        return {line[:12].strip(): line[12:] for line in result.out.splitlines()}
+        return {line[:14].strip(): line[14:] for line in result.out.splitlines()}
 
     def test_a_good_token_is_explained(self, run: Run, organization: Organization) -> None:
         visitor = organization.visitor(contacts=3)
@@ -561,6 +561,23 @@ class TestCheckToken:
         assert report["visitor"] == repr(visitor.external_id)
         assert (report["contacts"], report["answer"]) == ("3", "200")
         assert run("check-token", "--organization", organization.id, jwt.strip()).status == 0
+
+    @pytest.mark.parametrize(
+        "ended",
+        [{"subscription_status": "inactive"}, {"subscription_ends_at": datetime.now(UTC) - timedelta(seconds=1)}],
+    )
+    def test_a_subscription_that_is_not_active_is_the_answer_whatever_the_token(
+        self, run: Run, organization: Organization, client: FlaskClient, ended: dict[str, object]
+    ) -> None:
+        visitor = organization.visitor()
+        organization.update("organizations", "organization_id", organization.id, **ended)
+        for jwt in (organization.jwt(visitor.external_id), organization.jwt("nobody"), "a.b.c"):
+            report = self.report(self.check(run, organization, jwt))
+            answer = get(client, organization, cases_path(organization.id, jwt))
+            assert (
+                report["answer"] == f"{answer.status_code} {answer.get_json()['code']}" == "403 subscription_inactive"
+            )
+            assert report["subscription"] == "not active"
 
     def check(self, run: Run, organization: Organization, jwt: str, **variables: str) -> Result:
         result = run("check-token", "--organization", organization.id, given=jwt.encode("latin-1"), **variables)

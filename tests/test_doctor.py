@@ -427,6 +427,7 @@ def test_replicas_are_looked_at(service_role: str) -> None:
         with psycopg.connect(primary.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {service_role} login".encode())
             init_db(connection, service_role=service_role)
+            let_somebody_in(connection)
         variables = variables_of(primary.conninfo, service_role)
         with data_directory() as data_dir, ReplicaServer(primary, data_dir) as replica:
             url = make_conninfo(replica.url, user=service_role, password=PASSWORD)
