@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 
-from cases_service.sql import statements
+from cases_service.database.statements import statements
 
 PINNED: Final = {
     "client_encoding": "UTF8",

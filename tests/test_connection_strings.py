@@ -9,8 +9,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cases_service import connection_strings
-from cases_service.database import Database
-from cases_service.database_at_hand import DatabaseAtHand
+from cases_service.database.connection_pool import Database
+from cases_service.embedded.command_database import DatabaseAtHand
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.factories import SECRET_KEY
 

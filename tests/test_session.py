@@ -17,8 +17,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from cases_service import commands
 from cases_service.application import create_app
+from cases_service.cli import commands
 from cases_service.settings import read_settings
 from tests.factories import SECRET_KEY, cases_path
 
