@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick bench-memory \
-	bench-row-security docs image lock .venv
+.PHONY: demo test queries torture soak fuzz lint lint-openapi format check audit bench bench-pages bench-quick \
+	bench-memory bench-row-security docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -11,6 +11,11 @@ demo: .venv
 
 test: .venv
 	$(BIN)/pytest -n auto
+
+# The statements of pages and cases as the server gets them, for psql; NAME is the beginning of a name.
+NAME ?=
+queries: .venv
+	@$(BIN)/python -m cases_service.page_statements $(NAME)
 
 # What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
 # As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.

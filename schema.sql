@@ -251,7 +251,7 @@ create index cases_of_contact_by_channel_and_creation
 create index cases_of_contact_by_channel_and_update
     on cases (organization_id, contact_id, channel_number, updated_at, id);
 
--- What a case refers to, each under the path that its attribute has in the API. A statement joins what it is asked for.
+-- What a case refers to. Read by the release before this one only; the five views are to be dropped.
 create view case_contacts with (security_invoker = true) as
 select
     organization_id as "contact.organization_id",

@@ -16,6 +16,7 @@ from cases_service.database import Connection, Database, query_count
 from cases_service.exchange import Query, preamble
 from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
 from cases_service.instants import to_microseconds
+from cases_service.schemas import NESTED_ATTRIBUTES
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
 from cases_service.store import ORDERINGS, list_cases, summarize_cases
@@ -121,7 +122,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def cost(
-    database: Database, visitor: Visitor, ordering: str, cursor: Cursor | None, filters: Filters = NO_FILTERS
+    database: Database,
+    visitor: Visitor,
+    ordering: str,
+    cursor: Cursor | None,
+    filters: Filters = NO_FILTERS,
+    **shown: Any,
 ) -> tuple[int, int]:
     """Return the rows that a page's plan reads from tables and indexes, and the buffers it touches."""
 
@@ -130,9 +136,9 @@ def cost(
         external_id=visitor.external_id,
         ordering=ordering,
         filters=filters,
-        fields=None,
         cursor=cursor,
         page_size=PAGE_SIZE,
+        **{"fields": None, **shown},
     )
     page, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
     assert plan["Actual Rows"] >= len(page.rows)
@@ -149,12 +155,12 @@ def buffers_of(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def assert_bounded(rows: int, buffers: int, *, contacts: int, streams: int) -> None:
+def assert_bounded(rows: int, buffers: int, *, contacts: int, streams: int, joins: int = 5) -> None:
     """Hold a page to its contacts, to an index descent for each stream ahead and behind, and to its own size."""
     page = PAGE_SIZE + 1
     # A share of each stream, one key behind, what the streams that gave their share hold behind it; then the cases,
-    # with five joins.
-    assert rows <= contacts + (streams + page) + streams + 2 * page + 6 * page
+    # with what they refer to. The key beyond the page is not joined.
+    assert rows <= contacts + (streams + page) + streams + 2 * page + (1 + joins) * PAGE_SIZE
     # An index descent is a handful of buffers, and a row that was changed lately one more.
     assert buffers <= 2 * contacts + 10 * streams + 40 * page
 
@@ -167,6 +173,25 @@ def test_rows_and_buffers_are_bounded_by_contacts_and_page(
     visitor = heavy.by_contacts[contacts]
     for cursor in cursors(visitor):
         assert_bounded(*cost(database, visitor, ordering, cursor), contacts=contacts, streams=contacts)
+
+
+@pytest.mark.parametrize(
+    ("shown", "joins"),
+    [
+        ({"whole": False}, 5),
+        ({"fields": frozenset({"id"})}, 0),
+        *(({"fields": frozenset({name})}, 1) for name in NESTED_ATTRIBUTES),
+        ({"fields": frozenset(NESTED_ATTRIBUTES)}, 5),
+    ],
+)
+def test_a_page_looks_up_what_it_shows_and_nothing_else(
+    database: Database, heavy: Heavy, shown: dict[str, Any], joins: int
+) -> None:
+    visitor = heavy.by_contacts[20]
+    for ordering in ORDERINGS:
+        for cursor in cursors(visitor):
+            rows, buffers = cost(database, visitor, ordering, cursor, **shown)
+            assert_bounded(rows, buffers, contacts=20, streams=20, joins=joins)
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
