@@ -44,7 +44,7 @@ create table users (
     alias text,
     title text,
     avatar_url text,
-    -- Differs where anything shown of the row does: an ETag is made of these. The same in the three tables below.
+    -- Read by the release before this one only; to be dropped. The same in the three tables below.
     content_hash bigint not null generated always as (
         hash_array_extended(array[id], 1)
         # hash_array_extended(array[email, first_name, last_name, alias, title, avatar_url] collate "C", 2)
@@ -185,11 +185,6 @@ create table cases (
     created_by_user_id uuid,
     updated_by_user_id uuid,
     case_funnel_stage_id uuid,
-    -- Read by the release before this one only; to be dropped.
-    facet smallint not null generated always as (
-        priority * 4
-        + case latest_messaging_channel when 'email' then 1 when 'whatsapp' then 2 when 'webchat' then 3 else 0 end
-    ) stored,
     -- The channel as a number, which an index can look up where there is no channel, too.
     channel_number smallint not null generated always as (
         case latest_messaging_channel when 'email' then 1 when 'whatsapp' then 2 when 'webchat' then 3 else 0 end
