@@ -14,8 +14,9 @@ from cases_service.application import create_app
 from cases_service.cursors import Cursor, Position, visitor_tag
 from cases_service.database import Connection, Database, query_count
 from cases_service.exchange import Query, preamble
-from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
+from cases_service.filters import CHANNELS, NO_CHANNEL, PRIORITIES, STATUSES, Filters
 from cases_service.instants import to_microseconds
+from cases_service.page_statements import PageShape, page_shapes, page_statement
 from cases_service.schemas import NESTED_ATTRIBUTES
 from cases_service.secret_box import SecretBox
 from cases_service.settings import Settings
@@ -142,6 +143,11 @@ def cost(
     )
     page, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
     assert plan["Actual Rows"] >= len(page.rows)
+    return read_by(plan)
+
+
+def read_by(plan: dict[str, Any]) -> tuple[int, int]:
+    """Return the rows that a plan reads, by nothing but look-ups in indexes, and the buffers that it touches."""
     scans = [node for node in nodes(plan) if "Relation Name" in node]
     assert all(node["Node Type"] in ("Index Scan", "Index Only Scan") for node in scans)
     passed = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
@@ -192,6 +198,35 @@ def test_a_page_looks_up_what_it_shows_and_nothing_else(
         for cursor in cursors(visitor):
             rows, buffers = cost(database, visitor, ordering, cursor, **shown)
             assert_bounded(rows, buffers, contacts=20, streams=20, joins=joins)
+
+
+COMMON = Filters(statuses=frozenset({"Closed"}), priorities=frozenset({3}), channels=frozenset({NO_CHANNEL}))
+SHAPES = [shape for shape in page_shapes() if shape.versions]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[page_statement(shape).name.decode() for shape in SHAPES])
+def test_every_shape_of_the_statement_is_bounded(database: Database, heavy: Heavy, shape: PageShape) -> None:
+    """In the middle of the cases, where all streams give keys ahead and behind."""
+    visitor = heavy.by_contacts[20]
+    middle = "2020-01-01 00:33:20+00" if shape.column == "created_at" else "2023-12-31 23:33:20+00"
+    ends = ("infinity", "-infinity") if shape.ascending else ("-infinity", "infinity")
+    parameters = {
+        "organization_id": visitor.organization.id,
+        "external_id": visitor.external_id,
+        "row_limit": PAGE_SIZE + 1,
+        "after": middle,
+        "after_id": UUID(int=2**127),
+        "furthest": ends[0],
+        "rearmost": ends[1],
+        **COMMON.parameters(),
+    }
+    query = Query(page_statement(shape), parameters, lambda result: len(result.rows))
+    rows, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
+    assert rows == PAGE_SIZE
+    looked_at, buffers = read_by(plan)
+    # Where the index is not the whole filter, each key's case is looked at.
+    keys = 2 * 20 + 3 * (PAGE_SIZE + 1) if shape.others else 0
+    assert_bounded(looked_at - keys, buffers - 4 * keys, contacts=20, streams=20)
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)

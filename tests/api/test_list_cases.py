@@ -409,3 +409,20 @@ def test_the_links_of_a_page_at_the_end_of_time_are_taken(
     assert len(links) == (not document["results"])
     for link in links:
         assert sorted(ids(page(client, visitor, link))) == sorted(cases)
+
+
+def test_the_largest_page_is_less_than_fifty_megabytes(client: FlaskClient, organization: Organization) -> None:
+    """A hundred descriptions of 65,536 characters of which each takes six bytes in JSON."""
+    visitor = organization.visitor()
+    organization.connection.execute(
+        """
+        insert into cases (organization_id, id, case_number, contact_id, status, priority, subject, description,
+            created_at, updated_at)
+        select %s, gen_random_uuid(), n, %s, 'Open', 1, repeat(chr(1), 1000), repeat(chr(1), 65536), now(), now()
+        from generate_series(1, 100) n
+        """,
+        [organization.id, visitor.contact_ids[0]],
+    )
+    response = get(client, organization, f"{visitor.path}?page_size=100")
+    assert response.status_code == 200
+    assert 39_000_000 < len(response.data) < 50_000_000
