@@ -26,7 +26,8 @@ _ACCESS: Final = numbered("access")
 _SUMMARY: Final = numbered("summary")
 _SCHEMA: Final = statements("schema")
 _REPLICATION: Final = statements("replication")
-# The columns of a case in a page: the time that it is ordered by, and last its id.
+# The columns of a page: whose it is, the time that a case is ordered by, whether there are cases after the page and,
+# where there is a cursor, before it; last the case's id.
 _MOMENT: Final = 1
 _ID: Final = -1
 # What a nested object has in common with its case is selected once.
@@ -245,17 +246,17 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
 
 def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Cursor | None, *, ascending: bool) -> Page:
     """Make a page of the rows of a visitor, in the order they were scanned."""
-    first = dict(zip(statement.columns, rows[0], strict=True))
-    visitor_id = UUID(first["visitor_id"])
+    visitor_id, has_after = UUID(rows[0][0]), rows[0][2]
+    has_before = cursor is not None and rows[0][3]
     tag = visitor_tag(visitor_id)
-    shown = rows if first["id"] is not None else []
+    shown = rows if rows[0][_ID] is not None else []
     backward = cursor is not None and cursor.backward
     ahead = behind = None
-    if first["has_after"]:
+    if has_after:
         ahead = Cursor(_position(shown[-1]), backward, tag)
-    if first.get("has_before") and shown:
+    if has_before and shown:
         behind = Cursor(_position(shown[0]), not backward, tag)
-    elif first.get("has_before") and cursor is not None:
+    elif has_before and cursor is not None:
         # The rows of this page have vanished. Nothing lies between the cursor and its neighbour, so that what is
         # behind the neighbour in the other direction is all that is not behind the cursor.
         edge = cursor.position.following() if ascending else cursor.position.preceding()
