@@ -15,7 +15,7 @@ test: .venv
 # The statements of pages and cases as the server gets them, for psql; NAME is the beginning of a name.
 NAME ?=
 queries: .venv
-	@$(BIN)/python -m cases_service.page_statements $(NAME)
+	@$(BIN)/python -m cases_service.store.page_statements $(NAME)
 
 # What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
 # As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.

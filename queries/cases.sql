@@ -17,7 +17,7 @@
 -- No row: no such visitor. One row whose id is null: a visitor without cases here.
 --
 -- The first statement is a template, and runs as it stands: cases of some statuses by their creation, ascending. What
--- cases_service/page_statements.py makes of it differs in the time column, the direction and the filter's index, and in
+-- cases_service/store/page_statements.py makes of it differs in the time column, the direction and the filter's index, and in
 -- the parts that it keeps: a line that ends in "if" and a part, and the lines between such a comment and its "end".
 -- `make queries` prints the results. The parts:
 --   index     a filter's index gives the keys

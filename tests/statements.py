@@ -8,8 +8,8 @@ from typing import Any
 from pglast import ast, parse_sql
 from pglast.enums import A_Expr_Kind, BoolExprType, JoinType
 
-from cases_service.page_statements import Rendered, case_statement, nested_sets, page_shapes, page_statement
-from cases_service.sql import number, statements
+from cases_service.database.statements import number, statements
+from cases_service.store.page_statements import Rendered, case_statement, nested_sets, page_shapes, page_statement
 
 ORGANIZATION = "the organization of the request"
 Column = tuple[str, str]

@@ -6,9 +6,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from cases_service import page_statements
-from cases_service.filters import Filters
-from cases_service.page_statements import PageShape, main, page_shapes, page_statement
+from cases_service.cases.filters import Filters
+from cases_service.store import page_statements
+from cases_service.store.page_statements import PageShape, main, page_shapes, page_statement
 
 TEMPLATE = page_statements._TEMPLATES["list_by_status_and_created_at_ascending"]
 PARAMETERS = {

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from cases_service.database import Connection, Database
-from cases_service.exchange import Query, Result, preamble
-from cases_service.filters import Filters
-from cases_service.page_statements import case_statement, page_shapes, page_statement
+from cases_service.cases.filters import Filters
+from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.pipeline import Query, Result, preamble
+from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings
-from cases_service.sql import Statement, number, statements
+from cases_service.store.page_statements import case_statement, page_shapes, page_statement
 from tests.factories import Organization
 from tests.statements import as_written
 

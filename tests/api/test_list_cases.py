@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service.cursors import Collection, Cursor, Position, visitor_tag
-from cases_service.instants import FIRST, LAST
+from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.timestamps import FIRST, LAST
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
 
 ORDERINGS = ("created_at", "-created_at", "updated_at", "-updated_at")

@@ -1,0 +1,289 @@
+"""Knows what requests ask for: one statement each, the organization in every one of them.
+
+A function returns what to ask the database and how to read its answer; `exchange` does the asking.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from cases_service.cases import timestamps as instants
+from cases_service.cases.filters import Filters
+from cases_service.cases.pagination import Cursor, Position, visitor_tag
+from cases_service.cases.schemas import CASE_ATTRIBUTES, CaseSchema, Instant
+from cases_service.cases.serialization import Row, RowDump, compile_row_dump
+from cases_service.database.connection_pool import Connection
+from cases_service.database.pipeline import Query, Result
+from cases_service.database.statements import numbered, statements
+from cases_service.store.page_statements import NESTED, Column, PageShape, Rendered, case_statement, page_statement
+
+_ACCESS: Final = numbered("access")
+_SUMMARY: Final = numbered("summary")
+_SCHEMA: Final = statements("schema")
+_REPLICATION: Final = statements("replication")
+# The columns of a page: whose it is, the time that a case is ordered by, whether there are cases after the page and,
+# where there is a cursor, before it; last the case's id.
+_MOMENT: Final = 1
+_ID: Final = -1
+# What a nested object has in common with its case is selected once.
+_EQUAL: Final = {
+    **{f"{name}.id": f"{name}_id" for name in NESTED},
+    **{f"{name}.organization_id": "organization_id" for name in NESTED},
+}
+_FIRST: Final = ("-infinity", UUID(int=0))
+_LAST: Final = ("infinity", UUID(int=2**128 - 1))
+
+Fields = frozenset[str] | None
+"""The attributes of a case that are asked for; None for all."""
+
+ORDERINGS: Final = ("created_at", "-created_at", "updated_at", "-updated_at")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A live signing key: its secret sealed, or its public key in PEM."""
+
+    id: UUID
+    algorithm: str
+    encrypted_secret: str | None
+    public_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a valid API token opens."""
+
+    organization_id: UUID
+    subscription_active: bool
+    keys: tuple[StoredKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some cases of a visitor in the collection's order, and where the pages beside them begin."""
+
+    visitor_id: UUID
+    rows: Sequence[Row]
+    statement: Rendered
+    fields: Fields
+    next: Cursor | None
+    previous: Cursor | None
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        """The cases as `CaseSchema` dumps them, where they were asked for whole."""
+        return _compiled(self.statement.columns, self.fields).dump(self.rows)
+
+    @property
+    def represented(self) -> bytes:
+        """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
+        columns = self.statement.columns
+        pick = _versions(columns) if self.fields is None else _compiled(columns, self.fields).pick
+        return msgspec.msgpack.encode([sorted(self.fields or ()), *map(pick, self.rows)])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """That there is such a visitor, and the case that was asked for where it is one of theirs."""
+
+    case: dict[str, Any] | None
+
+
+def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | None]:
+    """Ask what a token of an organization opens: None where it is unknown, revoked or expired."""
+
+    def read(result: Result) -> Access | None:
+        rows = result.rows
+        if not rows:
+            return None
+        keys = tuple(StoredKey(UUID(row[1]), *row[2:]) for row in rows if row[1] is not None)
+        return Access(organization_id, rows[0][0], keys)
+
+    return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
+
+
+def list_cases(
+    *,
+    organization_id: UUID,
+    external_id: str,
+    ordering: str,
+    filters: Filters,
+    fields: Fields,
+    cursor: Cursor | None,
+    page_size: int,
+    whole: bool = True,
+) -> Query[Page | None]:
+    """Ask for a page of a visitor's cases: None where the visitor does not exist.
+
+    One that is not asked for `whole` costs less, and can be told from another, but not be shown.
+    """
+    backward = cursor is not None and cursor.backward
+    column: Column = "updated_at" if ordering.endswith("updated_at") else "created_at"
+    ascending = ordering.startswith("-") == backward
+    after, after_id = _boundary(cursor, column, filters, ascending=ascending)
+    furthest, rearmost = _limits(column, filters, ascending=ascending)
+    index, alone = filters.index(column)
+    shape = PageShape(
+        column=column,
+        ascending=ascending,
+        index=index,
+        others=not alone,
+        behind=cursor is not None,
+        whole=whole,
+        versions=fields is None,
+        nested=_nested(fields),
+    )
+    parameters = {
+        "organization_id": organization_id,
+        "external_id": external_id,
+        "after": after,
+        "after_id": after_id,
+        "furthest": furthest,
+        "rearmost": rearmost,
+        "row_limit": page_size + 1,
+    }
+    if index is not None:
+        parameters |= filters.parameters()
+    statement = page_statement(shape)
+
+    def read(result: Result) -> Page | None:
+        if not result.rows:
+            return None
+        return _page(result.rows, statement, fields, cursor, ascending=ascending)
+
+    return Query(statement, parameters, read)
+
+
+def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields) -> Query[Found | None]:
+    """Ask for a visitor with one case of theirs: None where the visitor does not exist."""
+    parameters = {"organization_id": organization_id, "external_id": external_id, "case_id": case_id}
+    statement = case_statement(_nested(fields))
+
+    def read(result: Result) -> Found | None:
+        if not result.rows:
+            return None
+        exists = result.rows[0][_ID] is not None
+        return Found(_compiled(statement.columns, fields).dump(result.rows)[0] if exists else None)
+
+    return Query(statement, parameters, read)
+
+
+def summarize_cases(*, organization_id: UUID, external_id: str, filters: Filters) -> Query[dict[str, Any] | None]:
+    """Ask for a visitor's cases in the numbers of `SummarySchema`: None where the visitor does not exist."""
+    parameters = {"organization_id": organization_id, "external_id": external_id, **filters.parameters()}
+    return Query(_SUMMARY["summarize_cases"], parameters, _summary)
+
+
+def _summary(result: Result) -> dict[str, Any] | None:
+    if not result.rows:
+        return None
+    total, opened, in_progress, pending, closed, unread, waiting, latest = result.rows[0]
+    return {
+        "total": total,
+        "by_status": {"open": opened, "in_progress": in_progress, "pending": pending, "closed": closed},
+        "unread_message_count": unread,
+        "waiting_count": waiting,
+        "latest_updated_at": None if latest is None else instants.from_postgres(latest),
+    }
+
+
+def get_schema_version(connection: Connection) -> int:
+    """Return the version of the database's schema."""
+    row = connection.execute(_SCHEMA["get_schema_version"]).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def get_flushed_wal(connection: Connection) -> int | None:
+    """Return how far a primary's write-ahead log has come, None where the server is no primary."""
+    return _position_in_wal(connection, "get_flushed_wal")
+
+
+def get_replayed_wal(connection: Connection) -> int | None:
+    """Return how far a replica has come in the primary's log, None where the server is no replica."""
+    return _position_in_wal(connection, "get_replayed_wal")
+
+
+def _position_in_wal(connection: Connection, name: str) -> int | None:
+    row = connection.execute(_REPLICATION[name]).fetchone()
+    return None if row is None else row[0]
+
+
+def _nested(fields: Fields) -> frozenset[str]:
+    """Return which of a case's nested objects have to be looked up."""
+    return NESTED if fields is None else NESTED & fields
+
+
+def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending: bool) -> tuple[str, UUID]:
+    """Return what the page's keys lie behind: the cursor, or the limit of a filter where that is further in."""
+    edge = _edge(column, filters, ascending=ascending)
+    position = None if cursor is None else cursor.position
+    if edge is not None and (position is None or (edge > position if ascending else edge < position)):
+        position = edge
+    if position is None:
+        return _FIRST if ascending else _LAST
+    return instants.from_microseconds(position.microseconds), position.id
+
+
+def _limits(column: str, filters: Filters, *, ascending: bool) -> tuple[str, str]:
+    """Return how far the page's keys reach at most, and how far those on the other side of it."""
+    since, until = filters.created_range if column == "created_at" else filters.updated_range
+    first = "-infinity" if since is None else instants.from_microseconds(since)
+    last = "infinity" if until is None else instants.from_microseconds(until - 1)
+    return (last, first) if ascending else (first, last)
+
+
+def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
+    since, until = filters.created_range if column == "created_at" else filters.updated_range
+    if ascending:
+        return None if since is None else Position(since, UUID(int=0)).preceding()
+    return None if until is None else Position(until, UUID(int=0))
+
+
+def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Cursor | None, *, ascending: bool) -> Page:
+    """Make a page of the rows of a visitor, in the order they were scanned."""
+    visitor_id, has_after = UUID(rows[0][0]), rows[0][2]
+    has_before = cursor is not None and rows[0][3]
+    tag = visitor_tag(visitor_id)
+    shown = rows if rows[0][_ID] is not None else []
+    backward = cursor is not None and cursor.backward
+    ahead = behind = None
+    if has_after:
+        ahead = Cursor(_position(shown[-1]), backward, tag)
+    if has_before and shown:
+        behind = Cursor(_position(shown[0]), not backward, tag)
+    elif has_before and cursor is not None:
+        # The rows of this page have vanished. Nothing lies between the cursor and its neighbour, so that what is
+        # behind the neighbour in the other direction is all that is not behind the cursor.
+        edge = cursor.position.following() if ascending else cursor.position.preceding()
+        behind = Cursor(edge, not backward, tag)
+    if backward:
+        return Page(visitor_id, shown[::-1], statement, fields, next=behind, previous=ahead)
+    return Page(visitor_id, shown, statement, fields, next=ahead, previous=behind)
+
+
+def _position(row: Row) -> Position:
+    return Position(instants.to_microseconds(row[_MOMENT]), UUID(row[_ID]))
+
+
+@lru_cache(maxsize=256)
+def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
+    """Return what turns rows with these columns into the attributes of cases that are asked for."""
+    only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
+    schema = CaseSchema(only=only)
+    return compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}, equal=_EQUAL)
+
+
+@lru_cache(maxsize=256)
+def _versions(columns: tuple[str, ...]) -> Callable[[Row], Any]:
+    """Return what picks from a row all that tells a state of its case and its nested objects from every other.
+
+    Each write of a row renews its version, the number of the transaction, and nobody can choose it. Where a database is
+    set back to an earlier state, numbers come again; then the times of the last change tell the states apart, too.
+    """
+    picked = {"id", "updated_at", "contact.updated_at"}
+    return itemgetter(*(place for place, name in enumerate(columns) if name in picked or name.endswith("version")))
