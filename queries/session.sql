@@ -48,7 +48,7 @@ select 'select on ' || name as missing, false as is_dispensable
 from unnest(
     array[
         'schema_version', 'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts',
-        'case_funnel_stages', 'cases', 'case_contacts', 'case_owners', 'case_authors', 'case_editors', 'case_stages'
+        'case_funnel_stages', 'cases'
     ]
 ) as served (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')

@@ -258,7 +258,7 @@ def test_a_role_that_bypasses_row_security_is_a_warning(installation: Installati
     ("right", "status"),
     [
         ("select on cases", "failure"),
-        ("select on case_stages", "failure"),
+        ("select on case_funnel_stages", "failure"),
         ("update (last_used_at) on signing_keys", "warning"),
     ],
 )

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from cases_service.database.connection_pool import Connection, Database
-from cases_service.database.pipeline import Query
+from cases_service.database.pipeline import MAXIMUM_PREPARED, Query
 from cases_service.database.statements import Statement
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
@@ -119,6 +119,25 @@ def test_a_statement_that_a_pooler_has_lost_is_prepared_again(settings: Settings
     assert database.ask(SOMEONE, asked) == (1,)
     database.read(lambda connection: connection.execute("deallocate all", prepare=False))
     assert database.ask(SOMEONE, asked) == (1,)
+    database.close()
+
+
+def test_statements_that_were_used_the_longest_ago_are_closed(settings: Settings) -> None:
+    database = Database(settings.require_database_url(), msgspec.structs.replace(settings, pool_size=1))
+    database.open()
+    kept, *others = (query(f"select {number}") for number in range(MAXIMUM_PREPARED + 20))
+
+    def ask_everything(connection: Connection) -> set[str]:
+        for other in (*others, others[0]):
+            assert connection.ask(SOMEONE, kept, other)[0] == (0,)
+        rows = connection.execute("select name from pg_prepared_statements", prepare=False)
+        return {name for (name,) in rows}
+
+    names = database.read(ask_everything)
+    used = [one.statement.name.decode() for one in (kept, *others)]
+    # Besides these there is the one that names the organization.
+    assert names.intersection(used) == {used[0], used[1], *used[23:]}
+    assert len(names) == MAXIMUM_PREPARED
     database.close()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE_TIME = re.compile(
@@ -14,8 +15,9 @@ _USUAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-2][0-9]:[0-9]{2}:[0-5][0-9](
 _SPACE_FOR_PLUS = re.compile(r" (?=[0-9]{2}(?::?[0-9]{2})?\Z)")
 _LEAP = (23, 59)
 _WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
-_FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_LAST = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+FIRST: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LAST: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The first and the last instant that is kept, in microseconds since 1970."""
 
 
 def from_datetime(value: datetime) -> str:
@@ -37,7 +39,7 @@ def from_postgres(text: str) -> str:
 
 def in_range(microseconds: int) -> bool:
     """Return whether a time in microseconds since 1970 lies in the years 1 to 9999."""
-    return _FIRST <= microseconds <= _LAST
+    return FIRST <= microseconds <= LAST
 
 
 def from_microseconds(microseconds: int) -> str:

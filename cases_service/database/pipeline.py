@@ -25,6 +25,10 @@ T_co = TypeVar("T_co", covariant=True)
 Row = tuple[Any, ...]
 Send = Callable[[], None]
 
+MAXIMUM_PREPARED: Final = 100
+"""How many statements a connection keeps prepared: the plan of a page takes 400 kB of the server's memory."""
+
+_CLOSES: Final = psycopg.capabilities.has_send_close_prepared()
 _NAMING: Final = numbered("session")["name_organization"]
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
@@ -67,7 +71,7 @@ class Exchange:
         self._patience = patience
         self._prepares = prepares
         self._is_citus = is_citus
-        self._prepared: set[bytes] = set()
+        self._prepared: dict[bytes, None] = {}
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
 
@@ -106,10 +110,11 @@ class Exchange:
         """
         transformer = Transformer(self._connection)
         preparations = self._preparations(queries)
+        closings = self._closings(queries, len(preparations))
         sends = [self._send_query(query, transformer) for query in queries]
-        results = self._run([*begin, *preparations.values(), *sends, *end])
-        prepared = zip(preparations, results[len(begin) :], strict=False)
-        self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
+        results = self._run([*closings, *begin, *preparations.values(), *sends, *end])
+        prepared = zip(preparations, results[len(closings) + len(begin) :], strict=False)
+        self._prepared.update((name, None) for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
         self._check(results)
         answers = results[len(results) - len(end) - len(queries) : len(results) - len(end)]
         return [query.read(_loaded(transformer, result)) for query, result in zip(queries, answers, strict=True)]
@@ -119,6 +124,17 @@ class Exchange:
         wanted = (query.statement for query in queries if self._prepares)
         new = {statement.name: statement.text for statement in wanted if statement.name not in self._prepared}
         return {name: partial(self._pgconn.send_prepare, name, text) for name, text in new.items()}
+
+    def _closings(self, queries: Sequence[Query[Any]], new: int) -> list[Send]:
+        """Return what closes the statements that were used the longest ago, where there are too many with new ones."""
+        for query in queries:
+            if query.statement.name in self._prepared:
+                del self._prepared[query.statement.name]
+                self._prepared[query.statement.name] = None
+        surplus = list(self._prepared)[: max(len(self._prepared) + new - MAXIMUM_PREPARED, 0)] if _CLOSES else []
+        for name in surplus:
+            del self._prepared[name]
+        return [partial(self._pgconn.send_close_prepared, name) for name in surplus]
 
     def _send_query(self, query: Query[Any], transformer: abc.Transformer) -> Send:
         # Values go as text, and the server infers their types: one plan for a statement, whatever the numbers' sizes.
