@@ -31,7 +31,7 @@ from typing import Any, Final
 import structlog
 from gunicorn.http import errors
 
-from cases_service.server.answers import PENDING_BYTES, Answer, held_bytes
+from cases_service.server.answers import MOST_PENDING_BYTES, PENDING_BYTES, Answer, held_bytes
 from cases_service.server.bodies import (
     BODIES_BYTES,
     Body,
@@ -375,8 +375,7 @@ class Connections:
         conn.answer = answer
         conn.deadline = answer.deadline
         self.poller.register(conn.sock, selectors.EVENT_WRITE, lambda _: self._send(conn, answer))
-        while held_bytes(sender.answer for sender in self._in[State.SENDING] if sender.answer) > PENDING_BYTES:
-            self._drop_slowest()
+        self._bound_answers()
 
     def _send(self, conn: Connection, answer: Answer) -> None:
         if conn.state is not State.SENDING:
@@ -390,9 +389,15 @@ class Connections:
         else:
             conn.deadline = answer.deadline
 
-    def _drop_slowest(self) -> None:
+    def _bound_answers(self) -> None:
         senders = {conn: conn.answer for conn in self._in[State.SENDING] if conn.answer}
-        self._drop(min(senders, key=lambda conn: senders[conn].bytes_a_second))
+        while (held := held_bytes(senders.values())) > PENDING_BYTES:
+            stalled = [conn for conn, answer in senders.items() if answer.is_stalled]
+            if not stalled and held <= MOST_PENDING_BYTES:
+                break
+            slowest = min(stalled or senders, key=lambda conn: senders[conn].bytes_a_second)
+            del senders[slowest]
+            self._drop(slowest)
 
     def _refuse(self, conn: Connection, error: Exception) -> None:
         answer = refusal(error)
