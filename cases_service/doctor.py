@@ -23,6 +23,7 @@ from cases_service.embedded import EmbeddedServerError
 from cases_service.migrations import SCHEMA_VERSION, version_of
 from cases_service.replicas import name_of, single_hosts
 from cases_service.secret_box import SecretBox, SecretNotOpenedError
+from cases_service.server import descriptors
 from cases_service.settings import Settings, SettingsError, read_settings, unknown_names
 from cases_service.sql import statements
 
@@ -88,8 +89,7 @@ def _check_rate_limits(settings: Settings) -> Verdict:
 
 
 def _check_open_files(settings: Settings) -> Verdict:
-    descriptors = import_module("cases_service.server.descriptors")
-    limit: int = descriptors.connection_limit(settings)
+    limit = descriptors.connection_limit(settings)
     if limit < descriptors.CONNECTIONS:
         return "warning", (
             f"the limit of open files leaves each worker {limit} connections of clients: beyond, those that have been"
