@@ -34,7 +34,7 @@ def _is_open(number: int) -> bool:
 def is_input_open() -> bool:
     """Tell whether there is a standard input to read from."""
     try:
-        os.read(sys.stdin.fileno(), 0)
+        os.read(0, 0)
     except OSError:
         return False
     return True
