@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cases_service import logs, metrics_files, standard_streams, tracing
+from cases_service.cli import standard_streams
+from cases_service.observability import logs, metrics_files, tracing
 from cases_service.server import descriptors, launch
 from cases_service.settings import SettingsError, read_settings, unknown_names
 

@@ -18,9 +18,9 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from cases_service.embedded import EmbeddedServer
+from cases_service.database.statements import source
+from cases_service.embedded.server import EmbeddedServer
 from cases_service.settings import DemoCredentials, Settings, inherited_lock, process_environment
-from cases_service.sql import source
 
 _BACKLOG: Final = 2048
 _FIRST_SOCKET: Final = 3

@@ -30,12 +30,12 @@ import structlog
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from cases_service.arrivals import arrival
 from cases_service.server import descriptors
 from cases_service.server.answers import Answer, new_response, whole_answer
 from cases_service.server.connections import Connection, Connections
 from cases_service.server.heads import is_health
 from cases_service.server.memory import LARGE_BYTES, give_back, keep_no_large_blocks
+from cases_service.server.queue_time import arrival
 from cases_service.server.refusals import failure
 from cases_service.server.threads import Threads
 from cases_service.settings import read_settings

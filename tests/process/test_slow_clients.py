@@ -170,7 +170,7 @@ def test_a_file_that_nobody_reads_holds_no_thread_and_no_memory(
 
 
 def read_file(name: str) -> bytes:
-    return (PROJECT / "cases_service/docs_page/swagger-ui" / name).read_bytes()
+    return (PROJECT / "cases_service/api/docs_page/swagger-ui" / name).read_bytes()
 
 
 def resident_bytes(service: Service) -> int:
