@@ -2,12 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cases_service.database.statements import source, statements
+from tests.process.running import environment
 from tests.statements import statements_of_requests
 
 PACKAGE = Path(__file__).parent.parent / "cases_service"
@@ -172,3 +175,11 @@ def test_every_package_is_locked_by_its_hashes(lock: Path) -> None:
     for requirement in requirements:
         assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", requirement, re.DOTALL), requirement
     assert "://" not in text
+
+
+def test_gunicorns_master_imports_no_metrics_before_their_directory_is_there() -> None:
+    """Whether processes count together is decided as the module is imported."""
+    program = "import runpy, sys; runpy.run_path('gunicorn.conf.py'); import cases_service.server.worker"
+    program += "; sys.exit('cases_service.observability.metrics' in sys.modules)"
+    given = environment(DATABASE_URL="postgresql://nowhere/cases")
+    subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, env=given, check=True)

@@ -26,6 +26,7 @@ from cases_service.database.statements import statements
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.embedded.data_directory import ForeignDirectoryError
 from cases_service.embedded.server import EmbeddedServerError
+from cases_service.server import descriptors
 from cases_service.settings import UNIX, Settings, SettingsError, read_settings, unknown_names
 
 Status: TypeAlias = Literal["ok", "warning", "failure"]
@@ -90,8 +91,7 @@ def _check_rate_limits(settings: Settings) -> Verdict:
 
 
 def _check_open_files(settings: Settings) -> Verdict:
-    descriptors = import_module("cases_service.server.descriptors")
-    limit: int = descriptors.connection_limit(settings)
+    limit = descriptors.connection_limit(settings)
     if limit < descriptors.CONNECTIONS:
         return "warning", (
             f"the limit of open files leaves each worker {limit} connections of clients: beyond, those that have been"
