@@ -110,7 +110,8 @@ def load(
 
 
 def _is_analyze_due(connection: psycopg.Connection[Any], table: str, changed: int) -> bool:
-    row = connection.execute(_SQL[f"is_analyze_due {table}"], {"changed": changed}, prepare=False).fetchone()
+    cursor = connection.cursor(row_factory=tuple_row)
+    row = cursor.execute(_SQL[f"is_analyze_due {table}"], {"changed": changed}, prepare=False).fetchone()
     return row is not None and bool(row[0])
 
 
@@ -291,12 +292,15 @@ class Load:
         return self._connection.cursor(statement, row_factory=tuple_row).execute(_SQL[statement])
 
 
+_TYPES: Final = {record: record_type for record_type, record in RECORDS.items()}
+
+
 def _row(record: Record | Removal) -> tuple[str, tuple[Any, ...]]:
     """Return the type of a line, and what is staged of it after its place."""
     if isinstance(record, Removal):
         left_out = len(TABLES[record.type].columns) - len(("id", "organization_id"))
         return record.type, (True, record.id, record.organization_id, *[None] * left_out)
-    return str(record.__struct_config__.tag), (False, *values(record))
+    return _TYPES[type(record)], (False, *values(record))
 
 
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
