@@ -31,6 +31,7 @@ SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
     "settings", "database", "session", "clock", "administration", "schema", "rights", "row security",
+    "statistics",
     "signing keys", "stored secrets", "API tokens", "rate limits", "/healthz", "/readyz",
 ]  # fmt: skip
 
