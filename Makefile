@@ -37,7 +37,7 @@ check: lint test docs
 
 # The statements of `load`, as they come out of their templates.
 load-statements: .venv
-	$(BIN)/python -m cases_service.load_statements
+	$(BIN)/python -m cases_service.loading.statements
 
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv

@@ -5,7 +5,7 @@
 -- What makes one writing statement fail is found by one of the statements named find_, which then gives the place of
 -- the offending line; the statement's savepoint has been rolled back by then, what came before it has not.
 --
--- Marks in braces are filled at import from the closed tables of cases_service/load_statements.py: {table} is one that
+-- Marks in braces are filled at import from the closed tables of cases_service/loading/statements.py: {table} is one that
 -- lines are for, {columns} are what its lines hold, {key} its primary key. `make load-statements` prints what comes out.
 
 -- name: begin#

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases_service import instants, signing_keys
-from cases_service.load_records import RECORDS, FieldError, Removal, read_record, values
+from cases_service.cases import timestamps as instants
+from cases_service.credentials import signing_keys
+from cases_service.loading.records import RECORDS, FieldError, Removal, read_record, values
 
 ORGANIZATION_ID = "53b97666-d364-5ae6-931e-d7745d57c1ac"
 ID = "4e2eaa46-e7cc-5813-837c-3179d9be3031"
