@@ -116,7 +116,7 @@ def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
     assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading", "writing"}
     # The rest of a load touches staged lines, statistics and locks alone.
     rest = {re.split("[ _]", name)[0] for name in STATEMENTS} - {"write", "remove", "find", "list", "lock", "fill"}
-    assert rest == {"begin", "limit", "create", "copy", "keep", "check", "analyze"}
+    assert rest == {"begin", "limit", "create", "copy", "keep", "check", "is", "analyze"}
 
 
 @pytest.mark.parametrize(

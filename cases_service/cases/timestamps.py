@@ -11,7 +11,9 @@ _DATE_TIME = re.compile(
     r"([Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?)"
 )
 EXPECTED = "a time in ISO 8601 with a zone, such as 2024-05-31T16:32:17.879Z, in years 1 to 9999"
-_USUAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-2][0-9]:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,6})?Z")
+_is_usual = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,6})?Z"
+).fullmatch
 _SPACE_FOR_PLUS = re.compile(r" (?=[0-9]{2}(?::?[0-9]{2})?\Z)")
 _LEAP = (23, 59)
 _WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
@@ -60,7 +62,7 @@ def to_postgres(text: str) -> str:
         ValueError: The text has another form, no zone, or lies outside of the years 1 to 9999 in UTC.
 
     """
-    if _USUAL.fullmatch(text) and text[11:13] != "24":
+    if _is_usual(text):
         datetime.fromisoformat(text)
         return text
     try:
