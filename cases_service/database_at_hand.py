@@ -14,6 +14,7 @@ from psycopg.pq import Conninfo
 from cases_service import data_directory
 from cases_service.embedded import EmbeddedServer, join
 from cases_service.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
+from cases_service.primary import STANDBY, for_primary, is_standby
 from cases_service.settings import Settings
 
 _SERVER_STOP_SECONDS: Final = 30.0
@@ -40,17 +41,24 @@ class DatabaseAtHand:
 
         Raises:
             psycopg.OperationalError: The database is away.
+            NoDatabaseError: The server is a standby, which cannot be changed and does not know yet what was revoked.
             SchemaError: It has no schema, or an older one.
 
         """
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
-        given = conninfo_to_dict(self.settings.admin_database_url or self.settings.require_database_url())
+        given = for_primary(self.settings.admin_database_url or self.settings.require_database_url())
         given["options"] = f"{given.get('options') or ''} {_EVERY_ORGANIZATION}".strip()
         with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
+            if is_standby(connection):
+                raise NoDatabaseError(f"the server in {self._variable} {STANDBY}")
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
+
+    @property
+    def _variable(self) -> str:
+        return "DATABASE_URL" if self.settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
 
     def initialize(self) -> tuple[int, int]:
         """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve."""

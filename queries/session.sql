@@ -5,6 +5,11 @@ select lower(name), setting
 from pg_settings
 where lower(name) = any(:names);
 
+-- name: get_server
+-- Whether it only follows another one, and the process that answers: another one than it said at the start where a
+-- pooler stands in between.
+select pg_is_in_recovery(), pg_backend_pid();
+
 -- name: name_organization
 -- Whose rows the transaction is about, as row security reads it: up to its end.
 select set_config('cases.organization_id', :organization_id, true);
