@@ -24,6 +24,8 @@ Share: TypeAlias = Literal["organization", "visitor"]
 _LATELY_SECONDS: Final = 60.0
 # A page takes a few milliseconds. Whose turns are all shorter than this holds nobody up.
 _SLOW_SECONDS: Final = 0.05
+# How much the latest turn counts in the average of them.
+_WEIGHT: Final = 0.125
 # While more than this many turns are free, nobody can exceed a share with the next one.
 _TO_SPARE: Final = 2
 _REMEMBERED: Final = 4096
@@ -73,6 +75,7 @@ class FairTurns:
         self._numbers = count()
         self._organizations = _LastAsked()
         self._visitors: dict[UUID, _LastAsked] = {}
+        self._seconds: dict[UUID | Whose, float] = {}
         self._last_served: dict[UUID | Whose | None, int] = {}
 
     def acquire(self, whose: Whose, *, timeout: float) -> Turn:
@@ -97,9 +100,11 @@ class FairTurns:
     def release(self, turn: Turn) -> None:
         """Take a turn back, and lend it to who waits."""
         with self._lock:
+            now = monotonic()
             self._lent.remove(turn)
+            self._time(turn.whose, now - turn.since)
             if self._waiting:
-                self._serve(monotonic())
+                self._serve(now)
 
     def _wait(self, waiter: _Waiter, timeout: float) -> None:
         started = monotonic()
@@ -119,6 +124,16 @@ class FairTurns:
                 self._visitors.clear()
             self._visitors.setdefault(organization_id, _LastAsked()).note(visitor, now)
 
+    def _time(self, whose: Whose, seconds: float) -> None:
+        """Keep how long the turns of an organization, and of a visitor, take on average."""
+        if whose.organization_id is None:
+            return
+        if len(self._seconds) >= _REMEMBERED:
+            self._seconds.clear()
+        for who in (whose.organization_id, whose):
+            average = self._seconds.get(who, 0.0)
+            self._seconds[who] = average + _WEIGHT * (seconds - average)
+
     def _has_turn_for(self, whose: Whose, now: float) -> bool:
         free = self._number - len(self._lent)
         return free > _TO_SPARE or (free > 0 and self._exceeded(whose, now) is None)
@@ -131,17 +146,19 @@ class FairTurns:
         share = self._number
         if self._organizations.has_another(organization_id, now):
             share = max(1, share - 1)
-            if self._fill([turn for turn in self._lent if turn.whose.organization_id == organization_id], share, now):
+            turns = [turn for turn in self._lent if turn.whose.organization_id == organization_id]
+            if len(turns) >= share and self._are_slow(organization_id, turns, now):
                 return "organization"
         others = self._visitors.get(organization_id)
         if visitor is not None and others is not None and others.has_another(visitor, now):
             share = max(1, share - 1)
-            if self._fill([turn for turn in self._lent if turn.whose == whose], share, now):
+            turns = [turn for turn in self._lent if turn.whose == whose]
+            if len(turns) >= share and self._are_slow(whose, turns, now):
                 return "visitor"
         return None
 
-    def _fill(self, turns: list[Turn], share: int, now: float) -> bool:
-        return len(turns) >= share and now - turns[0].since > _SLOW_SECONDS
+    def _are_slow(self, who: UUID | Whose, turns: list[Turn], now: float) -> bool:
+        return self._seconds.get(who, 0.0) > _SLOW_SECONDS or now - turns[0].since > _SLOW_SECONDS
 
     def _enqueue(self, whose: Whose, now: float) -> _Waiter:
         """Let somebody wait, who may have the turn at once that the others who wait may not have."""

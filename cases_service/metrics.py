@@ -110,6 +110,8 @@ def _request_cell(route: str, method: str, status: int, code: str) -> Callable[[
 def start() -> None:
     """Count this process as a worker, from now on and until it has ended."""
     _workers.set(1)
+    for share in ("organization", "visitor"):
+        _refused_turns.labels(share)
     _build.labels(__version__, platform.python_version()).set(1)
 
 
