@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases_service import metrics_files, server_process, tracing
-from cases_service.logs import logging_config
+from cases_service.observability import metrics_files, tracing
+from cases_service.observability.logs import logging_config
+from cases_service.server import launch as server_process
 from cases_service.settings import SettingsError, read_settings, unknown_names
 
 try:
@@ -23,8 +24,8 @@ threads = _settings.threads
 keepalive = _settings.keepalive
 graceful_timeout = _settings.graceful_timeout
 
-worker_class = "cases_service.gunicorn_worker.CasesWorker"
-logger_class = "cases_service.gunicorn_worker.CasesLogger"
+worker_class = "cases_service.server.worker.CasesWorker"
+logger_class = "cases_service.server.worker.CasesLogger"
 logconfig_dict = logging_config(_settings)
 loglevel = _settings.log_level
 

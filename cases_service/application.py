@@ -11,14 +11,15 @@ from flask import Flask, Request, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
-from cases_service import metrics, problems, tracing
-from cases_service.arrivals import arrival
-from cases_service.blueprints import cases, docs, health
-from cases_service.current import CasesRequest, current_request
-from cases_service.database import Database, query_count
+from cases_service.api import problems
+from cases_service.api.blueprints import cases, docs, health
+from cases_service.api.request import CasesRequest, current_request
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.connection_pool import Database, query_count
 from cases_service.errors import NotFoundError, OverloadedError
-from cases_service.logs import configure, method_label
-from cases_service.secret_box import SecretBox
+from cases_service.observability import metrics, tracing
+from cases_service.observability.logs import configure, method_label
+from cases_service.server.queue_time import arrival
 from cases_service.service import Service, current_service
 from cases_service.settings import DemoCredentials, Settings, inherited_demo_credentials, read_settings
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from cases_service.sql import statements
+from cases_service.database.statements import statements
 
 STANDBY: Final = "is a standby, in recovery: name the primary, or all hosts of which one is the primary"
 """What is said of a server that is none."""

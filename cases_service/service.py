@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from flask import Request, current_app
 
-from cases_service import metrics, store
-from cases_service.access import Gate
-from cases_service.database import Database
+from cases_service.api.authentication import Gate
+from cases_service.credentials.last_use import LastUse
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.connection_pool import Database
+from cases_service.database.migrations import SCHEMA_VERSION
+from cases_service.database.replicas import Replicas
 from cases_service.errors import (
     HostNotAllowedError,
     NotFoundError,
@@ -19,14 +22,12 @@ from cases_service.errors import (
     ProblemError,
     UnavailableError,
 )
-from cases_service.last_use import LastUse
-from cases_service.migrations import SCHEMA_VERSION
-from cases_service.replicas import Replicas
-from cases_service.secret_box import SecretBox
+from cases_service.observability import metrics
 from cases_service.settings import DemoCredentials, Settings
+from cases_service.store import cases as store
 
 if TYPE_CHECKING:
-    from cases_service.rate_limits import RateLimits
+    from cases_service.api.rate_limits import RateLimits
 
 OPERATION: Final = ("/readyz", "/metrics")
 """What may have an address of its own."""
@@ -163,7 +164,7 @@ class Service:
 def _rate_limits(settings: Settings) -> "RateLimits | None":
     if not settings.limits_rates:
         return None
-    from cases_service.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
+    from cases_service.api.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
 
     return RateLimits(settings)
 

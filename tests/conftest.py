@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
 from cases_service.application import Application, create_app
-from cases_service.embedded import EmbeddedServer, join
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
 from tests.factories import SECRET_KEY, Organization
 

@@ -15,8 +15,8 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
-from cases_service import administration, signing_keys
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration, signing_keys
+from cases_service.credentials.secret_encryption import SecretBox
 
 SECRET_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 LONG_AGO = datetime(2015, 8, 31, 16, 32, 17, 879123, tzinfo=UTC)

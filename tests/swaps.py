@@ -10,8 +10,8 @@ import psycopg
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from cases_service import signing_keys
 from cases_service.application import Application
+from cases_service.credentials import signing_keys
 from tests.factories import Organization, cases_path, get
 
 NAMES = ("one", "other")

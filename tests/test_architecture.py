@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cases_service.sql import source, statements
+from cases_service.database.statements import source, statements
 
 PACKAGE = Path(__file__).parent.parent / "cases_service"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -41,7 +41,7 @@ def test_one_module_owns_the_pool() -> None:
 
 def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
     assert importers("opentelemetry") == {"spans.py"}
-    assert importers("cases_service.spans") == set()
+    assert importers("cases_service.observability.spans") == set()
 
 
 def test_one_module_counts_requests() -> None:
@@ -64,14 +64,14 @@ def test_flask_ends_at_the_blueprints() -> None:
 
 
 def test_the_portal_is_the_demos_alone() -> None:
-    assert importers("cases_service.demo_portal") == {"demo.py", "demo_portal/__main__.py"}
+    assert importers("cases_service.demo.portal") == {"demo.py", "demo_portal/__main__.py"}
 
 
 def test_blueprints_see_no_sql() -> None:
     for module in (PACKAGE / "blueprints").glob("*.py"):
         found = set(imports(module))
         assert not {name for name in found if name.split(".")[0] in ("psycopg", "aiosql")}
-        assert "cases_service.sql" not in found
+        assert "cases_service.database.statements" not in found
 
 
 def test_schemas_do_no_io() -> None:

@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
-from cases_service import __version__, commands, visitor_tokens
-from cases_service.secret_box import SecretBox
+from cases_service import __version__
+from cases_service.cli import commands
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.settings import read_settings
 from tests.documents import block
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
@@ -663,7 +665,7 @@ class TestProcess:
 
     def test_two_processes_make_one_secret_key(self, tmp_path: Path) -> None:
         script = (
-            "import pathlib, sys; from cases_service.data_directory import secret_key_file;"
+            "import pathlib, sys; from cases_service.embedded.data_directory import secret_key_file;"
             "print(secret_key_file(pathlib.Path(sys.argv[1])).read_text())"
         )
         commands = [

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service import administration
-from cases_service.demo import DEMO_DATA
-from cases_service.loading import LoadFile, load
-from cases_service.schemas import PRIORITY_LABELS
-from cases_service.secret_box import SecretBox
+from cases_service.cases.schemas import PRIORITY_LABELS
+from cases_service.credentials import administration
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.demo.demo import DEMO_DATA
+from cases_service.loading.load import LoadFile, load
 from tests.factories import cases_path, hs256
 
 PACKAGE = DEMO_DATA.parents[1]

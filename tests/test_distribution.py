@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from pglast import ast
 
-from cases_service.database import Database
+from cases_service.database.connection_pool import Database
+from cases_service.database.statements import statements
 from cases_service.settings import Settings
-from cases_service.sql import statements
 from tests.statements import ORGANIZATION, Statement, calls
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()

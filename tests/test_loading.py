@@ -26,10 +26,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from cases_service.loading import MAXIMUM_LINE_BYTES, LoadError, LoadFile, LoadSummary, load
-from cases_service.secret_box import SecretBox
-from cases_service.signing_keys import MAXIMUM_LIVE_KEYS, new_secret
-from cases_service.sql import source
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS, new_secret
+from cases_service.database.statements import source
+from cases_service.loading.load import MAXIMUM_LINE_BYTES, LoadError, LoadFile, LoadSummary, load
 
 Fields = dict[str, Any]
 
@@ -168,8 +168,8 @@ def loader(company: Company, program: str) -> Iterator["subprocess.Popen[bytes]"
     prelude = """
 import signal, sys, psycopg
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests may have had ignored
-from cases_service import loading
-from cases_service.secret_box import SecretBox
+from cases_service.loading import load as loading
+from cases_service.credentials.secret_encryption import SecretBox
 def load_standard_input():
     with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         return loading.load(connection, [loading.LoadFile("-", sys.stdin.buffer)], box=SecretBox([]))

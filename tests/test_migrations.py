@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service import migrations
-from cases_service.embedded import _find_programs
-from cases_service.migrations import SCHEMA_VERSION, SchemaError, init_db
-from cases_service.sql import source
+from cases_service.database import migrations
+from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db
+from cases_service.database.statements import source
+from cases_service.embedded.server import _find_programs
 
 
 @pytest.fixture

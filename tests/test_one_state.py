@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service.api_tokens import ApiToken
 from cases_service.application import Application
-from cases_service.database import Connection
-from cases_service.exchange import Query, preamble
-from cases_service.sql import statements
+from cases_service.credentials.api_tokens import ApiToken
+from cases_service.database.connection_pool import Connection
+from cases_service.database.pipeline import Query, preamble
+from cases_service.database.statements import statements
 from tests.factories import Organization, assert_problem
 from tests.process.running import wait_for
 from tests.swaps import Swaps

@@ -9,9 +9,11 @@ from marshmallow import Schema
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from cases_service import errors, parameters, schemas
+from cases_service import errors
+from cases_service.api import parameters
+from cases_service.api.openapi import OPERATIONS
 from cases_service.application import Application
-from cases_service.openapi import OPERATIONS
+from cases_service.cases import schemas
 
 Json = dict[str, Any]
 PATHS = {

@@ -12,15 +12,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service import administration, migrations
-from cases_service.administration import KnownKey, KnownToken
 from cases_service.application import create_app
-from cases_service.database_at_hand import DatabaseAtHand
-from cases_service.demo import DEMO_DATA
-from cases_service.embedded import _find_programs
-from cases_service.loading import LoadFile, load
-from cases_service.migrations import SchemaError
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration
+from cases_service.credentials.administration import KnownKey, KnownToken
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database import migrations
+from cases_service.database.migrations import SchemaError
+from cases_service.demo.demo import DEMO_DATA
+from cases_service.embedded.command_database import DatabaseAtHand
+from cases_service.embedded.server import _find_programs
+from cases_service.loading.load import LoadFile, load
 from cases_service.settings import Settings, SettingsError, environment_of
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, get

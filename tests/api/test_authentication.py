@@ -8,8 +8,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from cases_service import administration
-from cases_service.api_tokens import new_token
+from cases_service.credentials import administration
+from cases_service.credentials.api_tokens import new_token
 from tests.conftest import LogLines
 from tests.factories import Organization, assert_problem, cases_path, get
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service.database import query_count
+from cases_service.database.connection_pool import query_count
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
 
 

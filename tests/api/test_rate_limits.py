@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from cases_service.api_tokens import new_token
+from cases_service.credentials.api_tokens import new_token
 from tests.conftest import LogLines
 from tests.factories import Organization, Visitor, assert_problem, cases_path, get
 from tests.redis_server import RedisServer, needs_redis, redis_server

@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from cases_service.demo_portal.launch import DemoVisitor, Plan, input_of, start_portal
-from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
-from cases_service.server_process import listen
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.demo.portal.launch import DemoVisitor, Plan, input_of, start_portal
+from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
+from cases_service.server.launch import listen
 from tests.factories import LONG_AGO, SECRET_KEY, Organization
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
 from tests.process.embedded_data import FAST, stop, url_of

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import join
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.embedded.server import join
 from tests.factories import SECRET_KEY, Organization
 from tests.metrics import samples, value
 from tests.process.conftest import serve_arguments

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.demo import DEMO_DATA
+from cases_service.demo.demo import DEMO_DATA
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.running import COMMAND, LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for

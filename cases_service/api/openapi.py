@@ -1,0 +1,471 @@
+"""Describes the interface as an OpenAPI 3.1 document, made from the routes, the schemas and the errors."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from marshmallow import Schema, fields
+from werkzeug.routing import Map, Rule
+
+from cases_service import __version__, errors
+from cases_service.api import parameters
+from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
+from cases_service.cases import schemas
+from cases_service.errors import ProblemError
+
+Json = dict[str, Any]
+
+DOCS_FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css")
+"""What the page at /docs is made of."""
+
+_EXAMPLES: Final[Json] = json.loads((Path(__file__).parent / "examples.json").read_text(encoding="utf-8"))
+"""What the service answers on the demo's data."""
+
+_DESCRIPTION: Final = f"""\
+The support cases of your customers, for your own site or app: page by page, in one stable order, each case whole.
+
+Two things open the service. **Your API token** says which organization asks: `Authorization: Bearer cst_…`, or `Token`
+instead of `Bearer`. **The visitor's JWT** says whose cases are asked for: your backend signs it with one of your
+organization's signing keys. It stands in the path or, better, in the header `{IDENTITY_HEADER}` with
+`{IN_HEADER}` in its place in the path, since paths end up in logs. Keep both in your backend.
+
+`HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
+repeated is an error. Errors are problem documents (RFC 9457): program against `code`. GETs may be repeated after 429,
+503 and 504. What is no HTTP at all, or has a request line of more than 8,190 bytes, gets a bare 4xx or 501.
+
+Within v5 attributes, codes and enumeration values may be added: ignore what you do not know.
+"""
+
+_TAGS: Final = [
+    {"name": "Cases", "description": "The cases of all contacts that are assigned to a visitor."},
+    {"name": "Service", "description": "What operators and tools ask; no credentials are needed."},
+]
+
+_SECURITY_SCHEMES: Final[dict[str, Json]] = {
+    "apiToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "cst_…",
+        "description": "Your organization's API token, made by `cases-service create-token`.",
+    },
+    "apiTokenAsToken": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "The same API token after the word `Token`: `Token cst_…`.",
+    },
+    "visitorJwt": {
+        "type": "apiKey",
+        "in": "header",
+        "name": IDENTITY_HEADER,
+        "description": f"The visitor's JWT, of at most {MAXIMUM_IN_HEADER} characters, with `{IN_HEADER}` in the path.",
+    },
+}
+# The JWT stands in the header or in the path, where no security scheme can.
+_SECURITY: Final[list[dict[str, list[str]]]] = [
+    {"apiToken": [], "visitorJwt": []},
+    {"apiTokenAsToken": [], "visitorJwt": []},
+    {"apiToken": []},
+    {"apiTokenAsToken": []},
+]
+
+_UUID: Final[Json] = {"type": "string", "format": "uuid"}
+_CASE: Final[Json] = _EXAMPLES["case"]
+_PATH_PARAMETERS: Final[dict[str, Json]] = {
+    "organization_id": {
+        "name": "organization_id",
+        "description": "Your organization's id.",
+        "schema": _UUID,
+        "example": _CASE["organization_id"],
+    },
+    "token": {
+        "name": "external_id_jwt_token",
+        "description": f"The visitor's JWT, or `{IN_HEADER}` where it is in the header `{IDENTITY_HEADER}`.",
+        "schema": {
+            "type": "string",
+            "maxLength": MAXIMUM_IN_PATH,
+            "pattern": rf"^({IN_HEADER}|[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)$",
+        },
+        "example": IN_HEADER,
+    },
+    "case_id": {"name": "case_id", "description": "The case's id.", "schema": _UUID, "example": _CASE["id"]},
+    "name": {
+        "name": "name",
+        "description": "The file's name.",
+        "schema": {"type": "string", "enum": list(DOCS_FILES)},
+        "example": "page.js",
+    },
+}
+
+_REQUEST_ID: Final = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_REQUEST_HEADERS: Final[dict[str, Json]] = {
+    "RequestId": {
+        "in": "header",
+        "name": "X-Request-ID",
+        "description": "An id of yours for the request: 1 to 64 letters, digits, `-` and `_`. Any other is replaced.",
+        "schema": {"type": "string"},
+    },
+    "IfNoneMatch": {
+        "in": "header",
+        "name": "If-None-Match",
+        "description": "The `ETag` of an earlier answer: 304 where it would be the same again.",
+        "schema": {"type": "string"},
+    },
+}
+
+
+def _constant(description: str, *values: str) -> Json:
+    return {"description": description, "required": True, "schema": {"type": "string", "enum": list(values)}}
+
+
+def _seconds(description: str) -> Json:
+    return {"description": description, "schema": {"type": "integer", "minimum": 0}}
+
+
+_ANSWER_HEADERS: Final[dict[str, Json]] = {
+    "X-Request-ID": {
+        "description": "The id of the request: yours, or a new one.",
+        "required": True,
+        "schema": _REQUEST_ID,
+    },
+    "Cache-Control": _constant(
+        "Each answer is for one caller; one with an `ETag` may be kept and asked for again.",
+        "private, no-store",
+        "private, no-cache",
+    ),
+    "Vary": _constant("What the answer depends on.", f"Authorization, {IDENTITY_HEADER}"),
+    "Referrer-Policy": _constant("No address is passed on.", "no-referrer"),
+    "X-Content-Type-Options": _constant("The content type is what it says.", "nosniff"),
+    "ETag": {
+        "description": "Stands for what is shown, weakly: not for the links.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{32}"$'},
+    },
+    "Retry-After": {**_seconds("Seconds to wait before the next try."), "required": True},
+    "WWW-Authenticate": {
+        "description": "The schemes that the API token may have.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Allow": {
+        "description": "The methods that the path takes.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Limit": _seconds("Requests that the tightest limit allows; there where a limit is configured."),
+    "RateLimit-Remaining": _seconds("Requests that are left of it."),
+    "RateLimit-Reset": _seconds("Seconds until it is whole again."),
+}
+_EVERYWHERE: Final = ("X-Request-ID", "Cache-Control", "Vary", "Referrer-Policy", "X-Content-Type-Options")
+_RATE_LIMIT: Final = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+_OF_STATUS: Final = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+_STATUS_WORDS: Final = {
+    400: "The request is wrong.",
+    401: "The API token is missing or not valid.",
+    403: "The API token does not open this organization.",
+    404: "There is no such thing.",
+    405: "The path takes `GET` and `HEAD` alone.",
+    429: "Too many requests.",
+    500: "The service failed.",
+    503: "The service cannot answer now.",
+    504: "The database took too long.",
+}
+# What gunicorn refuses before the application sees it.
+_REFUSED: Final[dict[int, Json]] = {
+    414: {"description": "The request line is longer than 8,190 bytes. Without a body and headers of the service."},
+    431: {"description": "The header fields are too long or too many. Without a body and headers of the service."},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What is known of a route beside its path: its words, what it takes, and what it answers."""
+
+    summary: str
+    description: str
+    tag: str
+    media_type: str = "application/json"
+    schema: type[Schema] | Json
+    example: Any = None
+    parameters: type[Schema] | None = None
+    conditional: bool = False
+    problems: tuple[type[ProblemError], ...]
+
+
+_HEALTH_PROBLEMS: Final = (errors.MethodNotAllowedError, errors.InternalError)
+# Not found where the operators have an address of their own, and this is not it.
+_OPERATION_PROBLEMS: Final = (*_HEALTH_PROBLEMS, errors.NotFoundError)
+_DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEALTH_PROBLEMS)
+_STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
+
+
+def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
+    return tuple(kind for kind in errors.kinds() if kind not in others)
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "cases.list_cases": Operation(
+        summary="List a visitor's cases",
+        description="A page of the cases of all contacts that are assigned to the visitor. To walk on, follow `next`"
+        " as it is: each case is shown exactly once, whatever else changes meanwhile.",
+        tag="Cases",
+        parameters=parameters.CollectionParameters,
+        schema=schemas.PageSchema,
+        example={"next": _EXAMPLES["next"], "previous": None, "results": [_CASE]},
+        conditional=True,
+        problems=_all_but(errors.CaseNotFoundError),
+    ),
+    "cases.summarize_cases": Operation(
+        summary="Count a visitor's cases",
+        description="The cases that the filters let pass, in a few numbers, for a badge.",
+        tag="Cases",
+        parameters=parameters.FilterParameters,
+        schema=schemas.SummarySchema,
+        example=_EXAMPLES["summary"],
+        conditional=True,
+        problems=_all_but(errors.CaseNotFoundError, errors.InvalidCursorError),
+    ),
+    "cases.get_case": Operation(
+        summary="Show one case",
+        description="One case of a contact that is assigned to the visitor.",
+        tag="Cases",
+        parameters=parameters.DetailParameters,
+        schema=schemas.CaseSchema,
+        example=_CASE,
+        conditional=True,
+        problems=_all_but(errors.InvalidCursorError),
+    ),
+    "health.healthz": Operation(
+        summary="Whether the process lives",
+        description="Answers 200 for as long as the process answers at all, to any host.",
+        tag="Service",
+        schema=_STATUS,
+        example={"status": "ok"},
+        problems=_HEALTH_PROBLEMS,
+    ),
+    "health.readyz": Operation(
+        summary="Whether the service can answer",
+        description="Answers 200 where the database answers and has the schema that this release needs, to any host."
+        " The answer is kept for a second.",
+        tag="Service",
+        schema=_STATUS,
+        example={"status": "ok"},
+        problems=(*_OPERATION_PROBLEMS, errors.UnavailableError),
+    ),
+    "health.show_metrics": Operation(
+        summary="What has been counted",
+        description="The metrics of all workers, as Prometheus reads them, to any host.",
+        tag="Service",
+        media_type="text/plain",
+        schema={"type": "string"},
+        problems=_OPERATION_PROBLEMS,
+    ),
+    "docs.document": Operation(
+        summary="This document",
+        description="The interface as an OpenAPI 3.1 document. It is not there with `CASES_DOCS=off`.",
+        tag="Service",
+        schema={"type": "object", "properties": {"openapi": {"const": "3.1.0"}}, "required": ["openapi"]},
+        conditional=True,
+        problems=_DOCS_PROBLEMS,
+    ),
+    "docs.page": Operation(
+        summary="This document as a page",
+        description="A page to read the document on, and to try the interface. Not there with `CASES_DOCS=off`.",
+        tag="Service",
+        media_type="text/html; charset=utf-8",
+        schema={"type": "string"},
+        problems=_DOCS_PROBLEMS,
+    ),
+    "docs.file": Operation(
+        summary="A file of the page",
+        description="The scripts and styles of the page. Not there with `CASES_DOCS=off`.",
+        tag="Service",
+        media_type="text/*",
+        schema={"type": "string"},
+        conditional=True,
+        problems=_DOCS_PROBLEMS,
+    ),
+}
+
+
+def describe(routes: Map, server: str) -> Json:
+    """Return the document of these routes, of a service that answers under a URL."""
+    marshmallow = MarshmallowPlugin(schema_name_resolver=_schema_name)
+    spec = APISpec(
+        "Visitor cases",
+        __version__,
+        "3.1.0",
+        info={
+            "summary": "The support cases of your signed-in customers",
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        servers=[{"url": server, "description": "This service."}],
+        tags=_TAGS,
+        plugins=[marshmallow],
+    )
+    # The document has just made it.
+    converter = cast("OpenAPIConverter", marshmallow.converter)
+    converter.add_attribute_function(_property_of)  # type: ignore[no-untyped-call]
+    converter.add_parameter_attribute_function(_style_of)
+    for name, header in _ANSWER_HEADERS.items():
+        spec.components.header(name, header)
+    for name, parameter in _REQUEST_HEADERS.items():
+        spec.components.parameter(name, "header", parameter)
+    for name, scheme in _SECURITY_SCHEMES.items():
+        spec.components.security_scheme(name, scheme)
+    for kind in errors.kinds():
+        spec.components.example(kind.code, {"summary": _title(kind), "value": _example_of(kind)})
+    spec.components.schema("Problem", schema=schemas.ProblemSchema)
+    for rule in routes.iter_rules():
+        if rule.endpoint in OPERATIONS:
+            spec.path(path=_path(rule), operations={"get": _operation(rule, OPERATIONS[rule.endpoint])})
+    document: Json = spec.to_dict()
+    for name, schema in document["components"]["schemas"].items():
+        _say_what_is_there(name, schema)
+    return document
+
+
+def _schema_name(schema: type[Schema] | Schema) -> str:
+    return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
+
+
+def _path(rule: Rule) -> str:
+    return re.sub(r"<(?:\w+:)?(\w+)>", lambda match: "{" + _PATH_PARAMETERS[match[1]]["name"] + "}", rule.rule)
+
+
+def _operation(rule: Rule, operation: Operation) -> Json:
+    is_api = operation.tag == "Cases"
+    in_path = re.findall(r"<(?:\w+:)?(\w+)>", rule.rule)
+    taken: list[Any] = [{"in": "path", "required": True, **_PATH_PARAMETERS[name]} for name in in_path]
+    if operation.parameters is not None:
+        taken.append({"in": "query", "schema": operation.parameters})
+    taken += ["RequestId", "IfNoneMatch"] if operation.conditional else ["RequestId"]
+    return {
+        "operationId": rule.endpoint.rpartition(".")[2],
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": operation.description,
+        "parameters": taken,
+        "security": _SECURITY if is_api else [],
+        "responses": _responses(operation, _RATE_LIMIT if is_api else ()),
+    }
+
+
+def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int, Json]:
+    headers = (*_EVERYWHERE, *more_headers, *(["ETag"] if operation.conditional else []))
+    content: Json = {"schema": operation.schema}
+    if operation.example is not None:
+        content["example"] = operation.example
+    responses: dict[int, Json] = {
+        200: {
+            "description": operation.summary + ".",
+            "headers": _named(headers),
+            "content": {operation.media_type: content},
+        }
+    }
+    if operation.conditional:
+        responses[304] = {"description": "What `If-None-Match` names is what is there.", "headers": _named(headers)}
+    by_status: dict[int, list[type[ProblemError]]] = defaultdict(list)
+    for kind in operation.problems:
+        by_status[kind.status].append(kind)
+    for status, kinds in sorted(by_status.items()):
+        responses[status] = _problem(status, kinds, more_headers)
+    return responses | _REFUSED
+
+
+def _problem(status: int, kinds: list[type[ProblemError]], more_headers: tuple[str, ...]) -> Json:
+    codes = [kind.code for kind in kinds]
+    narrower = {
+        "type": "object",
+        "properties": {"status": {"type": "integer", "enum": [status]}, "code": {"type": "string", "enum": codes}},
+    }
+    lines = "\n".join(f"- `{kind.code}`: {_title(kind)}." for kind in kinds)
+    return {
+        "description": f"{_STATUS_WORDS[status]}\n\n{lines}",
+        "headers": _named((*_EVERYWHERE, *more_headers, *_OF_STATUS.get(status, ()))),
+        "content": {
+            "application/problem+json": {
+                "schema": {"allOf": [{"$ref": "#/components/schemas/Problem"}, narrower]},
+                "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes},
+            }
+        },
+    }
+
+
+def _named(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+_DETAILS: Final[dict[type[ProblemError], str]] = {
+    errors.TokenClaimMissingError: "The claim exp is required.",
+    errors.TokenClaimInvalidError: "The claim iss is not the issuer that this service expects.",
+}
+
+
+def _example_of(kind: type[ProblemError]) -> Json:
+    wrong = {"parameter": "page_size", "detail": "Expected a whole number from 1 to 100."}
+    return schemas.ProblemSchema().dump(  # type: ignore[no-any-return]
+        {
+            "code": kind.code,
+            "title": _title(kind),
+            "status": kind.status,
+            "detail": kind.default_detail or _DETAILS[kind],
+            "request_id": "4f0c6a1b2d3e4f5061728394a5b6c7d8",
+            **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
+        }
+    )
+
+
+def _title(kind: type[ProblemError]) -> str:
+    return (kind.__doc__ or "").strip().rstrip(".")
+
+
+def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret: Json) -> Json:
+    """Return what apispec cannot know: the form of the parameters' own fields, and that null is not a text in a URL."""
+    if field.load_default is None:
+        ret.pop("default")
+        ret["type"] = "string"
+    match field:
+        case parameters.CommaSeparated():
+            choices = list(field.choices.values())
+            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
+            return {"type": "array", "minItems": 1, "items": items}
+        case parameters.Flag():
+            return {"type": "boolean"}
+        case parameters.Moment():
+            return {"type": "string", "format": "date-time", "examples": [_CASE["updated_at"]]}
+        case parameters.WholeNumber():
+            return {"minimum": field.limits.start, "maximum": field.limits.stop - 1}
+        case schemas.Instant():
+            return {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
+    return {}
+
+
+def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
+    return {"style": "form", "explode": False} if isinstance(field, parameters.CommaSeparated) else {}
+
+
+def _say_what_is_there(name: str, schema: Json) -> None:
+    """Complete an object's schema: which of its attributes an answer always has, and that there may come more."""
+    del schema["additionalProperties"]
+    schema["description"] = (getattr(schemas, f"{name}Schema").__doc__ or "").strip()
+    always = [attribute for attribute in schema["properties"] if (name, attribute) != ("Problem", "errors")]
+    if name == "Case":
+        # `fields` chooses among them.
+        always = []
+    schema["required"] = always
+    if not always:
+        del schema["required"]

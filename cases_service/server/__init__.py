@@ -1,0 +1,1 @@
+"""How the process is served: the gunicorn worker, and its launch."""
