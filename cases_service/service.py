@@ -35,12 +35,13 @@ OPERATION: Final = ("/readyz", "/metrics")
 
 _AT_BOTH: Final = "/healthz"
 _READINESS_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 2.0
 _COUNT_SECONDS: Final = 1.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
 
 
 class Readiness:
-    """Whether the database answers and has the right schema; an answer is kept for a second.
+    """Whether the database answers, within two seconds, and has the right schema; an answer is kept for a second.
 
     It stays as it is while all connections are in use: who turns away from a service that is busy makes another one so.
     """
@@ -71,7 +72,7 @@ class Readiness:
 
     def _ask(self) -> ProblemError | None:
         try:
-            version = self._database.read(server_state.get_schema_version)
+            version = self._database.read(server_state.get_schema_version, within=_ANSWER_SECONDS)
         except OverloadedError:
             return self._problem
         except ProblemError as problem:

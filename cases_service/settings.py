@@ -36,6 +36,8 @@ _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _YEAR = 366 * 86400
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
 _DEMO_CREDENTIALS = "DEMO_CREDENTIALS"
+_OF_REPLICAS = "CASES_READ_DATABASE_URL"
+_ATTRIBUTES_OF_STANDBYS = ("standby", "prefer-standby", "read-only")
 
 
 class SettingsError(ValueError):
@@ -214,7 +216,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _check_database_url(self.database_url, "DATABASE_URL")
         _check_database_url(self.admin_database_url, "CASES_ADMIN_DATABASE_URL")
         _check_database_url(self.write_database_url, "CASES_WRITE_DATABASE_URL")
-        _check_database_url(self.read_database_url, "CASES_READ_DATABASE_URL")
+        _check_database_url(self.read_database_url, _OF_REPLICAS)
         if self.admin_database_url is not None and self.database_url is None:
             raise SettingsError("CASES_ADMIN_DATABASE_URL: expected together with DATABASE_URL, which serves")
         if self.write_database_url is not None and self.database_url is None:
@@ -486,9 +488,12 @@ def _check_database_url(url: str | None, variable: str) -> None:
         raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
     except UnresolvedError:
         raise SettingsError(f"{variable}: expected a service that the service file of libpq has") from None
-    if resolved.get("target_session_attrs") == "read-write":
+    attributes = resolved.get("target_session_attrs")
+    if attributes == "read-write":
         # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
         raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
+    if attributes in _ATTRIBUTES_OF_STANDBYS and variable != _OF_REPLICAS:
+        raise SettingsError(f"{variable}: target_session_attrs={attributes} finds a standby; expected primary")
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
     hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
     names = (host for host in hosts if not host.startswith(("/", "@")))

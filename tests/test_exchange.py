@@ -53,6 +53,25 @@ def test_statements_of_one_exchange_see_one_organization_and_one_moment(database
     assert first[0] == str(SOMEONE)
 
 
+ISOLATION = "select current_setting('transaction_isolation')"
+
+
+@pytest.mark.parametrize("is_citus", [False, True], ids=["implicit", "explicit"])
+def test_a_read_is_a_transaction_that_sees_one_state(database: Database, is_citus: bool) -> None:
+    def work(connection: Connection) -> list[Any]:
+        connection.exchange._is_citus = is_citus
+        return connection.ask(SOMEONE, query(ISOLATION), query(ISOLATION))
+
+    assert database.read(work) == [("repeatable read",)] * 2
+
+
+def test_a_write_sees_what_others_have_just_committed(database: Database) -> None:
+    """It would fail otherwise, where two workers note the use of one token."""
+    found: list[Any] = []
+    database.write(lambda connection: found.extend(connection.ask(SOMEONE, query(ISOLATION))))
+    assert found == [("read committed",)]
+
+
 def test_nothing_of_the_organization_is_left_behind(database: Database) -> None:
     database.ask(SOMEONE, query("select 1"))
     assert database.read(lambda connection: connection.execute(WHO).fetchone()) in ((None,), ("",))

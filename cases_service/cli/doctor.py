@@ -21,6 +21,7 @@ from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpen
 from cases_service.database import server_state, session
 from cases_service.database.connection_pool import Connection, connection_parameters, dropped_settings, session_settings
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
+from cases_service.database.primary import STANDBY, is_standby
 from cases_service.database.replicas import name_of, single_hosts
 from cases_service.database.statements import statements
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
@@ -119,6 +120,9 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
         yield _found("clock", partial(_check_clock, service))
         try:
             admin = stack.enter_context(database.connect(with_schema=False))
+        except NoDatabaseError as error:
+            yield Finding("administration", "failure", str(error))
+            return
         except psycopg.Error as error:
             name = "DATABASE_URL" if settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
             yield Finding("administration", "failure", f"{_line(explain(error))}; check {name}")
@@ -151,6 +155,8 @@ def _found(check: str, look: Callable[[], Verdict]) -> Finding:
 
 
 def _check_server(connection: AnyConnection) -> Verdict:
+    if is_standby(connection):
+        return "failure", f"the server in DATABASE_URL {STANDBY}"
     version = connection.info.parameter_status("server_version") or ""
     if connection.info.server_version < _OLDEST_SERVER:
         return "failure", f"PostgreSQL {version} is too old: use {_OLDEST_SERVER // 10000} or newer"

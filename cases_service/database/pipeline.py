@@ -1,5 +1,8 @@
 """Asks the database several things in one round trip, in a transaction that names the organization they are about.
 
+The transaction is REPEATABLE READ (the session's default says so), so that all of its statements see one state of the
+database. In READ COMMITTED each would take a snapshot of its own, and what is committed between them would fall apart.
+
 What a request needs is a few short statements. psycopg's cursors wait for the answer of each, and its pipelines cost
 more time in Python than they save on the way; so here statements go through libpq's pipeline mode by hand:
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
@@ -63,20 +66,28 @@ class Exchange:
     writes: bool = False
     """Whether the transactions may write, whatever the session's default is."""
 
+    prepares: bool
+    """Whether statements are prepared, from the next exchange on."""
+
+    patience: float
+    """How long an answer may take, in seconds."""
+
     def __init__(
         self, connection: psycopg.Connection[Any], *, patience: float, prepares: bool, is_citus: bool = False
     ) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
-        self._patience = patience
-        self._prepares = prepares
+        self.patience = patience
+        self.prepares = prepares
         self._is_citus = is_citus
         self._prepared: dict[bytes, None] = {}
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
 
     def ask(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
-        """Return what each query reads from its result. They see the rows of the organization, and no others.
+        """Return what each query reads from its result.
+
+        They see the rows of the organization, and no others, and all of them see the same state of the database.
 
         Raises:
             psycopg.Error: A statement failed, and the transaction is rolled back; or the server has gone, or has not
@@ -121,7 +132,7 @@ class Exchange:
 
     def _preparations(self, queries: Sequence[Query[Any]]) -> dict[bytes, Send]:
         """Return what prepares the statements that are not prepared yet."""
-        wanted = (query.statement for query in queries if self._prepares)
+        wanted = (query.statement for query in queries if self.prepares)
         new = {statement.name: statement.text for statement in wanted if statement.name not in self._prepared}
         return {name: partial(self._pgconn.send_prepare, name, text) for name, text in new.items()}
 
@@ -140,7 +151,7 @@ class Exchange:
         # Values go as text, and the server infers their types: one plan for a statement, whatever the numbers' sizes.
         values = [query.parameters[name] for name in query.statement.parameters]
         dumped = transformer.dump_sequence(values, [PyFormat.TEXT] * len(values))
-        if self._prepares:
+        if self.prepares:
             return partial(self._pgconn.send_query_prepared, query.statement.name, dumped)
         return partial(self._pgconn.send_query_params, query.statement.text, dumped)
 
@@ -167,7 +178,7 @@ class Exchange:
 
     def _results(self) -> Iterator[PGresult]:
         """Give the results until the server has answered everything."""
-        deadline = monotonic() + self._patience
+        deadline = monotonic() + self.patience
         while self._pgconn.flush():
             self._wait(select.POLLIN | select.POLLOUT, deadline)
             self._pgconn.consume_input()
@@ -194,9 +205,12 @@ class Exchange:
 def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = False) -> tuple[bytes, ...]:
     """Return what begins a transaction that is about one organization, as the row security of schema.sql reads it.
 
+    Reads see one state of the database. Writes must see what others have just committed, or they would fail where
+    two workers note the use of the same token.
+
     Not with set_config(): Citus passes on what SET LOCAL says, once it is told to, and nothing else.
     """
-    begin = b"begin read write" if writes else b"begin"
+    begin = b"begin isolation level read committed read write" if writes else b"begin isolation level repeatable read"
     propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
     return begin, *propagate, setting.as_bytes()

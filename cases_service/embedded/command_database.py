@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from cases_service.database import session
 from cases_service.database.connection_strings import resolve, with_options
 from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
+from cases_service.database.primary import STANDBY, for_primary, is_standby
 from cases_service.embedded import data_directory
 from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
@@ -41,18 +42,25 @@ class DatabaseAtHand:
 
         Raises:
             psycopg.OperationalError: The database is away.
+            NoDatabaseError: The server is a standby, which cannot be changed and does not know yet what was revoked.
             SchemaError: It has no schema, or an older one.
 
         """
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
-        url = self.settings.admin_database_url or self.settings.require_database_url()
+        url = for_primary(self.settings.admin_database_url or self.settings.require_database_url())
         given = with_options(url, {**session.COMMANDS, **_EVERY_ORGANIZATION})
         with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
+            if is_standby(connection):
+                raise NoDatabaseError(f"the server in {self._variable} {STANDBY}")
             session.complete(connection)
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
+
+    @property
+    def _variable(self) -> str:
+        return "DATABASE_URL" if self.settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
 
     def initialize(self, **options: Any) -> tuple[int, int]:
         """Do what `migrations.init_db` does, with its options, and give the roles of the settings their rights."""

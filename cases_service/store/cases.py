@@ -106,6 +106,12 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
 
 
+def get_visitor(*, organization_id: UUID, external_id: str) -> Query[Row | None]:
+    """Ask who an external id stands for and which contacts are theirs, to be compared as a whole."""
+    parameters = {"organization_id": organization_id, "external_id": external_id}
+    return Query(_ACCESS["get_visitor"], parameters, lambda result: result.rows[0] if result.rows else None)
+
+
 def list_cases(
     *,
     organization_id: UUID,
