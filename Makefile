@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo programs test test-pythons torture soak fuzz lint lint-openapi format check audit bench bench-pages \
+.PHONY: demo programs test test-pythons queries torture soak fuzz lint lint-openapi format check audit bench bench-pages \
 	bench-quick bench-memory bench-row-security load-statements docs image lock .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
@@ -21,6 +21,10 @@ test-pythons:
 # The programs that tests run beside the service, such as a browser and proxies: with them no test skips.
 programs:
 	.ci/programs
+# The statements of pages and cases as the server gets them, for psql; NAME is the beginning of a name.
+NAME ?=
+queries: .venv
+	@$(BIN)/python -m cases_service.store.page_statements $(NAME)
 
 # What can go wrong goes wrong many times over: three quarters of an hour, and a table of what became of the requests.
 # As root it also drops packets and fills a disk, in a network namespace and on a file system of its own.

@@ -46,7 +46,7 @@ create table users (
     alias text,
     title text,
     avatar_url text,
-    -- Differs where anything shown of the row does: an ETag is made of these. The same in the three tables below.
+    -- Read by the release before this one only; to be dropped. The same in the three tables below.
     content_hash bigint not null generated always as (
         hash_array_extended(array[id], 1)
         # hash_array_extended(array[email, first_name, last_name, alias, title, avatar_url] collate "C", 2)
@@ -211,11 +211,6 @@ create table cases (
     created_by_user_id uuid,
     updated_by_user_id uuid,
     case_funnel_stage_id uuid,
-    -- Read by the release before this one only; to be dropped.
-    facet smallint not null generated always as (
-        priority * 4
-        + case latest_messaging_channel when 'email' then 1 when 'whatsapp' then 2 when 'webchat' then 3 else 0 end
-    ) stored,
     -- The channel as a number, which an index can look up where there is no channel, too.
     channel_number smallint not null generated always as (
         case latest_messaging_channel when 'email' then 1 when 'whatsapp' then 2 when 'webchat' then 3 else 0 end
@@ -385,7 +380,7 @@ create table events (
 -- An export and an erasure find a visitor's events.
 create index events_of_visitor on events (organization_id, external_id);
 
--- What a case refers to, each under the path that its attribute has in the API. A statement joins what it is asked for.
+-- What a case refers to. Read by the release before this one only; the five views are to be dropped.
 create view case_contacts with (security_invoker = true) as
 select
     organization_id as "contact.organization_id",

@@ -12,12 +12,11 @@ from typing import Final
 
 from benchmarks.dataset import ORGANIZATION
 from cases_service.database.connection_pool import connection_parameters
-from cases_service.database.statements import statements
 from cases_service.settings import Settings
+from cases_service.store.page_statements import PageShape, page_statement
 
-_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
+_PARAMETER: Final = re.compile(r"\$(\d+)")
 _TPS: Final = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
-_NESTED: Final = ("contact", "owner", "created_by_user", "updated_by_user", "case_funnel_stage")
 
 
 def rate(database_url: str, *, visitors: int, page_size: int, connections: int, seconds: int) -> float | None:
@@ -26,8 +25,7 @@ def rate(database_url: str, *, visitors: int, page_size: int, connections: int, 
     if program is None:
         return None
     values = {"after": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000", "row_limit": page_size + 1}
-    values |= {"furthest": "infinity", "rearmost": "-infinity", "look_behind": "false", "whole": "true"}
-    values |= {"organization_id": ORGANIZATION} | {f"with_{name}": "true" for name in _NESTED}
+    values |= {"furthest": "infinity", "organization_id": ORGANIZATION}
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "page.sql"
         script.write_text(f"\\set visitor random(1, {visitors})\n{_statement()};\n", encoding="utf-8")
@@ -49,11 +47,10 @@ def rate(database_url: str, *, visitors: int, page_size: int, connections: int, 
 
 def _statement() -> str:
     """Return the service's statement in pgbench's form, for a visitor at random."""
-    text = " ".join(
-        line for line in statements("cases")["list_by_created_at_ascending"].splitlines() if "--" not in line
-    )
-    text = text.replace("%(external_id)s", "('ordinary-' || %(visitor)s::text)")
-    return _PARAMETER.sub(r":\1", text).rstrip("; ")
+    statement = page_statement(PageShape(column="created_at", ascending=True))
+    names = [f":{name}" for name in statement.parameters]
+    names[statement.parameters.index("external_id")] = "('ordinary-' || :visitor::text)"
+    return _PARAMETER.sub(lambda match: names[int(match[1]) - 1], statement.text.decode().replace("\n", " "))
 
 
 @cache

@@ -3,9 +3,11 @@
 -- name: get_access
 -- The organization of a valid API token with its live signing keys: a row for each, one with nulls where it has none.
 -- No row: the token is unknown, revoked or expired.
+-- By the clock and not by now(), which is read before the snapshot is taken: a transaction that retires a key in between
+-- would be seen with the key still live.
 select
     o.subscription_status = 'active'
-        and (o.subscription_ends_at is null or o.subscription_ends_at > now()) as subscription_active,
+        and (o.subscription_ends_at is null or o.subscription_ends_at > clock_timestamp()) as subscription_active,
     k.id,
     k.algorithm,
     k.encrypted_secret,
@@ -16,9 +18,18 @@ from api_tokens t
 join organizations o on o.organization_id = :organization_id
 left join signing_keys k
     on k.organization_id = :organization_id
-    and (k.retired_at is null or k.retired_at > now())
+    and (k.retired_at is null or k.retired_at > clock_timestamp())
 where t.organization_id = :organization_id
     and t.token_hash = :token_hash
     and t.revoked_at is null
-    and (t.expires_at is null or t.expires_at > now())
+    and (t.expires_at is null or t.expires_at > clock_timestamp())
 order by k.created_at, k.id;
+
+-- name: get_visitor
+-- Who an external id stands for, with the contacts that are theirs, in order. No row: nobody.
+select v.id, array_agg(x.id order by x.id)::text
+from visitors v
+left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+where v.organization_id = :organization_id
+    and v.external_id = :external_id
+group by v.id;

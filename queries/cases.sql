@@ -2,21 +2,33 @@
 --
 -- A page is found in these steps, so that its cost depends on the number of contacts and the size of the page, and
 -- not on how many cases there are or how deep the page lies:
---   streams  what gives keys in order, from an index: each contact. A stream's share is what it would have to give if
---            all gave the same.
+--   streams  what gives keys in order, from an index: each contact, or each contact with each value that a filter
+--            lists. A stream's share is what it would have to give if all gave the same.
 --   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. Where there
 --            are that many, no key of the page lies beyond the last of them.
 --   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one: the
 --            bound, which is a column because row security lets nothing but plain comparisons reach an index.
---   then     the whole cases, for the keys of the page alone; where :whole says so, since to tell whether a page has
---            changed their hashes do.
--- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. Without a cursor, :after is
--- the infinity that everything lies behind, and nothing is to be looked for on the other side of it, down to :rearmost.
--- There the contact of the case that the cursor names is asked first: as a rule that one case is the answer.
--- What :with_… says is not wanted is looked up with a null, which is no look-up.
+--   then     the cases and what they refer to, for the keys of the page alone. These keys are sorted before anything
+--            is joined to them, and the joins keep the order: to sort the wide rows would cost a tenth of the whole.
+-- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. On the first page :after is
+-- the infinity that everything lies behind. The key beyond the page says that there is more, and is not joined. On the
+-- other side, down to :rearmost, the contact of the case that the cursor names is asked first: as a rule that one case
+-- is the answer.
 -- No row: no such visitor. One row whose id is null: a visitor without cases here.
+--
+-- The first statement is a template, and runs as it stands: cases of some statuses by their creation, ascending. What
+-- cases_service/store/page_statements.py makes of it differs in the time column, the direction and the filter's index, and in
+-- the parts that it keeps: a line that ends in "if" and a part, and the lines between such a comment and its "end".
+-- `make queries` prints the results. The parts:
+--   index     a filter's index gives the keys
+--   others    there are more filters than the index is for: each key's case is looked at, one by one
+--   behind    there is a cursor, and so maybe cases on its other side
+--   versions  what tells whether a row has been written since: the transaction that wrote it
+--   whole     the columns of the cases
+--   alone     there are versions, and no whole cases
+-- and the nested objects by their names.
 
--- name: list_by_created_at_ascending
+-- name: list_by_status_and_created_at_ascending
 with visitor as materialized (
     select v.id
     from visitors v
@@ -26,59 +38,102 @@ with visitor as materialized (
 streams as materialized (
     select
         x.id as contact_id,
+        wanted.value,  -- if index
         (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
     join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join unnest(:statuses::text[]) as wanted (value)  -- if index
 ),
 nearest as materialized (
-    select s.contact_id, s.share, key.created_at, key.id
+    select
+        s.contact_id,
+        s.value,  -- if index
+        s.share,
+        key.moment,
+        key.id
     from streams s
     cross join lateral (
-        select c.created_at, c.id
+        select c.created_at as moment, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = s.contact_id
+            and c.status = s.value  -- if index
             and (c.created_at, c.id) > (:after, :after_id)
             and c.created_at <= :furthest
+            -- if others
+            and (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.status = any(:statuses)  -- if priority, channel
+                    and w.priority = any(:priorities)  -- if status, channel
+                    and w.channel_number = any(:channels)  -- if status, priority
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            )
+            -- end
         order by c.created_at, c.id
         limit s.share
     ) key
-    order by key.created_at, key.id
+    order by key.moment, key.id
     limit :row_limit
 ),
 page as materialized (
-    select n.created_at, n.id
+    select n.moment, n.id
     from nearest n
     union all
-    select key.created_at, key.id
+    select key.moment, key.id
     from (
         select
             n.*,
             row_number() over stream as place,
-            coalesce((select max(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
+            coalesce((select max(n.moment) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
-        window stream as (partition by n.contact_id order by n.created_at, n.id)
+        window stream as (
+            partition by
+                n.value,  -- if index
+                n.contact_id
+            order by n.moment, n.id
+        )
     ) last
     cross join lateral (
-        select c.created_at, c.id
+        select c.created_at as moment, c.id
         from cases c
         where c.organization_id = :organization_id
             and c.contact_id = last.contact_id
-            and (c.created_at, c.id) > (last.created_at, last.id)
+            and c.status = last.value  -- if index
+            and (c.created_at, c.id) > (last.moment, last.id)
             and c.created_at <= last.bound
+            -- if others
+            and (
+                select
+                    w.updated_at >= :updated_since
+                    and w.updated_at < :updated_until
+                    and w.status = any(:statuses)  -- if priority, channel
+                    and w.priority = any(:priorities)  -- if status, channel
+                    and w.channel_number = any(:channels)  -- if status, priority
+                from cases w
+                where w.organization_id = :organization_id and w.id = c.id
+            )
+            -- end
         order by c.created_at, c.id
         limit :row_limit
     ) key
     where last.place = last.share
-    order by created_at, id
+    order by moment, id
     limit :row_limit
 )
 select
-    v.id as visitor_id,
-    :look_behind and exists (
+    p.visitor_id,
+    p.moment,
+    (select count(*) = :row_limit from page) as has_after,
+    -- if behind
+    exists (
         select
         from (
-            select s.contact_id
+            select
+                s.value,  -- if index
+                s.contact_id
             from streams s
             order by s.contact_id <> (
                 select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
@@ -89,371 +144,124 @@ select
             from cases c
             where c.organization_id = :organization_id
                 and c.contact_id = s.contact_id
+                and c.status = s.value  -- if index
                 and (c.created_at, c.id) <= (:after, :after_id)
                 and c.created_at >= :rearmost
+                -- if others
+                and (
+                    select
+                        w.updated_at >= :updated_since
+                        and w.updated_at < :updated_until
+                        and w.status = any(:statuses)  -- if priority, channel
+                        and w.priority = any(:priorities)  -- if status, channel
+                        and w.channel_number = any(:channels)  -- if status, priority
+                    from cases w
+                    where w.organization_id = :organization_id and w.id = c.id
+                )
+                -- end
             order by c.created_at desc, c.id desc
             limit 1
         ) behind
     ) as has_before,
-    (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    p.id,
-    d.content_hash,
-    contact."contact.content_hash",
-    owner."owner.content_hash",
-    author."created_by_user.content_hash",
-    editor."updated_by_user.content_hash",
-    stage."case_funnel_stage.content_hash",
-    whole.*
-from visitor v
-left join page p on true
-left join cases d on d.organization_id = :organization_id and d.id = p.id
-left join case_contacts contact
-    on contact."contact.organization_id" = :organization_id
-    and contact."contact.id" = case when :with_contact then d.contact_id end
-left join case_owners owner
-    on owner."owner.organization_id" = :organization_id
-    and owner."owner.id" = case when :with_owner then d.owner_id end
-left join case_authors author
-    on author."created_by_user.organization_id" = :organization_id
-    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
-left join case_editors editor
-    on editor."updated_by_user.organization_id" = :organization_id
-    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
-left join case_stages stage
-    on stage."case_funnel_stage.organization_id" = :organization_id
-    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
-left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
-order by p.created_at, p.id;
-
--- name: list_by_created_at_descending
-with visitor as materialized (
-    select v.id
-    from visitors v
-    where v.organization_id = :organization_id
-        and v.external_id = :external_id
-),
-streams as materialized (
-    select
-        x.id as contact_id,
-        (count(*) over () + :row_limit - 1) / count(*) over () as share
+    -- end
+    -- if versions
+    d.xmin as version,
+    contact.xmin as "contact.version",
+    owner.xmin as "owner.version",
+    author.xmin as "created_by_user.version",
+    editor.xmin as "updated_by_user.version",
+    stage.xmin as "case_funnel_stage.version",
+    d.updated_at,  -- if alone
+    contact.updated_at as "contact.updated_at",  -- if alone
+    -- end
+    -- if whole
+    d.organization_id,
+    d.case_number,
+    d.contact_id,
+    d.owner_id,
+    d.subject,
+    d.description,
+    d.status,
+    d.priority,
+    d.latest_messaging_channel,
+    d.is_closed,
+    d.closed_at,
+    d.is_waiting,
+    d.unread_message_count,
+    d.created_at,
+    d.updated_at,
+    d.created_by_user_id,
+    d.updated_by_user_id,
+    d.case_funnel_stage_id,
+    d.channel_priority,
+    d.visitor_unread_message_count,
+    -- if contact
+    contact.first_name as "contact.first_name",
+    contact.last_name as "contact.last_name",
+    contact.full_name as "contact.full_name",
+    contact.email as "contact.email",
+    contact.phone as "contact.phone",
+    contact.created_at as "contact.created_at",
+    contact.updated_at as "contact.updated_at",
+    -- end
+    -- if owner
+    owner.email as "owner.email",
+    owner.first_name as "owner.first_name",
+    owner.last_name as "owner.last_name",
+    owner.full_name as "owner.full_name",
+    owner.alias as "owner.alias",
+    owner.title as "owner.title",
+    owner.avatar_url as "owner.avatar_url",
+    -- end
+    -- if created_by_user
+    author.email as "created_by_user.email",
+    author.first_name as "created_by_user.first_name",
+    author.last_name as "created_by_user.last_name",
+    author.full_name as "created_by_user.full_name",
+    author.alias as "created_by_user.alias",
+    author.title as "created_by_user.title",
+    author.avatar_url as "created_by_user.avatar_url",
+    -- end
+    -- if updated_by_user
+    editor.email as "updated_by_user.email",
+    editor.first_name as "updated_by_user.first_name",
+    editor.last_name as "updated_by_user.last_name",
+    editor.full_name as "updated_by_user.full_name",
+    editor.alias as "updated_by_user.alias",
+    editor.title as "updated_by_user.title",
+    editor.avatar_url as "updated_by_user.avatar_url",
+    -- end
+    -- if case_funnel_stage
+    stage.name as "case_funnel_stage.name",
+    stage.position as "case_funnel_stage.position",
+    -- end
+    -- end
+    p.id
+from (
+    select v.id as visitor_id, k.moment, k.id
     from visitor v
-    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-),
-nearest as materialized (
-    select s.contact_id, s.share, key.created_at, key.id
-    from streams s
-    cross join lateral (
-        select c.created_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = s.contact_id
-            and (c.created_at, c.id) < (:after, :after_id)
-            and c.created_at >= :furthest
-        order by c.created_at desc, c.id desc
-        limit s.share
-    ) key
-    order by key.created_at desc, key.id desc
-    limit :row_limit
-),
-page as materialized (
-    select n.created_at, n.id
-    from nearest n
-    union all
-    select key.created_at, key.id
-    from (
-        select
-            n.*,
-            row_number() over stream as place,
-            coalesce((select min(n.created_at) from nearest n having count(*) = :row_limit), :furthest) as bound
-        from nearest n
-        window stream as (partition by n.contact_id order by n.created_at desc, n.id desc)
-    ) last
-    cross join lateral (
-        select c.created_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = last.contact_id
-            and (c.created_at, c.id) < (last.created_at, last.id)
-            and c.created_at >= last.bound
-        order by c.created_at desc, c.id desc
-        limit :row_limit
-    ) key
-    where last.place = last.share
-    order by created_at desc, id desc
-    limit :row_limit
-)
-select
-    v.id as visitor_id,
-    :look_behind and exists (
-        select
-        from (
-            select s.contact_id
-            from streams s
-            order by s.contact_id <> (
-                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
-            )
-        ) s
-        cross join lateral (
-            select
-            from cases c
-            where c.organization_id = :organization_id
-                and c.contact_id = s.contact_id
-                and (c.created_at, c.id) >= (:after, :after_id)
-                and c.created_at <= :rearmost
-            order by c.created_at, c.id
-            limit 1
-        ) behind
-    ) as has_before,
-    (extract(epoch from p.created_at) * 1000000)::bigint as position,
-    p.id,
-    d.content_hash,
-    contact."contact.content_hash",
-    owner."owner.content_hash",
-    author."created_by_user.content_hash",
-    editor."updated_by_user.content_hash",
-    stage."case_funnel_stage.content_hash",
-    whole.*
-from visitor v
-left join page p on true
+    left join page k on true
+    order by k.moment, k.id
+    limit :row_limit - 1
+) p
 left join cases d on d.organization_id = :organization_id and d.id = p.id
-left join case_contacts contact
-    on contact."contact.organization_id" = :organization_id
-    and contact."contact.id" = case when :with_contact then d.contact_id end
-left join case_owners owner
-    on owner."owner.organization_id" = :organization_id
-    and owner."owner.id" = case when :with_owner then d.owner_id end
-left join case_authors author
-    on author."created_by_user.organization_id" = :organization_id
-    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
-left join case_editors editor
-    on editor."updated_by_user.organization_id" = :organization_id
-    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
-left join case_stages stage
-    on stage."case_funnel_stage.organization_id" = :organization_id
-    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
-left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
-order by p.created_at desc, p.id desc;
-
--- name: list_by_updated_at_ascending
-with visitor as materialized (
-    select v.id
-    from visitors v
-    where v.organization_id = :organization_id
-        and v.external_id = :external_id
-),
-streams as materialized (
-    select
-        x.id as contact_id,
-        (count(*) over () + :row_limit - 1) / count(*) over () as share
-    from visitor v
-    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-),
-nearest as materialized (
-    select s.contact_id, s.share, key.updated_at, key.id
-    from streams s
-    cross join lateral (
-        select c.updated_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = s.contact_id
-            and (c.updated_at, c.id) > (:after, :after_id)
-            and c.updated_at <= :furthest
-        order by c.updated_at, c.id
-        limit s.share
-    ) key
-    order by key.updated_at, key.id
-    limit :row_limit
-),
-page as materialized (
-    select n.updated_at, n.id
-    from nearest n
-    union all
-    select key.updated_at, key.id
-    from (
-        select
-            n.*,
-            row_number() over stream as place,
-            coalesce((select max(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
-        from nearest n
-        window stream as (partition by n.contact_id order by n.updated_at, n.id)
-    ) last
-    cross join lateral (
-        select c.updated_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = last.contact_id
-            and (c.updated_at, c.id) > (last.updated_at, last.id)
-            and c.updated_at <= last.bound
-        order by c.updated_at, c.id
-        limit :row_limit
-    ) key
-    where last.place = last.share
-    order by updated_at, id
-    limit :row_limit
-)
-select
-    v.id as visitor_id,
-    :look_behind and exists (
-        select
-        from (
-            select s.contact_id
-            from streams s
-            order by s.contact_id <> (
-                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
-            )
-        ) s
-        cross join lateral (
-            select
-            from cases c
-            where c.organization_id = :organization_id
-                and c.contact_id = s.contact_id
-                and (c.updated_at, c.id) <= (:after, :after_id)
-                and c.updated_at >= :rearmost
-            order by c.updated_at desc, c.id desc
-            limit 1
-        ) behind
-    ) as has_before,
-    (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    p.id,
-    d.content_hash,
-    contact."contact.content_hash",
-    owner."owner.content_hash",
-    author."created_by_user.content_hash",
-    editor."updated_by_user.content_hash",
-    stage."case_funnel_stage.content_hash",
-    whole.*
-from visitor v
-left join page p on true
-left join cases d on d.organization_id = :organization_id and d.id = p.id
-left join case_contacts contact
-    on contact."contact.organization_id" = :organization_id
-    and contact."contact.id" = case when :with_contact then d.contact_id end
-left join case_owners owner
-    on owner."owner.organization_id" = :organization_id
-    and owner."owner.id" = case when :with_owner then d.owner_id end
-left join case_authors author
-    on author."created_by_user.organization_id" = :organization_id
-    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
-left join case_editors editor
-    on editor."updated_by_user.organization_id" = :organization_id
-    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
-left join case_stages stage
-    on stage."case_funnel_stage.organization_id" = :organization_id
-    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
-left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
-order by p.updated_at, p.id;
-
--- name: list_by_updated_at_descending
-with visitor as materialized (
-    select v.id
-    from visitors v
-    where v.organization_id = :organization_id
-        and v.external_id = :external_id
-),
-streams as materialized (
-    select
-        x.id as contact_id,
-        (count(*) over () + :row_limit - 1) / count(*) over () as share
-    from visitor v
-    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-),
-nearest as materialized (
-    select s.contact_id, s.share, key.updated_at, key.id
-    from streams s
-    cross join lateral (
-        select c.updated_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = s.contact_id
-            and (c.updated_at, c.id) < (:after, :after_id)
-            and c.updated_at >= :furthest
-        order by c.updated_at desc, c.id desc
-        limit s.share
-    ) key
-    order by key.updated_at desc, key.id desc
-    limit :row_limit
-),
-page as materialized (
-    select n.updated_at, n.id
-    from nearest n
-    union all
-    select key.updated_at, key.id
-    from (
-        select
-            n.*,
-            row_number() over stream as place,
-            coalesce((select min(n.updated_at) from nearest n having count(*) = :row_limit), :furthest) as bound
-        from nearest n
-        window stream as (partition by n.contact_id order by n.updated_at desc, n.id desc)
-    ) last
-    cross join lateral (
-        select c.updated_at, c.id
-        from cases c
-        where c.organization_id = :organization_id
-            and c.contact_id = last.contact_id
-            and (c.updated_at, c.id) < (last.updated_at, last.id)
-            and c.updated_at >= last.bound
-        order by c.updated_at desc, c.id desc
-        limit :row_limit
-    ) key
-    where last.place = last.share
-    order by updated_at desc, id desc
-    limit :row_limit
-)
-select
-    v.id as visitor_id,
-    :look_behind and exists (
-        select
-        from (
-            select s.contact_id
-            from streams s
-            order by s.contact_id <> (
-                select c.contact_id from cases c where c.organization_id = :organization_id and c.id = :after_id
-            )
-        ) s
-        cross join lateral (
-            select
-            from cases c
-            where c.organization_id = :organization_id
-                and c.contact_id = s.contact_id
-                and (c.updated_at, c.id) >= (:after, :after_id)
-                and c.updated_at <= :rearmost
-            order by c.updated_at, c.id
-            limit 1
-        ) behind
-    ) as has_before,
-    (extract(epoch from p.updated_at) * 1000000)::bigint as position,
-    p.id,
-    d.content_hash,
-    contact."contact.content_hash",
-    owner."owner.content_hash",
-    author."created_by_user.content_hash",
-    editor."updated_by_user.content_hash",
-    stage."case_funnel_stage.content_hash",
-    whole.*
-from visitor v
-left join page p on true
-left join cases d on d.organization_id = :organization_id and d.id = p.id
-left join case_contacts contact
-    on contact."contact.organization_id" = :organization_id
-    and contact."contact.id" = case when :with_contact then d.contact_id end
-left join case_owners owner
-    on owner."owner.organization_id" = :organization_id
-    and owner."owner.id" = case when :with_owner then d.owner_id end
-left join case_authors author
-    on author."created_by_user.organization_id" = :organization_id
-    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
-left join case_editors editor
-    on editor."updated_by_user.organization_id" = :organization_id
-    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
-left join case_stages stage
-    on stage."case_funnel_stage.organization_id" = :organization_id
-    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end
-left join lateral (select d.*, contact.*, owner.*, author.*, editor.*, stage.*) whole on :whole
-order by p.updated_at desc, p.id desc;
+-- if joins
+left join contacts contact  -- if contact
+    on contact.organization_id = :organization_id and contact.id = d.contact_id  -- if contact
+left join users owner  -- if owner
+    on owner.organization_id = :organization_id and owner.id = d.owner_id  -- if owner
+left join users author  -- if created_by_user
+    on author.organization_id = :organization_id and author.id = d.created_by_user_id  -- if created_by_user
+left join users editor  -- if updated_by_user
+    on editor.organization_id = :organization_id and editor.id = d.updated_by_user_id  -- if updated_by_user
+left join case_funnel_stages stage  -- if case_funnel_stage
+    on stage.organization_id = :organization_id and stage.id = d.case_funnel_stage_id  -- if case_funnel_stage
+-- end
+order by p.moment, p.id;
 
 -- name: get_case
--- The same for one case: no row is no such visitor, a row whose id is null no such case of this visitor.
+-- The same for one case: no row is no such visitor, a row whose id is null no such case of this visitor. "The same"
+-- stands for the lines of that part above.
 with visitor as materialized (
     select v.id
     from visitors v
@@ -468,27 +276,10 @@ page as materialized (
 )
 select
     v.id as visitor_id,
-    d.*,
-    contact.*,
-    owner.*,
-    author.*,
-    editor.*,
-    stage.*
+    -- the same whole
+    p.id
 from visitor v
 left join page p on true
 left join cases d on d.organization_id = :organization_id and d.id = p.id
-left join case_contacts contact
-    on contact."contact.organization_id" = :organization_id
-    and contact."contact.id" = case when :with_contact then d.contact_id end
-left join case_owners owner
-    on owner."owner.organization_id" = :organization_id
-    and owner."owner.id" = case when :with_owner then d.owner_id end
-left join case_authors author
-    on author."created_by_user.organization_id" = :organization_id
-    and author."created_by_user.id" = case when :with_created_by_user then d.created_by_user_id end
-left join case_editors editor
-    on editor."updated_by_user.organization_id" = :organization_id
-    and editor."updated_by_user.id" = case when :with_updated_by_user then d.updated_by_user_id end
-left join case_stages stage
-    on stage."case_funnel_stage.organization_id" = :organization_id
-    and stage."case_funnel_stage.id" = case when :with_case_funnel_stage then d.case_funnel_stage_id end;
+-- the same joins
+;

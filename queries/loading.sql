@@ -160,6 +160,12 @@ from (
 order by last.place
 limit 1;
 
+-- name: is_analyze_due
+-- After a tenth of a table, as autovacuum would have it: small loads leave the statistics of a large table alone.
+select reltuples < 0 or :changed::bigint * 10 >= reltuples
+from pg_class
+where oid = '{table}'::regclass;
+
 -- name: analyze!
 -- Without waiting for who holds the table: the server says that it was skipped.
 analyze (skip_locked) {table};

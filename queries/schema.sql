@@ -100,8 +100,7 @@ from (
         ('grant usage on schema %%2$I to %%1$I'),
         (
             'grant select on schema_version, organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases, activities, messages, event_positions, events, case_contacts, case_owners,'
-            ' case_authors, case_editors, case_stages to %%1$I'
+            ' case_funnel_stages, cases, activities, messages, event_positions, events to %%1$I'
         ),
         ('grant update (last_used_at) on api_tokens, signing_keys to %%1$I')
 ) as grants (statement)

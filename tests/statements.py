@@ -1,5 +1,6 @@
 """Reads SQL with PostgreSQL's own parser, and tells which tables a statement does not pin to an organization."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,11 +8,31 @@ from typing import Any
 from pglast import ast, parse_sql
 from pglast.enums import A_Expr_Kind, BoolExprType, JoinType
 
-from cases_service.database.statements import number
+from cases_service.database.statements import number, statements
+from cases_service.store.page_statements import Rendered, case_statement, nested_sets, page_shapes, page_statement
 
 ORGANIZATION = "the organization of the request"
 Column = tuple[str, str]
 """The name that a relation has in its scope, and a column."""
+
+
+def rendered_statements() -> list[Rendered]:
+    """Return the statement of every shape of a page and of a case."""
+    return [*map(page_statement, page_shapes()), *map(case_statement, nested_sets())]
+
+
+def as_written(statement: Rendered) -> str:
+    """Return a rendered statement with its parameters by name, as those of the other subjects are."""
+    names = [f"%({name})s" for name in statement.parameters]
+    return re.sub(r"\$(\d+)", lambda match: names[int(match[1]) - 1], statement.text.decode())
+
+
+def statements_of_requests() -> dict[str, str]:
+    """Return every statement that serves a request by its name: what is rendered as the server gets it."""
+    plain = {
+        f"{subject}.{name}": text for subject in ("access", "summary") for name, text in statements(subject).items()
+    }
+    return plain | {one.name.decode(): as_written(one) for one in rendered_statements()}
 
 
 @dataclass

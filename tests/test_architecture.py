@@ -2,12 +2,16 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cases_service.database.statements import source, statements
+from tests.process.running import environment
+from tests.statements import statements_of_requests
 
 PACKAGE = Path(__file__).parent.parent / "cases_service"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -97,11 +101,7 @@ def test_every_statement_has_a_caller(subject: str) -> None:
     text = "\n".join(module.read_text() for module in MODULES)
     names = set(statements(subject))
     assert names
-    # The store puts the names of the pages together from column and direction.
-    pages = {name for name in names if name.startswith("list_by_")}
-    for start in {re.sub(r"(created|updated)_at_.*", "", name) for name in pages}:
-        assert f'f"{start}{{order}}"' in text
-    assert {name for name in names - pages if f'"{name}"' not in text} == set()
+    assert {name for name in names if f'"{name}"' not in text} == set()
 
 
 def test_no_sql_is_assembled_in_python() -> None:
@@ -113,15 +113,13 @@ def test_no_sql_is_assembled_in_python() -> None:
 
 
 def test_each_statement_of_a_request_names_the_organization_for_each_table() -> None:
-    for subject in ("access", "cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary"):
-        for name, statement in statements(subject).items():
-            tables = re.findall(
-                r"\b(?:from|join)\s+(?!lateral|visitor\b|streams\b|nearest\b|page\b|unnest|case_)(\w+)\s+(\w+)",
-                statement,
-            )
-            assert tables, name
-            for _, alias in tables:
-                assert f"{alias}.organization_id = %(organization_id)s" in statement, (name, alias)
+    for name, statement in statements_of_requests().items():
+        tables = re.findall(
+            r"\b(?:from|join)\s+(?!lateral|visitor\b|streams\b|nearest\b|page\b|unnest)(\w+)\s+(\w+)", statement
+        )
+        assert tables, name
+        for _, alias in tables:
+            assert f"{alias}.organization_id = %(organization_id)s" in statement, (name, alias)
 
 
 ROOMS = {
@@ -177,3 +175,11 @@ def test_every_package_is_locked_by_its_hashes(lock: Path) -> None:
     for requirement in requirements:
         assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", requirement, re.DOTALL), requirement
     assert "://" not in text
+
+
+def test_gunicorns_master_imports_no_metrics_before_their_directory_is_there() -> None:
+    """Whether processes count together is decided as the module is imported."""
+    program = "import runpy, sys; runpy.run_path('gunicorn.conf.py'); import cases_service.server.worker"
+    program += "; sys.exit('cases_service.observability.metrics' in sys.modules)"
+    given = environment(DATABASE_URL="postgresql://nowhere/cases")
+    subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, env=given, check=True)

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.timestamps import FIRST, LAST
 from cases_service.errors import InvalidCursorError
 
 COLLECTION = Collection(UUID(int=7), "created_at")
-YEARS_1_TO_9999 = st.integers(-62135596800000000, 253402300799999999)
+YEARS_1_TO_9999 = st.integers(FIRST, LAST)
+EDGES = st.sampled_from([UUID(int=0), UUID(int=1), UUID(int=2**128 - 2), UUID(int=2**128 - 1)])
 
-positions = st.builds(Position, YEARS_1_TO_9999, st.uuids())
+positions = st.builds(Position, YEARS_1_TO_9999 | st.sampled_from([FIRST, LAST]), st.uuids() | EDGES)
 cursors = st.builds(Cursor, positions, st.booleans(), st.binary(min_size=8, max_size=8))
 
 
@@ -51,7 +53,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "backward", "microseconds"),
-    [(0, 0, 0), (2, 0, 0), (1, 2, 0), (1, 0, 2**63 - 1), (1, 0, -(2**63)), (1, 0, 253402300800000000)],
+    [(0, 0, 0), (2, 0, 0), (1, 2, 0), (1, 0, 2**63 - 1), (1, 0, -(2**63)), (1, 0, LAST + 2), (1, 0, FIRST - 2)],
 )
 def test_what_a_forger_could_digest_is_refused_by_its_values(version: int, backward: int, microseconds: int) -> None:
     body = struct.pack(">BBq16s8s", version, backward, microseconds, bytes(16), bytes(8))
@@ -73,6 +75,16 @@ def test_nothing_lies_between_a_position_and_the_following_one(one: Position, ot
     assert key(one.preceding()) < key(one)
     assert one.following().preceding() == one.preceding().following() == one
     assert (key(other) > key(one)) == (key(other) >= key(one.following()))
+
+
+@given(
+    st.builds(Position, st.sampled_from([FIRST - 1, FIRST, FIRST + 1, LAST - 1, LAST, LAST + 1]), EDGES | st.uuids()),
+    st.booleans(),
+)
+def test_what_lies_beside_a_cursor_that_is_taken_is_taken_too(position: Position, backward: bool) -> None:
+    for beside in (position, position.following(), position.preceding()):
+        cursor = Cursor(beside, backward, bytes(8))
+        assert Cursor.decode(cursor.encode(COLLECTION), COLLECTION) == cursor
 
 
 def test_a_cursor_names_its_visitor() -> None:

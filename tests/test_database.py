@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,25 @@ import msgspec
 import psycopg
 import pytest
 
+from cases_service.database import connection_pool as database
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
+from tests.conftest import LogLines
 from tests.factories import Organization
+from tests.process.running import wait_for
 
 
 @pytest.fixture
 def small(settings: Settings) -> Iterator[Database]:
     """A pool of two connections that waits for a quarter of a second."""
-    database = Database(
+    small = Database(
         settings.database_url or "",
         msgspec.structs.replace(settings, pool_size=2, pool_timeout=0.25, statement_timeout=0.5),
     )
-    database.open()
-    yield database
-    database.close()
+    small.open()
+    yield small
+    small.close()
 
 
 def backend(connection: Connection) -> int:
@@ -36,9 +40,9 @@ def backend(connection: Connection) -> int:
     return int(row[0])
 
 
-def backends(database: Database) -> set[int]:
+def backends(pool: Database) -> set[int]:
     """Return the backends of a pool of two, by holding one while asking for the other."""
-    return database.read(lambda one: {backend(one), database.read(backend)})
+    return pool.read(lambda one: {backend(one), pool.read(backend)})
 
 
 def test_a_read_is_repeated_once_on_a_fresh_connection(small: Database, connection: psycopg.Connection) -> None:
@@ -106,12 +110,12 @@ def test_without_a_free_connection_the_service_is_overloaded(small: Database) ->
 
 def test_without_a_database_the_service_is_unavailable(settings: Settings) -> None:
     away = msgspec.structs.replace(settings, pool_timeout=0.2)
-    database = Database("host=127.0.0.1 port=1 dbname=none", away)
-    database.open()
+    nowhere = Database("host=127.0.0.1 port=1 dbname=none", away)
+    nowhere.open()
     with pytest.raises(UnavailableError) as caught:
-        database.read(backend)
+        nowhere.read(backend)
     assert type(caught.value) is UnavailableError
-    database.close()
+    nowhere.close()
 
 
 def test_a_server_that_stops_to_answer_makes_the_service_unavailable(
@@ -135,16 +139,16 @@ def test_a_server_that_stops_to_answer_makes_the_service_unavailable(
 
 
 def test_without_a_database_only_the_first_waits(settings: Settings) -> None:
-    database = Database("host=127.0.0.1 port=1 dbname=none", msgspec.structs.replace(settings, pool_timeout=2))
-    database.open()
+    nowhere = Database("host=127.0.0.1 port=1 dbname=none", msgspec.structs.replace(settings, pool_timeout=2))
+    nowhere.open()
     waited = []
     for _ in range(5):
         started = time.monotonic()
         with pytest.raises(UnavailableError):
-            database.read(backend)
+            nowhere.read(backend)
         waited.append(time.monotonic() - started)
     assert max(waited[1:]) < waited[0] / 2
-    database.close()
+    nowhere.close()
 
 
 def test_a_changed_result_of_a_prepared_statement_is_read_anew(
@@ -157,6 +161,89 @@ def test_a_changed_result_of_a_prepared_statement_is_read_anew(
     connection.execute(f"create or replace view {name} as select 1 as a, 2 as b")
     for _ in range(3):
         assert small.read(lambda given: given.execute(statement).fetchone()) == (1, 2)
+
+
+class View:
+    """A view whose columns can be changed while it is read, as a migration may."""
+
+    def __init__(self, connection: psycopg.Connection, organization: Organization) -> None:
+        self._connection = connection
+        self._name = f"probe_{organization.id.hex}"
+        self._columns = 0
+        self.statement: Any = f"select * from {self._name}"
+        self.change()
+        connection.execute(f"grant select on {self._name} to public".encode())
+
+    def change(self) -> None:
+        self._columns += 1
+        columns = ", ".join(f"{number} as c{number}" for number in range(self._columns))
+        self._connection.execute(f"create or replace view {self._name} as select {columns}".encode())
+
+    def changes_twice_within_a_read(self, database: Database) -> tuple[Any, ...] | None:
+        """Read it, and change it at each of the first two tries, once its statement has been prepared."""
+        tries = iter([True, True])
+
+        def work(given: Connection) -> tuple[Any, ...] | None:
+            given.execute(self.statement)
+            if next(tries, False):
+                self.change()
+            return given.execute(self.statement).fetchone()
+
+        return database.read(work)
+
+
+def prepared(given: Connection) -> int:
+    """Return how many statements about views of a test a connection has prepared."""
+    row = given.execute("select count(*) from pg_prepared_statements where statement like '%from probe_%'").fetchone()
+    assert row
+    return int(row[0])
+
+
+@pytest.mark.usefixtures("app")
+def test_two_schema_changes_within_a_read_cost_no_answer(
+    small: Database, connection: psycopg.Connection, organization: Organization, log_lines: LogLines
+) -> None:
+    assert View(connection, organization).changes_twice_within_a_read(small) == (0, 1, 2)
+    (line,) = [line for line in log_lines() if line["event"] == "prepared_statements_given_up"]
+    assert "PgBouncer" not in str(line)
+
+
+def test_statements_are_prepared_again_after_a_while(
+    small: Database, connection: psycopg.Connection, organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_UNPREPARED_SECONDS", 1.0)
+    view = View(connection, organization)
+    view.changes_twice_within_a_read(small)
+
+    def is_prepared(given: Connection) -> bool:
+        given.execute(view.statement)
+        return prepared(given) > 0
+
+    assert not small.read(is_prepared)
+    wait_for(lambda: small.read(is_prepared), seconds=10)
+
+
+def test_a_pool_that_closes_while_a_request_waits_for_a_connection_makes_it_unavailable(settings: Settings) -> None:
+    away = Database(
+        "host=127.0.0.1 port=1 dbname=none", msgspec.structs.replace(settings, pool_timeout=5, graceful_timeout=60)
+    )
+    away.open()
+    with ThreadPoolExecutor(1) as executor:
+        waits = executor.submit(away.read, backend)
+        wait_for(lambda: away._turns._lent and away._pool.get_stats().get("requests_waiting"))
+        away.close()
+        with pytest.raises(UnavailableError):
+            waits.result(5)
+    with pytest.raises(UnavailableError):
+        away.read(backend)
+
+
+def test_a_read_ends_within_the_time_that_it_is_given(small: Database, connection: psycopg.Connection) -> None:
+    began = time.monotonic()
+    with pytest.raises(UnavailableError):
+        small.read(lambda given: given.execute("select pg_sleep(5)"), within=0.2)
+    assert time.monotonic() - began < 0.45
+    assert small.read(backend)
 
 
 def test_the_service_cannot_write(small: Database) -> None:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from cases_service.database.connection_pool import Connection, Database
-from cases_service.database.pipeline import Query
+from cases_service.database.pipeline import MAXIMUM_PREPARED, Query
 from cases_service.database.statements import Statement
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
@@ -51,6 +51,25 @@ def test_statements_of_one_exchange_see_one_organization_and_one_moment(database
     first, second = database.ask_both(SOMEONE, query(f"{WHO}, now()"), query(f"{WHO}, now()"))
     assert first == second
     assert first[0] == str(SOMEONE)
+
+
+ISOLATION = "select current_setting('transaction_isolation')"
+
+
+@pytest.mark.parametrize("is_citus", [False, True], ids=["implicit", "explicit"])
+def test_a_read_is_a_transaction_that_sees_one_state(database: Database, is_citus: bool) -> None:
+    def work(connection: Connection) -> list[Any]:
+        connection.exchange._is_citus = is_citus
+        return connection.ask(SOMEONE, query(ISOLATION), query(ISOLATION))
+
+    assert database.read(work) == [("repeatable read",)] * 2
+
+
+def test_a_write_sees_what_others_have_just_committed(database: Database) -> None:
+    """It would fail otherwise, where two workers note the use of one token."""
+    found: list[Any] = []
+    database.write(lambda connection: found.extend(connection.ask(SOMEONE, query(ISOLATION))))
+    assert found == [("read committed",)]
 
 
 def test_nothing_of_the_organization_is_left_behind(database: Database) -> None:
@@ -119,6 +138,25 @@ def test_a_statement_that_a_pooler_has_lost_is_prepared_again(settings: Settings
     assert database.ask(SOMEONE, asked) == (1,)
     database.read(lambda connection: connection.execute("deallocate all", prepare=False))
     assert database.ask(SOMEONE, asked) == (1,)
+    database.close()
+
+
+def test_statements_that_were_used_the_longest_ago_are_closed(settings: Settings) -> None:
+    database = Database(settings.require_database_url(), msgspec.structs.replace(settings, pool_size=1))
+    database.open()
+    kept, *others = (query(f"select {number}") for number in range(MAXIMUM_PREPARED + 20))
+
+    def ask_everything(connection: Connection) -> set[str]:
+        for other in (*others, others[0]):
+            assert connection.ask(SOMEONE, kept, other)[0] == (0,)
+        rows = connection.execute("select name from pg_prepared_statements", prepare=False)
+        return {name for (name,) in rows}
+
+    names = database.read(ask_everything)
+    used = [one.statement.name.decode() for one in (kept, *others)]
+    # Besides these there is the one that names the organization.
+    assert names.intersection(used) == {used[0], used[1], *used[23:]}
+    assert len(names) == MAXIMUM_PREPARED
     database.close()
 
 

@@ -1352,6 +1352,17 @@ class TestStatistics:
         load(empty_schema, [file_of(user, company.user(), removal(visitor))], box=company.box)
         assert known_rows(empty_schema) == {"organizations": 1, "users": 2, "visitors": 0, "cases": 7}
 
+    def test_a_load_of_little_leaves_the_statistics_of_a_large_table_alone(
+        self, empty_schema: psycopg.Connection, company: Company
+    ) -> None:
+        users = [company.user() for _ in range(30)]
+        load(empty_schema, [file_of(company.organization(), *users)], box=company.box)
+        load(empty_schema, [file_of(company.user(), company.user())], box=company.box)
+        assert known_rows(empty_schema) == {"organizations": 1, "users": 30}
+
+        load(empty_schema, [file_of(*(company.user() for _ in range(3)))], box=company.box)
+        assert known_rows(empty_schema) == {"organizations": 1, "users": 35}
+
     def test_a_table_that_somebody_holds_is_left_out_and_told(
         self, empty_schema: psycopg.Connection, company: Company
     ) -> None:

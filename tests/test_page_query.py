@@ -11,14 +11,16 @@ import pytest
 from psycopg import sql
 
 from cases_service.application import create_app
-from cases_service.cases.filters import CHANNELS, PRIORITIES, STATUSES, Filters
+from cases_service.cases.filters import CHANNELS, NO_CHANNEL, PRIORITIES, STATUSES, Filters
 from cases_service.cases.pagination import Cursor, Position, visitor_tag
+from cases_service.cases.schemas import NESTED_ATTRIBUTES
 from cases_service.cases.timestamps import to_microseconds
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Connection, Database, query_count
 from cases_service.database.pipeline import Query, preamble
 from cases_service.settings import Settings
 from cases_service.store.cases import ORDERINGS, list_cases, summarize_cases
+from cases_service.store.page_statements import PageShape, page_shapes, page_statement
 from tests.factories import Organization, Visitor, get
 
 PAGE_SIZE = 25
@@ -121,7 +123,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def cost(
-    database: Database, visitor: Visitor, ordering: str, cursor: Cursor | None, filters: Filters = NO_FILTERS
+    database: Database,
+    visitor: Visitor,
+    ordering: str,
+    cursor: Cursor | None,
+    filters: Filters = NO_FILTERS,
+    **shown: Any,
 ) -> tuple[int, int]:
     """Return the rows that a page's plan reads from tables and indexes, and the buffers it touches."""
 
@@ -130,12 +137,17 @@ def cost(
         external_id=visitor.external_id,
         ordering=ordering,
         filters=filters,
-        fields=None,
         cursor=cursor,
         page_size=PAGE_SIZE,
+        **{"fields": None, **shown},
     )
     page, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
     assert plan["Actual Rows"] >= len(page.rows)
+    return read_by(plan)
+
+
+def read_by(plan: dict[str, Any]) -> tuple[int, int]:
+    """Return the rows that a plan reads, by nothing but look-ups in indexes, and the buffers that it touches."""
     scans = [node for node in nodes(plan) if "Relation Name" in node]
     assert all(node["Node Type"] in ("Index Scan", "Index Only Scan") for node in scans)
     passed = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)
@@ -149,12 +161,12 @@ def buffers_of(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def assert_bounded(rows: int, buffers: int, *, contacts: int, streams: int) -> None:
+def assert_bounded(rows: int, buffers: int, *, contacts: int, streams: int, joins: int = 5) -> None:
     """Hold a page to its contacts, to an index descent for each stream ahead and behind, and to its own size."""
     page = PAGE_SIZE + 1
     # A share of each stream, one key behind, what the streams that gave their share hold behind it; then the cases,
-    # with five joins.
-    assert rows <= contacts + (streams + page) + streams + 2 * page + 6 * page
+    # with what they refer to. The key beyond the page is not joined.
+    assert rows <= contacts + (streams + page) + streams + 2 * page + (1 + joins) * PAGE_SIZE
     # An index descent is a handful of buffers, and a row that was changed lately one more.
     assert buffers <= 2 * contacts + 10 * streams + 40 * page
 
@@ -167,6 +179,54 @@ def test_rows_and_buffers_are_bounded_by_contacts_and_page(
     visitor = heavy.by_contacts[contacts]
     for cursor in cursors(visitor):
         assert_bounded(*cost(database, visitor, ordering, cursor), contacts=contacts, streams=contacts)
+
+
+@pytest.mark.parametrize(
+    ("shown", "joins"),
+    [
+        ({"whole": False}, 5),
+        ({"fields": frozenset({"id"})}, 0),
+        *(({"fields": frozenset({name})}, 1) for name in NESTED_ATTRIBUTES),
+        ({"fields": frozenset(NESTED_ATTRIBUTES)}, 5),
+    ],
+)
+def test_a_page_looks_up_what_it_shows_and_nothing_else(
+    database: Database, heavy: Heavy, shown: dict[str, Any], joins: int
+) -> None:
+    visitor = heavy.by_contacts[20]
+    for ordering in ORDERINGS:
+        for cursor in cursors(visitor):
+            rows, buffers = cost(database, visitor, ordering, cursor, **shown)
+            assert_bounded(rows, buffers, contacts=20, streams=20, joins=joins)
+
+
+COMMON = Filters(statuses=frozenset({"Closed"}), priorities=frozenset({3}), channels=frozenset({NO_CHANNEL}))
+SHAPES = [shape for shape in page_shapes() if shape.versions]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[page_statement(shape).name.decode() for shape in SHAPES])
+def test_every_shape_of_the_statement_is_bounded(database: Database, heavy: Heavy, shape: PageShape) -> None:
+    """In the middle of the cases, where all streams give keys ahead and behind."""
+    visitor = heavy.by_contacts[20]
+    middle = "2020-01-01 00:33:20+00" if shape.column == "created_at" else "2023-12-31 23:33:20+00"
+    ends = ("infinity", "-infinity") if shape.ascending else ("-infinity", "infinity")
+    parameters = {
+        "organization_id": visitor.organization.id,
+        "external_id": visitor.external_id,
+        "row_limit": PAGE_SIZE + 1,
+        "after": middle,
+        "after_id": UUID(int=2**127),
+        "furthest": ends[0],
+        "rearmost": ends[1],
+        **COMMON.parameters(),
+    }
+    query = Query(page_statement(shape), parameters, lambda result: len(result.rows))
+    rows, plan = database.read(lambda connection: explained(connection, visitor.organization.id, query))
+    assert rows == PAGE_SIZE
+    looked_at, buffers = read_by(plan)
+    # Where the index is not the whole filter, each key's case is looked at.
+    keys = 2 * 20 + 3 * (PAGE_SIZE + 1) if shape.others else 0
+    assert_bounded(looked_at - keys, buffers - 4 * keys, contacts=20, streams=20)
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)

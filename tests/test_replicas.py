@@ -1,17 +1,21 @@
 """Cases come from a replica that is not too late, and from the primary while there is none."""
 
+import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import psycopg
 import pytest
 from flask.testing import FlaskClient
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from werkzeug.test import TestResponse
 
 from cases_service.application import Application, create_app
 from cases_service.credentials import administration
@@ -23,11 +27,13 @@ from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer
 from cases_service.errors import OverloadedError
 from cases_service.observability import metrics
 from cases_service.settings import Settings, SettingsError, read_settings
+from tests.conftest import LogLines
 from tests.documents import block, run
-from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, get
+from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, assert_problem, get
 from tests.process.embedded_data import url_of
-from tests.process.running import wait_for
+from tests.process.running import COMMAND, environment, wait_for
 from tests.replication import ReplicaServer, primary_server, replica_server
+from tests.swaps import NAMES, Swaps
 
 LATER = LONG_AGO + timedelta(days=1)
 RETURN_SECONDS = 2.0
@@ -57,6 +63,11 @@ def visitor(operator: psycopg.Connection) -> Visitor:
     visitor = Organization(operator, SecretBox([SECRET_KEY])).visitor()
     visitor.cases(3)
     return visitor
+
+
+@pytest.fixture
+def swaps(operator: psycopg.Connection) -> Swaps:
+    return Swaps(Organization(operator, SecretBox([SECRET_KEY])))
 
 
 @pytest.fixture
@@ -121,6 +132,12 @@ def seen(client: FlaskClient, visitor: Visitor, **parameters: str) -> list[str]:
     return [case["id"] for case in answer.json["results"]]  # type: ignore[index]
 
 
+def shown(answer: TestResponse) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    assert answer.json is not None
+    return [case["id"] for case in answer.json["results"]]
+
+
 def new_case(visitor: Visitor) -> str:
     return str(visitor.organization.case(visitor.contact_ids[0], LATER))
 
@@ -173,12 +190,64 @@ def test_a_walk_over_the_replica_visits_each_case_once(
     assert set(expected) <= set(walked)
 
 
-def test_a_request_still_takes_two_statements(
+def test_a_request_asks_the_primary_for_two_things_and_the_replica_for_these_and_the_page(
     patient: Application, replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
 ) -> None:
     wait_until_replayed(replica, operator)
-    seen(patient.test_client(), visitor)
-    assert query_count.value == 2
+    counts = []
+    for _ in range(2):
+        seen(patient.test_client(), visitor)
+        counts.append(query_count.value)
+    assert counts == [1 + 2 + 3, 2 + 3]
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_external_ids_that_change_hands_do_so_at_once_although_the_replica_is_late(
+    patient: Application, replica: ReplicaServer, swaps: Swaps, operator: psycopg.Connection, with_key: bool
+) -> None:
+    wait_until_replayed(replica, operator)
+    client = patient.test_client()
+    assert shown(swaps.ask(client, "one")) == [swaps.cases["one"]]
+    with replica.paused():
+        swaps.swap(operator, with_key=with_key)
+        for name in NAMES:
+            assert shown(swaps.ask(client, name)) == [swaps.cases[name]]
+            assert swaps.ask(client, name, after=f"/{swaps.cases[name]}").status_code == 200
+            other = next(case for owner, case in swaps.cases.items() if owner != name)
+            assert swaps.ask(client, name, after=f"/{other}").status_code == 404
+
+
+def test_a_contact_that_is_linked_to_another_visitor_is_so_at_once_although_the_replica_is_late(
+    patient: Application, replica: ReplicaServer, swaps: Swaps, operator: psycopg.Connection
+) -> None:
+    one, other = swaps.visitors.values()
+    wait_until_replayed(replica, operator)
+    client = patient.test_client()
+    assert shown(swaps.ask(client, "one")) == [swaps.cases["one"]]
+    with replica.paused():
+        swaps.organization.update("contacts", "id", one.contact_ids[0], visitor_id=other.id)
+        assert shown(swaps.ask(client, "one")) == []
+        assert sorted(shown(swaps.ask(client, "other"))) == sorted(swaps.cases.values())
+
+
+def test_a_case_that_moves_to_another_contact_does_so_within_the_lag(
+    patient: Application, replica: ReplicaServer, swaps: Swaps, operator: psycopg.Connection
+) -> None:
+    _, other = swaps.visitors.values()
+    wait_until_replayed(replica, operator)
+    client = patient.test_client()
+    with replica.paused():
+        swaps.organization.update("cases", "id", UUID(swaps.cases["one"]), contact_id=other.contact_ids[0])
+        assert shown(swaps.ask(client, "one")) == [swaps.cases["one"]]
+    wait_until_replayed(replica, operator)
+    assert shown(swaps.ask(client, "one")) == []
+
+
+def test_hundreds_of_swaps_under_requests_show_nobody_the_others_cases(
+    patient: Application, replica: ReplicaServer, swaps: Swaps, operator: psycopg.Connection
+) -> None:
+    wait_until_replayed(replica, operator)
+    assert swaps.wrong_answers(patient, operator, swaps=500, clients=8) == []
 
 
 def test_a_revoked_token_and_a_retired_key_hold_at_once_although_the_replica_is_late(
@@ -289,16 +358,67 @@ def test_reads_go_round_the_replicas_that_answer(
     assert all(reads_from_replica(app) for _ in range(6))
 
 
-def test_where_the_primary_is_read_only_no_use_is_recorded_and_nothing_fails(
-    replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection
+def test_a_standby_in_the_place_of_the_primary_is_refused(
+    replica: ReplicaServer, visitor: Visitor, operator: psycopg.Connection, log_lines: LogLines
 ) -> None:
-    settings = Settings(database_url=url_of(replica.data_dir), secret_key=SECRET_KEY)
+    """It would go on to accept what was revoked on the primary."""
+    settings = Settings(database_url=url_of(replica.data_dir), secret_key=SECRET_KEY, pool_timeout=0.5)
     wait_until_replayed(replica, operator)
     app = create_app(settings)
-    assert len(seen(app.test_client(), visitor)) == 3
-    wait_for(lambda: app.extensions["cases_service"].last_use._fails)
-    assert len(seen(app.test_client(), visitor)) == 3
+    client = app.test_client()
+    assert_problem(get(client, visitor.organization, visitor.path), 503, "unavailable")
+    assert client.get("/readyz").status_code == 503
     app.close()
+    assert "server_in_recovery" in [line["event"] for line in log_lines()]
+
+
+@pytest.mark.parametrize("attributes", [None, "any", "primary"])
+def test_of_two_hosts_the_primary_is_found_and_what_was_revoked_there_holds(
+    primary: EmbeddedServer,
+    replica: ReplicaServer,
+    visitor: Visitor,
+    operator: psycopg.Connection,
+    attributes: str | None,
+) -> None:
+    """The first of the two is a standby that does not know it."""
+    organization = visitor.organization
+    wait_until_replayed(replica, operator)
+    hosts = ",".join(str(conninfo_to_dict(url)["host"]) for url in (url_of(replica.data_dir), primary.service_conninfo))
+    url = make_conninfo(primary.service_conninfo, host=hosts, port="5432,5432", target_session_attrs=attributes)
+    with replica.paused():
+        administration.revoke_token(operator, organization_id=organization.id, token_id=organization.token_id)
+        app = create_app(Settings(database_url=url, secret_key=SECRET_KEY))
+        client = app.test_client()
+        assert_problem(get(client, organization, visitor.path), 401, "api_token_invalid")
+        assert client.get("/readyz").status_code == 200
+        app.close()
+
+
+@pytest.mark.parametrize("command", [["list-tokens", "--organization", str(UUID(int=1))], ["load", "-"], ["init-db"]])
+def test_a_command_says_that_it_was_led_to_a_standby(
+    replica: ReplicaServer, primary: EmbeddedServer, command: list[str]
+) -> None:
+    given = {"DATABASE_URL": url_of(replica.data_dir), "CASES_ADMIN_DATABASE_URL": replica.url}
+    ran = subprocess.run(
+        [COMMAND, *command], check=False, capture_output=True, text=True, input="", env=environment(**given)
+    )
+    assert ran.returncode == 1
+    assert "is a standby" in ran.stderr
+    hosts = ",".join(str(conninfo_to_dict(url)["host"]) for url in (replica.url, primary.conninfo))
+    given["CASES_ADMIN_DATABASE_URL"] = make_conninfo(primary.conninfo, host=hosts, port="5432,5432")
+    ran = subprocess.run(
+        [COMMAND, *command], check=False, capture_output=True, text=True, input="", env=environment(**given)
+    )
+    assert "is a standby" not in ran.stderr
+
+
+def test_the_doctor_says_that_database_url_leads_to_a_standby(replica: ReplicaServer) -> None:
+    given = {"DATABASE_URL": url_of(replica.data_dir), "CASES_ADMIN_DATABASE_URL": replica.url}
+    ran = subprocess.run([COMMAND, "doctor"], check=False, capture_output=True, text=True, env=environment(**given))
+    assert ran.returncode == 1
+    found = dict(re.findall("^failure +([^:]+): (.*)$", ran.stdout, re.MULTILINE))
+    assert "is a standby" in found["database"]
+    assert "is a standby" in found["administration"]
 
 
 def test_what_recovery_stands_in_the_way_of_is_read_from_the_primary(
@@ -346,6 +466,14 @@ def test_replicas_that_cannot_be_meant_end_the_start(environment: dict[str, str]
     with pytest.raises(SettingsError, match=r"^CASES_READ_DATABASE_URL: ") as caught:
         read_settings(environment)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "CASES_ADMIN_DATABASE_URL"])
+@pytest.mark.parametrize("attributes", ["standby", "prefer-standby", "read-only", "read-write"])
+def test_a_standby_that_is_asked_for_in_the_place_of_the_primary_ends_the_start(variable: str, attributes: str) -> None:
+    given = {"DATABASE_URL": "host=a,b", variable: f"host=a,b target_session_attrs={attributes}"}
+    with pytest.raises(SettingsError, match=f"^{variable}: .* expected primary"):
+        read_settings(given)
 
 
 def test_the_document_names_two_replicas(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from uuid import UUID
 
 import jwt
 import orjson
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
+import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
@@ -22,8 +21,9 @@ from benchmarks.contestants.credentials import api_token, signing_secret
 from benchmarks.dataset import ORGANIZATION
 from cases_service.cases import timestamps as instants
 from cases_service.database.connection_pool import connection_parameters
-from cases_service.database.statements import statements
+from cases_service.database.statements import Statement, statements
 from cases_service.settings import read_settings
+from cases_service.store.page_statements import PageShape, case_statement, page_statement
 
 Row = Sequence[Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
@@ -31,25 +31,18 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 # What row security wants to know, once a session: there is one organization here.
 _ITS_ROWS: Final = f"-c cases.organization_id={ORGANIZATION}"
 _ACCESS: Final = statements("access")["get_access"]
-_CASES: Final = statements("cases")
-_EVERYTHING: Final = {
-    f"with_{name}": True for name in ("contact", "owner", "created_by_user", "updated_by_user", "case_funnel_stage")
+_PAGES: Final = {
+    (ascending, behind): page_statement(PageShape(column="created_at", ascending=ascending, behind=behind))
+    for ascending in (True, False)
+    for behind in (True, False)
 }
 _LABELS: Final = (None, "None", "Low", "Normal", "High", "Critical")
 _FIRST: Final = ("-infinity", "00000000-0000-0000-0000-000000000000")
 
 
-class InstantLoader(Loader):
-    """Reads a timestamptz as the text that the API shows."""
-
-    def load(self, data: Buffer) -> str:
-        """Return a time in the form of `schemas.Instant`."""
-        return instants.from_postgres(bytes(data).decode("ascii"))
-
-
 def _configure(connection: Any) -> None:
     connection.adapters.register_loader("uuid", TextLoader)
-    connection.adapters.register_loader("timestamptz", InstantLoader)
+    connection.adapters.register_loader("timestamptz", TextLoader)
 
 
 class Floor:
@@ -100,91 +93,92 @@ class Floor:
         if position:
             microseconds, after_id = position.split("_")
             after = instants.from_microseconds(int(microseconds))
+        statement = _PAGES[not backward, bool(position)]
         rows = self._rows(
-            _CASES["list_by_created_at_descending" if backward else "list_by_created_at_ascending"],
+            statement,
             organization_id=organization_id,
             external_id=external_id,
             after=after,
             after_id=after_id,
             furthest="-infinity" if backward else "infinity",
             rearmost="infinity" if backward else "-infinity",
-            look_behind=bool(position),
             row_limit=page_size + 1,
-            whole=True,
         )
-        shown = [row for row in rows[:page_size] if row[3] is not None]
+        shown = [row for row in rows if row[-1] is not None]
         url = f"http://{environ['HTTP_HOST']}{environ['PATH_INFO']}?page_size={page_size}&cursor="
-        ahead = f"{url}{_cursor(shown[-1], backward=backward)}" if len(rows) > page_size else None
-        behind = f"{url}{_cursor(shown[0], backward=not backward)}" if shown and rows[0][1] else None
+        ahead = f"{url}{_cursor(shown[-1], backward=backward)}" if rows[0][2] else None
+        behind = f"{url}{_cursor(shown[0], backward=not backward)}" if shown and position and rows[0][3] else None
         if backward:
             shown, ahead, behind = shown[::-1], behind, ahead
-        return {"next": ahead, "previous": behind, "results": [_case(row[10:]) for row in shown]}
+        first = statement.columns.index("organization_id")
+        return {"next": ahead, "previous": behind, "results": [_case(row[first:]) for row in shown]}
 
     def _case(self, organization_id: UUID, external_id: str, case_id: str) -> dict[str, Any]:
-        statement = _CASES["get_case"]
-        rows = self._rows(statement, organization_id=organization_id, external_id=external_id, case_id=case_id)
+        rows = self._rows(case_statement(), organization_id=organization_id, external_id=external_id, case_id=case_id)
         return _case(rows[0][1:])
 
-    def _rows(self, statement: str, **parameters: Any) -> list[Any]:
+    def _rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         with self.pool.connection() as connection:
-            return connection.execute(statement, {**parameters, **_EVERYTHING}).fetchall()
+            values = [parameters[name] for name in statement.parameters]
+            return psycopg.RawCursor(connection).execute(statement.text, values).fetchall()
 
 
 def _cursor(row: Row, *, backward: bool) -> str:
-    return f"{'before' if backward else 'after'}_{row[2]}_{row[3]}"
+    return f"{'before' if backward else 'after'}_{instants.to_microseconds(row[1])}_{row[-1]}"
 
 
 def _case(row: Row) -> dict[str, Any]:
-    """Return a case from the columns of the table cases and of the views behind it, in their order."""
+    """Return a case from the columns that queries/cases.sql selects, in their order."""
+    organization_id, instant = row[0], instants.from_postgres
     return {
-        "id": row[1],
-        "organization_id": row[0],
-        "case_number": row[2],
-        "contact_id": row[3],
+        "id": row[49],
+        "organization_id": organization_id,
+        "case_number": row[1],
+        "contact_id": row[2],
         "contact": {
-            "id": row[24],
-            "organization_id": row[23],
-            "first_name": row[25],
-            "last_name": row[26],
-            "full_name": row[27],
-            "email": row[28],
-            "phone": row[29],
-            "created_at": row[30],
-            "updated_at": row[31],
+            "id": row[2],
+            "organization_id": organization_id,
+            "first_name": row[19],
+            "last_name": row[20],
+            "full_name": row[21],
+            "email": row[22],
+            "phone": row[23],
+            "created_at": instant(row[24]),
+            "updated_at": instant(row[25]),
         },
-        "owner_id": row[4],
-        "owner": _user(row, 33),
-        "subject": row[5],
-        "description": row[6],
-        "status": row[7],
-        "priority": row[8],
-        "priority_label": _LABELS[row[8]],
-        "latest_messaging_channel": row[9],
-        "is_closed": row[11],
-        "closed_at": row[12],
-        "is_waiting": row[13],
-        "unread_message_count": row[14],
-        "created_at": row[15],
-        "updated_at": row[16],
-        "created_by_user_id": row[17],
-        "created_by_user": _user(row, 43),
-        "updated_by_user_id": row[18],
-        "updated_by_user": _user(row, 53),
+        "owner_id": row[3],
+        "owner": _user(row, 3, 26),
+        "subject": row[4],
+        "description": row[5],
+        "status": row[6],
+        "priority": row[7],
+        "priority_label": _LABELS[row[7]],
+        "latest_messaging_channel": row[8],
+        "is_closed": row[9],
+        "closed_at": None if row[10] is None else instant(row[10]),
+        "is_waiting": row[11],
+        "unread_message_count": row[12],
+        "created_at": instant(row[13]),
+        "updated_at": instant(row[14]),
+        "created_by_user_id": row[15],
+        "created_by_user": _user(row, 15, 33),
+        "updated_by_user_id": row[16],
+        "updated_by_user": _user(row, 16, 40),
         "case_funnel_stage": None
-        if row[64] is None
-        else {"id": row[64], "organization_id": row[63], "name": row[65], "position": row[66]},
-        "case_funnel_stage_id": row[19],
-        "channel_priority": row[10],
+        if row[17] is None
+        else {"id": row[17], "organization_id": organization_id, "name": row[47], "position": row[48]},
+        "case_funnel_stage_id": row[17],
+        "channel_priority": row[18],
     }
 
 
-def _user(row: Row, first: int) -> dict[str, Any] | None:
-    organization_id, user_id, email, first_name, last_name, full_name, alias, title, avatar_url = row[first : first + 9]
-    if user_id is None:
+def _user(row: Row, id_: int, first: int) -> dict[str, Any] | None:
+    if row[id_] is None:
         return None
+    email, first_name, last_name, full_name, alias, title, avatar_url = row[first : first + 7]
     return {
-        "id": user_id,
-        "organization_id": organization_id,
+        "id": row[id_],
+        "organization_id": row[0],
         "email": email,
         "first_name": first_name,
         "last_name": last_name,

@@ -180,7 +180,7 @@ where place - 1 = any(%(places)s);
 -- name: list_true_cases
 -- The plain truth, slowly: a visitor's cases in the order of creation, written without the service's statements.
 select
-    to_jsonb(c) - '{facet, channel_number, content_hash}'::text[] || jsonb_build_object(
+    to_jsonb(c) - '{channel_number, content_hash}'::text[] || jsonb_build_object(
         'priority_label', (array['None', 'Low', 'Normal', 'High', 'Critical'])[c.priority],
         'contact', to_jsonb(x) - '{visitor_id, content_hash}'::text[],
         'owner', to_jsonb(o) - 'content_hash',

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from flask import Request, Response
@@ -14,7 +14,7 @@ from cases_service.credentials.api_tokens import ApiToken
 from cases_service.credentials.last_use import LastUse
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.credentials.visitor_jwt import Rules, Signed, VerificationKey
-from cases_service.database.connection_pool import Database, Reader
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query
 from cases_service.database.replicas import Replicas
 from cases_service.errors import (
@@ -27,6 +27,7 @@ from cases_service.errors import (
     TokenMalformedError,
     TokenMissingError,
     TokenTooLongError,
+    UnavailableError,
 )
 from cases_service.store import cases as store
 from cases_service.store.cases import Access, StoredKey
@@ -39,6 +40,8 @@ IN_HEADER: Final = "-"
 MAXIMUM_IN_PATH: Final = 4000
 MAXIMUM_IN_HEADER: Final = 8000
 _REMEMBERED: Final = 1024
+# A guess that fails, what is asked instead of the hashes of a poll, and as many changes of the organization's keys.
+_TRIES: Final = 4
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
 
 
@@ -50,20 +53,26 @@ class Identity(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a view asks the database, by which key's proof, and what makes the response of the answer or asks again."""
+    """What a view asks the database, for whom, and what makes the response of the answer or asks on."""
 
     query: Query[Any]
-    key_id: UUID
+    identity: Identity
     respond: "Callable[[Any], Response | Asked]"
+
+
+View: TypeAlias = Callable[[Access], Asked]
 
 
 class Gate:
     """Lets a request read once its API token has opened the organization, and asks the database as rarely as it can.
 
-    What a token opened the last time is remembered, as a guess and no more: a request whose every other check passes
-    by it asks for what it is about together with what the token opens now, in one round trip, and has its answer only
-    where that is still the same. A revoked token, a retired key or a lapsed subscription hold from the next request on.
-    Where rates are limited nothing is guessed, as only what is proven counts.
+    Whatever a view asks is asked together with what the token opens, in one exchange and so of one state of the
+    database. The answer counts only where the JWT was verified by just that; where it was not, the JWT is verified
+    anew, by what the token opens now, and all is asked again. So nobody is shown anything that comes from a state which
+    would not let them in, and a revoked token, a retired key or a lapsed subscription hold from the next request on.
+
+    What a token opened the last time is remembered, so that most requests take one round trip. Where rates are limited
+    every request opens its token first, since only what is proven is counted, and it is counted before it is served.
     """
 
     def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None", last_use: LastUse) -> None:
@@ -81,13 +90,11 @@ class Gate:
 
         """
         if self._limits is None:
-            return self._open(api_token(request), organization_id)
+            return self._prove(api_token(request), organization_id)
         with self._limits.failed_authentications():
-            return self._open(api_token(request), organization_id)
+            return self._prove(api_token(request), organization_id)
 
-    def answer(
-        self, request: Request, organization_id: UUID, view: Callable[[Access], Asked], *, by_primary: bool = False
-    ) -> Response:
+    def answer(self, request: Request, organization_id: UUID, view: View, *, by_primary: bool = False) -> Response:
         """Return what a view answers, given what the request's API token opens, and `by_primary` what holds now.
 
         Raises:
@@ -95,44 +102,63 @@ class Gate:
 
         """
         if self._limits is None:
-            return self._answer(request, organization_id, view, by_primary=by_primary)
+            return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
         with self._limits.failed_authentications(), self._limits.known_visitors():
-            return self._answer(request, organization_id, view, by_primary=by_primary)
+            return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
 
-    def _answer(
-        self, request: Request, organization_id: UUID, view: Callable[[Access], Asked], *, by_primary: bool
-    ) -> Response:
-        token = api_token(request)
-        asked = None
-        cases: Reader = self._database if by_primary else self._cases
-        is_guessed = (by_primary or not self._cases.are_configured) and self._limits is None
-        guess = self._remembered.get(token.hash) if is_guessed else None
-        if guess is not None and guess.organization_id == organization_id:
+    def _answer(self, token: ApiToken, organization_id: UUID, view: View, *, by_primary: bool) -> Response:
+        access, asked = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
+        if self._limits is not None:
+            self._limits.count_visitor(organization_id, asked.identity.external_id)
+        for _ in range(_TRIES):
+            found, answer = self._ask(token, organization_id, asked, by_primary=by_primary)
+            if found != access:
+                access = self._admit(token, organization_id, found)
+                asked = view(access)
+                continue
+            self._last_use.note(organization_id, token.hash)
+            self._last_use.note(organization_id, asked.identity.key_id)
+            response = asked.respond(answer)
+            if not isinstance(response, Asked):
+                return response
+            asked = response
+        raise UnavailableError
+
+    def _ask(
+        self, token: ApiToken, organization_id: UUID, asked: Asked, *, by_primary: bool
+    ) -> tuple[Access | None, Any]:
+        visitor = asked.identity.external_id
+        if by_primary:
+            return self._database.ask_both(organization_id, _what_opens(token), asked.query, visitor=visitor)
+        links = store.get_visitor(organization_id=organization_id, external_id=visitor)
+        return self._cases.ask_judged(organization_id, _what_opens(token), asked.query, links=links, visitor=visitor)
+
+    def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked] | None:
+        """Return what the token opened the last time with what is to be asked then; None where that is not enough."""
+        access = self._remembered.get(token.hash) if self._limits is None else None
+        if access is not None and access.organization_id == organization_id:
+            # Whatever speaks against the request by an old state is said only if it does by the present one.
             with suppress(ProblemError, SecretNotOpenedError):
-                asked = view(guess)
-        if asked is not None:
-            access, answer = self._database.ask_both(organization_id, _what_opens(token), asked.query)
-            if access == guess:
-                self._last_use.note(organization_id, token.hash)
-                return self._respond(organization_id, asked, answer)
-        asked = view(self._open(token, organization_id))
-        return self._respond(organization_id, asked, cases.ask(organization_id, asked.query))
+                return access, view(access)
+        return None
 
-    def _respond(self, organization_id: UUID, asked: Asked, answer: Any) -> Response:
-        self._last_use.note(organization_id, asked.key_id)
-        response = asked.respond(answer)
-        while isinstance(response, Asked):
-            response = response.respond(self._cases.ask(organization_id, response.query))
-        return response
+    def _open(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked]:
+        """Return what the token opens with what is to be asked then."""
+        access = self._prove(token, organization_id)
+        return access, view(access)
 
-    def _open(self, token: ApiToken, organization_id: UUID) -> Access:
+    def _prove(self, token: ApiToken, organization_id: UUID) -> Access:
+        found = self._database.ask(token.organization_id, _what_opens(token))
+        if found is not None and self._limits is not None:
+            self._limits.count_token(token.hash)
+        return self._admit(token, organization_id, found)
+
+    def _admit(self, token: ApiToken, organization_id: UUID, access: Access | None) -> Access:
+        """Return what a token opens, to be remembered, or raise what keeps it from the organization."""
         self._remembered.pop(token.hash, None)
-        access = self._database.ask(token.organization_id, _what_opens(token))
         if access is None:
             raise ApiTokenInvalidError
         self._last_use.note(token.organization_id, token.hash)
-        if self._limits is not None:
-            self._limits.count_token(token.hash)
         if access.organization_id != organization_id:
             raise OrganizationForbiddenError
         if not access.subscription_active:
@@ -193,10 +219,12 @@ def visitor_token(in_path: str, in_header: str | None) -> str:
         if len(in_path) > MAXIMUM_IN_PATH:
             raise TokenTooLongError
         return in_path
-    # A header that is sent twice arrives as one, joined by a comma; a JWT holds none.
-    if in_path != IN_HEADER or "," in in_header:
+    # A header that is sent twice arrives as one, joined by a comma; a JWT holds none. By a comma with nothing on one
+    # side nobody can tell that there were two.
+    values = [value for value in in_header.split(",") if value.strip()]
+    if in_path != IN_HEADER or len(values) > 1:
         raise TokenAmbiguousError
-    if not in_header:
+    if not values or values[0] != in_header:
         raise TokenMalformedError
     if len(in_header) > MAXIMUM_IN_HEADER:
         raise TokenTooLongError

@@ -59,12 +59,9 @@ def for_organization(scope: Scope) -> Callable[[View], View]:
 
 
 def identified(request: CasesRequest, access: Access, token: str) -> Identity:
-    """Return the visitor that the request's JWT names, counted where the requests for one are limited."""
+    """Return the visitor that the request's JWT names."""
     service = current_service()
-    visitor = identify(request, token, access, service.secret_box, service.settings)
-    if service.rate_limits is not None:
-        service.rate_limits.count_visitor(access.organization_id, visitor.external_id)
-    return visitor
+    return identify(request, token, access, service.secret_box, service.settings)
 
 
 def writing_database() -> Database:

@@ -24,19 +24,27 @@ _FORM: Final = re.compile(rf"[A-Za-z0-9_-]{{{(_LAYOUT.size + _DIGEST_SIZE) * 4 /
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """Where a case stands in a collection: its sort value in microseconds since 1970, then its id."""
+    """Where a case stands in a collection: its sort value in microseconds since 1970, then its id.
+
+    Positions reach one instant beyond the first and the last that a case can have, so that there is always a place
+    before and after one of a case. Nothing stands there, so one place does for all of it.
+    """
 
     microseconds: int
     id: UUID
 
     def following(self) -> Self:
-        """Return the very next position in ascending order. Nothing lies between the two."""
+        """Return the next position in ascending order, or this one behind everything. Nothing lies between the two."""
+        if self.microseconds > instants.LAST:
+            return self
         if self.id.int == 2**128 - 1:
             return type(self)(self.microseconds + 1, UUID(int=0))
         return type(self)(self.microseconds, UUID(int=self.id.int + 1))
 
     def preceding(self) -> Self:
-        """Return the last position before this one in ascending order."""
+        """Return the last position before this one in ascending order, or this one before everything."""
+        if self.microseconds < instants.FIRST:
+            return self
         if self.id.int == 0:
             return type(self)(self.microseconds - 1, UUID(int=2**128 - 1))
         return type(self)(self.microseconds, UUID(int=self.id.int - 1))
@@ -80,7 +88,7 @@ class Cursor:
         if digest != _digest(body, collection):
             raise InvalidCursorError
         version, backward, microseconds, case_id, visitor_tag = _LAYOUT.unpack(body)
-        if version != _VERSION or backward > 1 or not instants.in_range(microseconds):
+        if version != _VERSION or backward > 1 or not instants.FIRST - 1 <= microseconds <= instants.LAST + 1:
             raise InvalidCursorError
         return cls(Position(microseconds, UUID(bytes=case_id)), bool(backward), visitor_tag)
 

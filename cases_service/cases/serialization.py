@@ -38,6 +38,7 @@ def compile_row_dump(
     columns: Sequence[str],
     *,
     converted: Mapping[type[fields.Field[Any]], Callable[[Any], Any]] = MappingProxyType({}),
+    equal: Mapping[str, str] = MappingProxyType({}),
 ) -> RowDump:
     """Return what turns rows with these columns into the list that `schema.dump(many=True)` gives for them.
 
@@ -45,12 +46,13 @@ def compile_row_dump(
         schema: What the rows are dumped by.
         columns: The paths of the fields that the columns hold; others are passed over.
         converted: For the columns of some types of fields, what turns a value that is not null into the dumped one.
+        equal: The paths of fields without a column of their own, and the path whose value is theirs, too.
 
     Raises:
         KeyError: A field of the schema has no column.
 
     """
-    compiler = _Compiler({name: index for index, name in enumerate(columns)}, converted)
+    compiler = _Compiler({name: index for index, name in enumerate(columns)}, converted, equal)
     row = "".join(f"column_{index}, " for index in range(len(columns)))
     source = f"lambda rows: [{compiler.object(schema, '')} for ({row}) in rows]"
     dump = eval(compile(source, "<row dump>", "eval"), compiler.names)  # noqa: S307
@@ -61,10 +63,14 @@ class _Compiler:
     """Writes the expression of a schema. No name or value of it comes from anywhere but the schema itself."""
 
     def __init__(
-        self, columns: Mapping[str, int], converted: Mapping[type[fields.Field[Any]], Callable[[Any], Any]]
+        self,
+        columns: Mapping[str, int],
+        converted: Mapping[type[fields.Field[Any]], Callable[[Any], Any]],
+        equal: Mapping[str, str],
     ) -> None:
         self.columns = columns
         self.converted = converted
+        self.equal = equal
         self.names: dict[str, Any] = {}
         self.read: set[int] = set()
 
@@ -88,7 +94,7 @@ class _Compiler:
         return f"{self.named(field._serialize)}({value}, {name!r}, None)"  # noqa: SLF001
 
     def column(self, path: str) -> str:
-        index = self.columns[path]
+        index = self.columns[self.equal.get(path, path)]
         self.read.add(index)
         return f"column_{index}"
 

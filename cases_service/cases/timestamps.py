@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE_TIME = re.compile(
@@ -10,12 +11,15 @@ _DATE_TIME = re.compile(
     r"([Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?)"
 )
 EXPECTED = "a time in ISO 8601 with a zone, such as 2024-05-31T16:32:17.879Z, in years 1 to 9999"
-_USUAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-2][0-9]:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,6})?Z")
+_is_usual = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,6})?Z"
+).fullmatch
 _SPACE_FOR_PLUS = re.compile(r" (?=[0-9]{2}(?::?[0-9]{2})?\Z)")
 _LEAP = (23, 59)
 _WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
-_FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_LAST = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+FIRST: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LAST: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The first and the last instant that is kept, in microseconds since 1970."""
 
 
 def from_datetime(value: datetime) -> str:
@@ -37,7 +41,7 @@ def from_postgres(text: str) -> str:
 
 def in_range(microseconds: int) -> bool:
     """Return whether a time in microseconds since 1970 lies in the years 1 to 9999."""
-    return _FIRST <= microseconds <= _LAST
+    return FIRST <= microseconds <= LAST
 
 
 def from_microseconds(microseconds: int) -> str:
@@ -58,7 +62,7 @@ def to_postgres(text: str) -> str:
         ValueError: The text has another form, no zone, or lies outside of the years 1 to 9999 in UTC.
 
     """
-    if _USUAL.fullmatch(text) and text[11:13] != "24":
+    if _is_usual(text):
         datetime.fromisoformat(text)
         return text
     try:

@@ -3,7 +3,6 @@
 What would be lost is refused: reading from a stream that is missing fails, and so does writing to standard output.
 """
 
-import io
 import os
 import sys
 from typing import Final
@@ -35,9 +34,7 @@ def _is_open(number: int) -> bool:
 def is_input_open() -> bool:
     """Tell whether there is a standard input to read from."""
     try:
-        os.read(sys.stdin.fileno(), 0)
-    except io.UnsupportedOperation:  # something in memory stands in for it
-        return True
+        os.read(0, 0)
     except OSError:
         return False
     return True

@@ -7,21 +7,26 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from math import inf
 from time import monotonic, perf_counter
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg import conninfo
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
+from cases_service.database import session
+from cases_service.database.connection_strings import with_options
+from cases_service.database.fair_turns import THE_SERVICE, FairTurns, Whose
 from cases_service.database.pipeline import Exchange, Query
+from cases_service.database.primary import STANDBY, for_primary
 from cases_service.database.statements import statements
-from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
+from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.observability import metrics
 from cases_service.settings import Settings
 
@@ -35,9 +40,10 @@ _SQL: Final = statements("session")
 # once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
 # turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
 _SESSION: Final = {
-    "timezone": "UTC",
-    "datestyle": "ISO",
+    **session.PINNED,
     "default_transaction_read_only": "on",
+    # What a request judges and what it shows come from one state of the database: see `exchange`.
+    "default_transaction_isolation": "repeatable read",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -58,6 +64,9 @@ _CITUS: Final = "citus.propagate_set_commands"
 _POLL_SECONDS: Final = 0.1
 _AWAY_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.1
+_MOMENT_SECONDS: Final = 0.001
+_ATTEMPTS: Final = 3
+_UNPREPARED_SECONDS: Final = 60.0
 
 
 class QueryCount(threading.local):
@@ -131,31 +140,51 @@ class Reader(ABC):
     """What reads are made of: a database, or several that hold the same."""
 
     @abstractmethod
-    def read(self, work: Callable[[Connection], T]) -> T:
-        """Return what `work` reads from a connection."""
+    def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
+        """Return what `work` reads from a connection, in a turn of somebody's."""
 
     def ask(self, organization_id: UUID, query: Query[T], *, notes: bool = False) -> T:
         """Return the answer to a query about an organization, which sees notes among users where it is to."""
-        answer: T = self.read(lambda connection: connection.ask(organization_id, query, notes=notes)[0])
+        answer: T = self.ask_all(organization_id, query, notes=notes)[0]
         return answer
 
-    def ask_both(self, organization_id: UUID, first: Query[T], second: Query[U]) -> tuple[T, U]:
+    def ask_both(
+        self, organization_id: UUID, first: Query[T], second: Query[U], *, visitor: str | None = None
+    ) -> tuple[T, U]:
         """Return the answers to two queries about an organization, which see the same state of the database."""
-        answers: list[Any] = self.read(lambda connection: connection.ask(organization_id, first, second))
-        return answers[0], answers[1]
+        one, other = self.ask_all(organization_id, first, second, visitor=visitor)
+        return one, other
+
+    def ask_all(
+        self, organization_id: UUID, *queries: Query[Any], visitor: str | None = None, notes: bool = False
+    ) -> list[Any]:
+        """Return the answers to queries about an organization, which all see the same state of the database.
+
+        Where it is known for which visitor they are, they count as that one's.
+        """
+        whose = Whose(organization_id, visitor)
+        return self.read(lambda connection: connection.ask(organization_id, *queries, notes=notes), whose=whose)
 
 
 class Database(Reader):
-    """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection."""
+    """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection.
 
-    def __init__(self, url: str, settings: Settings, *, name: str = "primary") -> None:
+    A server that is in recovery is refused at every connection, unless it `may_follow` another one: it does not know
+    yet what was revoked.
+    """
+
+    def __init__(self, url: str, settings: Settings, *, name: str = "primary", may_follow: bool = False) -> None:
         self._name = name
+        self._may_follow = may_follow
         self._wait = settings.pool_timeout
         self._patience = settings.answer_seconds
         self._away = False
         self._session = session_settings(settings)
-        self._prepare_threshold = 0 if settings.prepared_statements else None
-        self._turns = threading.BoundedSemaphore(settings.connections)
+        self._prepares_after = -inf if settings.prepared_statements else inf
+        self._is_pooled = False
+        # Of those who wait for a turn, and hold a thread meanwhile, half at the most are of one organization.
+        waiting = max(0, settings.threads - settings.connections) // 2
+        self._turns = FairTurns(settings.connections, waiting=waiting)
         self._parameters = connection_parameters(url, settings)
         self._row_security_looked_at = threading.Lock()
         self._pool = ConnectionPool(
@@ -184,30 +213,34 @@ class Database(Reader):
         """Bring the metrics of the pool up to date."""
         metrics.count_pool(self._name, self._pool.pop_stats())
 
-    def read(self, work: Callable[[Connection], T]) -> T:
-        """Return what `work` reads. It may be run twice: where a connection turns out dead, on a fresh one.
+    def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE, within: float | None = None) -> T:
+        """Return what `work` reads. It may be run again: where a connection turns out dead, on a fresh one.
+
+        Args:
+            work: What reads; it runs in one thread and may run more than once.
+            whose: Whom the turn counts for.
+            within: How long all of it may take, in seconds, where that is less than the time-outs allow.
 
         Raises:
-            OverloadedError: All connections are in use and none became free in time.
+            OverloadedError: All connections are in use and none became free in time, or the share of turns is used up.
             UnavailableError: The database is away.
             TimeoutProblemError: A statement took too long.
 
         """
-        try:
-            return self._attempt(work)
-        except _ConnectionLostError:
-            # Its neighbours have most likely died with it.
+        deadline = inf if within is None else monotonic() + within
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._attempt(work, whose, deadline)
+            except _StatementOutdatedError:
+                if attempt > 0:
+                    # On a fresh connection: a pooler keeps what it has prepared, or the schema has changed once more.
+                    self._prepare_nothing_for_a_while()
+            except _ConnectionLostError:
+                if attempt > 0:
+                    break
+            # Its neighbours have most likely died with it, or have prepared the same.
             self._pool.drain()
-        try:
-            return self._attempt(work)
-        except _StatementOutdatedError:
-            # On a fresh connection: a pooler in between keeps what it has prepared.
-            log.error("prepared_statements_given_up", advice="RECONNECT in PgBouncer's console, then restart")
-            self._prepare_threshold = None
-            self._pool.drain()
-            raise UnavailableError from None
-        except _ConnectionLostError:
-            raise UnavailableError from None
+        raise UnavailableError from None
 
     def write(self, work: Callable[[Connection], object]) -> None:
         """Let `work` write, on a connection of its own, for which no request can be waiting.
@@ -221,7 +254,7 @@ class Database(Reader):
             connection.exchange.writes = True
             work(connection)
 
-    def change(self, work: Callable[[Connection], T]) -> T:
+    def change(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
         """Return what `work` returns, which may write. It is run once, whatever becomes of the connection.
 
         Raises:
@@ -231,7 +264,7 @@ class Database(Reader):
 
         """
         try:
-            return self._attempt(work)
+            return self._attempt(work, whose, inf)
         except TimeoutProblemError:
             raise TimeoutProblemError("Nothing was changed. Try again.") from None
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
@@ -243,12 +276,17 @@ class Database(Reader):
             raise UnavailableError from None
 
     def _configure(self, connection: Connection) -> None:
-        """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""
+        """Set up a new connection, or refuse it.
+
+        It has to lead to the primary, and a pooler in between may drop what was asked of the session.
+        """
         connection.patience = self._patience
         connection.prepare_threshold = self._prepare_threshold
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
-        names = [*self._session, _CITUS]
+        session.complete(connection)
+        self._check_server(connection)
+        names = [*self._session, *session.PINNED_WHERE_KNOWN, _CITUS]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
         is_citus = found.pop(_CITUS, None) is not None
         if dropped := dropped_settings(found, self._session):
@@ -260,42 +298,56 @@ class Database(Reader):
         if self._row_security_looked_at.acquire(blocking=False):
             self._look_at_row_security(connection)
 
+    def _check_server(self, connection: Connection) -> None:
+        is_in_recovery, backend = connection.execute(_SQL["get_server"], prepare=False).fetchone() or (True, 0)
+        if is_in_recovery and not self._may_follow:
+            log.error("server_in_recovery", advice="see Fail-over in docs/operations.md")
+            raise psycopg.OperationalError(f"the server {STANDBY}")
+        self._is_pooled = backend != connection.info.backend_pid
+
+    @property
+    def _prepare_threshold(self) -> int | None:
+        return 0 if monotonic() >= self._prepares_after else None
+
+    def _prepare_nothing_for_a_while(self) -> None:
+        self._prepares_after = max(self._prepares_after, monotonic() + _UNPREPARED_SECONDS)
+        advice = {"advice": "RECONNECT in PgBouncer's console"} if self._is_pooled else {}
+        log.warning("prepared_statements_given_up", seconds=_UNPREPARED_SECONDS, **advice)
+
     def _look_at_row_security(self, connection: Connection) -> None:
         """Warn where nothing but the statements themselves keeps organizations apart."""
         row = connection.execute(_SQL["is_bound_by_row_security"], prepare=False).fetchone()
         if row == (False,):
             log.warning("row_security_bypassed", role=connection.info.user, advice="see Roles in docs/security.md")
 
-    def _attempt(self, work: Callable[[Connection], T]) -> T:
-        if not self._turns.acquire(blocking=False):
-            self._wait_for_turn()
+    def _attempt(self, work: Callable[[Connection], T], whose: Whose, deadline: float) -> T:
+        turn = self._turns.acquire(whose, timeout=min(self._wait, _left(deadline)))
         try:
-            connection = self._checkout()
+            connection = self._checkout(deadline)
             try:
                 return _translated(work, connection)
             finally:
                 self._pool.putconn(connection)
         finally:
-            self._turns.release()
+            self._turns.release(turn)
 
-    def _wait_for_turn(self) -> None:
-        started = monotonic()
-        has_turn = self._turns.acquire(timeout=self._wait)
-        metrics.turn_wait.observe(monotonic() - started)
-        if not has_turn:
-            raise OverloadedError
-
-    def _checkout(self) -> Connection:
+    def _checkout(self, deadline: float) -> Connection:
+        """Return a connection that lives, and that waits no longer than until the deadline for an answer."""
         # While the database is away, one request after the other would wait for it in vain, and hold a thread.
-        deadline = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
+        patience = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
         while True:
             try:
-                connection = self._pool.getconn(timeout=max(deadline - monotonic(), 0.001))
+                connection = self._pool.getconn(timeout=_left(min(patience, deadline)))
             except PoolTimeout:
                 self._away = True
                 raise UnavailableError from None
+            except PoolClosed:
+                raise UnavailableError("The service is about to stop.") from None
             self._away = False
             if not _hung_up(connection):
+                connection.prepare_threshold = self._prepare_threshold
+                connection.exchange.prepares = connection.prepare_threshold is not None
+                connection.patience = connection.exchange.patience = min(self._patience, _left(deadline))
                 return connection
             connection.close()
             self._pool.putconn(connection)
@@ -322,21 +374,24 @@ def session_settings(settings: Settings) -> dict[str, str]:
 
 def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
     """Return the settings that a session was not given as they were asked for."""
-    return sorted(name for name, value in found.items() if value.partition(",")[0] != asked[name])
+    wanted = {**asked, **session.PINNED_WHERE_KNOWN}
+    return sorted(name for name, value in found.items() if value.partition(",")[0] != wanted[name])
 
 
 def connection_parameters(url: str, settings: Settings) -> str:
     """Return the connection string of the service: what the URL says, and the session that the statements rely on."""
-    given = conninfo.conninfo_to_dict(url)
-    options = " ".join(f"-c {name}={value}" for name, value in session_settings(settings).items())
+    given = with_options(for_primary(url), session_settings(settings))
     defaults = {
         "application_name": "cases-service",
-        "client_encoding": "UTF8",
         "connect_timeout": str(settings.connect_timeout),
         **_LIVENESS,
     }
-    parameters: dict[str, Any] = {**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
-    return conninfo.make_conninfo("", **parameters)
+    return make_conninfo("", **{**defaults, **given})
+
+
+def _left(deadline: float) -> float:
+    """Return how many seconds are left, a moment at the least."""
+    return max(deadline - monotonic(), _MOMENT_SECONDS)
 
 
 def _hung_up(connection: Connection) -> bool:

@@ -23,6 +23,7 @@ from time import monotonic, sleep
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from cases_service.database.statements import source, statements
 from cases_service.terminal import printable
@@ -150,7 +151,8 @@ def lock_timeout(seconds: float) -> str:
 
 def list_holders(connection: psycopg.Connection[Any]) -> list[str]:
     """Return which sessions use the service's tables, the first few, without what they ask."""
-    return [printable(what) for _, what in connection.execute(_SCHEMA["list_holders"]).fetchmany(_NAMED)]
+    cursor = connection.cursor(row_factory=tuple_row)
+    return [printable(what) for _, what in cursor.execute(_SCHEMA["list_holders"]).fetchmany(_NAMED)]
 
 
 class _Patience:
@@ -314,5 +316,6 @@ def _grant(connection: psycopg.Connection[Any], roles: _Roles) -> None:
 
 def _run(connection: psycopg.Connection[Any], name: str, **parameters: Any) -> None:
     """Run the statements that a statement puts together, each name quoted by the server."""
-    for (statement,) in connection.execute(_SCHEMA[name], parameters or None).fetchall():
+    cursor = connection.cursor(row_factory=tuple_row)
+    for (statement,) in cursor.execute(_SCHEMA[name], parameters or None).fetchall():
         connection.execute(statement, prepare=False)

@@ -1,5 +1,8 @@
 """Asks the database several things in one round trip, in a transaction that names the organization they are about.
 
+The transaction is REPEATABLE READ (the session's default says so), so that all of its statements see one state of the
+database. In READ COMMITTED each would take a snapshot of its own, and what is committed between them would fall apart.
+
 What a request needs is a few short statements. psycopg's cursors wait for the answer of each, and its pipelines cost
 more time in Python than they save on the way; so here statements go through libpq's pipeline mode by hand:
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
@@ -25,6 +28,10 @@ T_co = TypeVar("T_co", covariant=True)
 Row = tuple[Any, ...]
 Send = Callable[[], None]
 
+MAXIMUM_PREPARED: Final = 100
+"""How many statements a connection keeps prepared: the plan of a page takes 400 kB of the server's memory."""
+
+_CLOSES: Final = psycopg.capabilities.has_send_close_prepared()
 _NAMING: Final = numbered("session")["name_organization"]
 _SHOWING: Final = numbered("session")["show_notes"]
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
@@ -60,20 +67,28 @@ class Exchange:
     writes: bool = False
     """Whether the transactions may write, whatever the session's default is."""
 
+    prepares: bool
+    """Whether statements are prepared, from the next exchange on."""
+
+    patience: float
+    """How long an answer may take, in seconds."""
+
     def __init__(
         self, connection: psycopg.Connection[Any], *, patience: float, prepares: bool, is_citus: bool = False
     ) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
-        self._patience = patience
-        self._prepares = prepares
+        self.patience = patience
+        self.prepares = prepares
         self._is_citus = is_citus
-        self._prepared: set[bytes] = set()
+        self._prepared: dict[bytes, None] = {}
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
 
     def ask(self, organization_id: UUID, queries: Sequence[Query[Any]], *, notes: bool = False) -> list[Any]:
-        """Return what each query reads from its result. They see the rows of the organization, and no others.
+        """Return what each query reads from its result.
+
+        They see the rows of the organization, and no others, and all of them see the same state of the database.
 
         Notes among users are of these only where they are asked for.
 
@@ -111,25 +126,37 @@ class Exchange:
         """
         transformer = Transformer(self._connection)
         preparations = self._preparations(queries)
+        closings = self._closings(queries, len(preparations))
         sends = [self._send_query(query, transformer) for query in queries]
-        results = self._run([*begin, *preparations.values(), *sends, *end])
-        prepared = zip(preparations, results[len(begin) :], strict=False)
-        self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
+        results = self._run([*closings, *begin, *preparations.values(), *sends, *end])
+        prepared = zip(preparations, results[len(closings) + len(begin) :], strict=False)
+        self._prepared.update((name, None) for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
         self._check(results)
         answers = results[len(results) - len(end) - len(queries) : len(results) - len(end)]
         return [query.read(_loaded(transformer, result)) for query, result in zip(queries, answers, strict=True)]
 
     def _preparations(self, queries: Sequence[Query[Any]]) -> dict[bytes, Send]:
         """Return what prepares the statements that are not prepared yet."""
-        wanted = (query.statement for query in queries if self._prepares)
+        wanted = (query.statement for query in queries if self.prepares)
         new = {statement.name: statement.text for statement in wanted if statement.name not in self._prepared}
         return {name: partial(self._pgconn.send_prepare, name, text) for name, text in new.items()}
+
+    def _closings(self, queries: Sequence[Query[Any]], new: int) -> list[Send]:
+        """Return what closes the statements that were used the longest ago, where there are too many with new ones."""
+        for query in queries:
+            if query.statement.name in self._prepared:
+                del self._prepared[query.statement.name]
+                self._prepared[query.statement.name] = None
+        surplus = list(self._prepared)[: max(len(self._prepared) + new - MAXIMUM_PREPARED, 0)] if _CLOSES else []
+        for name in surplus:
+            del self._prepared[name]
+        return [partial(self._pgconn.send_close_prepared, name) for name in surplus]
 
     def _send_query(self, query: Query[Any], transformer: abc.Transformer) -> Send:
         # Values go as text, and the server infers their types: one plan for a statement, whatever the numbers' sizes.
         values = [query.parameters[name] for name in query.statement.parameters]
         dumped = transformer.dump_sequence(values, [PyFormat.TEXT] * len(values))
-        if self._prepares:
+        if self.prepares:
             return partial(self._pgconn.send_query_prepared, query.statement.name, dumped)
         return partial(self._pgconn.send_query_params, query.statement.text, dumped)
 
@@ -156,7 +183,7 @@ class Exchange:
 
     def _results(self) -> Iterator[PGresult]:
         """Give the results until the server has answered everything."""
-        deadline = monotonic() + self._patience
+        deadline = monotonic() + self.patience
         while self._pgconn.flush():
             self._wait(select.POLLIN | select.POLLOUT, deadline)
             self._pgconn.consume_input()
@@ -187,9 +214,12 @@ def preamble(
 
     It sees notes among users where it asks for them.
 
+    Reads see one state of the database. Writes must see what others have just committed, or they would fail where
+    two workers note the use of the same token.
+
     Not with set_config(): Citus passes on what SET LOCAL says, once it is told to, and nothing else.
     """
-    begin = b"begin read write" if writes else b"begin"
+    begin = b"begin isolation level read committed read write" if writes else b"begin isolation level repeatable read"
     propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
     showing = (b"set local cases.private_notes = 'shown'",) if notes else ()

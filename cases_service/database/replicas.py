@@ -11,23 +11,25 @@ from collections.abc import Callable
 from itertools import count
 from math import inf
 from time import monotonic
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cases_service.database import server_state
+from cases_service.database import connection_strings, server_state
 from cases_service.database.connection_pool import Connection, Database, Reader
+from cases_service.database.fair_turns import THE_SERVICE, Whose
+from cases_service.database.pipeline import Query
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
 from cases_service.settings import Settings
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _CHECK_SECONDS: Final = 1.0
 _CHECKS_WITHIN_LAG: Final = 4
-_PLACE: Final = ("host", "hostaddr", "port")
 
 log = structlog.get_logger()
 
@@ -39,11 +41,6 @@ class Replicas(Reader):
         self._primary = primary
         self._replicas = [Replica(url, primary, settings) for url in single_hosts(settings.read_database_url)]
         self._turns = count()
-
-    @property
-    def are_configured(self) -> bool:
-        """Whether there are any, ready or not."""
-        return bool(self._replicas)
 
     def open(self) -> None:
         """Begin to connect and to watch, in the background."""
@@ -60,7 +57,23 @@ class Replicas(Reader):
         for replica in self._replicas:
             replica.count()
 
-    def read(self, work: Callable[[Connection], T]) -> T:
+    def ask_judged(
+        self, organization_id: UUID, judged: Query[T], query: Query[U], *, links: Query[Any], visitor: str
+    ) -> tuple[T, U]:
+        """Return what `judged` gives on the primary now, with the answer to a query about a visitor.
+
+        The answer comes from a state of the database in which `judged` gives the same. So a replica's counts only
+        where, in the one state that it is at, `judged` and `links` give what they give on the primary: what is asked
+        about is still linked to the same visitor; else the primary answers both.
+        """
+        if any(replica.is_ready for replica in self._replicas):
+            now = self._primary.ask_all(organization_id, judged, links, visitor=visitor)
+            *then, answer = self.ask_all(organization_id, judged, links, query, visitor=visitor)
+            if then == now:
+                return now[0], answer
+        return self._primary.ask_both(organization_id, judged, query, visitor=visitor)
+
+    def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
         """Return what `work` reads, which may be `CASES_READ_MAX_LAG` old; raises what `Database.read` does.
 
         What a replica does not answer (it is away, or its recovery stands in the way) is asked again of the primary.
@@ -69,12 +82,12 @@ class Replicas(Reader):
         ready = [replica for replica in self._replicas if replica.is_ready]
         if ready:
             try:
-                return ready[next(self._turns) % len(ready)].read(work)
+                return ready[next(self._turns) % len(ready)].read(work, whose=whose)
             except OverloadedError:
                 raise
             except UnavailableError:
                 pass
-        return self._primary.read(work)
+        return self._primary.read(work, whose=whose)
 
 
 class _Mark(NamedTuple):
@@ -90,7 +103,7 @@ class Replica:
     def __init__(self, url: str, primary: Database, settings: Settings) -> None:
         self._primary = primary
         self._name = name_of(url)
-        self._database = Database(url, settings, name=self._name)
+        self._database = Database(url, settings, name=self._name, may_follow=True)
         self._maximum_lag = settings.read_max_lag
         self._marks: deque[_Mark] = deque()
         self._as_of = -inf
@@ -121,10 +134,10 @@ class Replica:
         self._database.count()
         metrics.count_replica(self._name, is_ready=self.is_ready)
 
-    def read(self, work: Callable[[Connection], T]) -> T:
+    def read(self, work: Callable[[Connection], T], *, whose: Whose) -> T:
         """Do what `Database.read` does. After a failure it is not ready until it has been asked again, at once."""
         try:
-            return self._database.read(work)
+            return self._database.read(work, whose=whose)
         except OverloadedError:
             raise
         except UnavailableError:
@@ -163,17 +176,9 @@ class Replica:
 
 def name_of(url: str) -> str:
     """Return where a connection string leads, without who enters."""
-    return ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
+    return ":".join(connection_strings.place_of(url).values())
 
 
 def single_hosts(url: str | None) -> list[str]:
     """Return a connection string for each host that a libpq URI or key-value string names; none for None."""
-    if url is None:
-        return []
-    given = conninfo_to_dict(url)
-    places = {name: str(given[name]).split(",") for name in _PLACE if given.get(name)}
-    number = max(map(len, places.values()), default=1)
-    return [
-        make_conninfo("", **given | {name: values[i % len(values)] for name, values in places.items()})
-        for i in range(number)
-    ]
+    return [] if url is None else list(connection_strings.single_hosts(url))

@@ -80,7 +80,7 @@ def load(
     wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
 ) -> LoadSummary:
-    """Load files in one transaction, and update the planner's statistics of the tables that changed.
+    """Load files in one transaction, and update the planner's statistics of the tables that changed much.
 
     The files are read once, front to end, in memory that does not depend on their size. `advance` is told
     how many bytes have been read since the last call. The connection is in autocommit mode. `wait` is for how many
@@ -104,8 +104,15 @@ def load(
     except psycopg.errors.LockNotAvailable:
         holders = ", ".join(list_holders(connection)) or "another session"
         raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
-    changed = [table.name for name, table in TABLES.items() if summary.written[name] or summary.removed[name]]
-    return replace(summary, without_statistics=[table for table in changed if not _analyze(connection, table)])
+    changed = {table.name: summary.written[name] + summary.removed[name] for name, table in TABLES.items()}
+    due = [table for table, rows in changed.items() if rows and _is_analyze_due(connection, table, rows)]
+    return replace(summary, without_statistics=[table for table in due if not _analyze(connection, table)])
+
+
+def _is_analyze_due(connection: psycopg.Connection[Any], table: str, changed: int) -> bool:
+    cursor = connection.cursor(row_factory=tuple_row)
+    row = cursor.execute(_SQL[f"is_analyze_due {table}"], {"changed": changed}, prepare=False).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
@@ -285,12 +292,15 @@ class Load:
         return self._connection.cursor(statement, row_factory=tuple_row).execute(_SQL[statement])
 
 
+_TYPES: Final = {record: record_type for record_type, record in RECORDS.items()}
+
+
 def _row(record: Record | Removal) -> tuple[str, tuple[Any, ...]]:
     """Return the type of a line, and what is staged of it after its place."""
     if isinstance(record, Removal):
         left_out = len(TABLES[record.type].columns) - len(("id", "organization_id"))
         return record.type, (True, record.id, record.organization_id, *[None] * left_out)
-    return str(record.__struct_config__.tag), (False, *values(record))
+    return _TYPES[type(record)], (False, *values(record))
 
 
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"

@@ -88,7 +88,7 @@ def _statements() -> Iterator[tuple[str, str]]:
 
     yield from ((name, text) for name, text in templates.items() if not _MARK.search(text))
     for table in TABLES.values():
-        for template in ("create_staging", "copy", "keep_last_lines", "write", "remove", "analyze"):
+        for template in ("create_staging", "copy", "keep_last_lines", "write", "remove", "is_analyze_due", "analyze"):
             yield filled(template, table.name, **_marks(table))
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]

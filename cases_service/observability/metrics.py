@@ -56,6 +56,11 @@ _jwt_refusals: Final = _counter("cases_jwt_refusals", "Visitors' JWTs that were 
 turn_wait: Final = _histogram(
     "cases_pool_wait_seconds", "How long reads waited for their turn; those that had it at once are not counted."
 )
+_refused_turns: Final = _counter(
+    "cases_pool_shares_exceeded",
+    "Reads that were refused at once, as an organization, or one visitor of it, had its share of the turns.",
+    ["share"],
+)
 _pool_connections: Final = _gauge("cases_pool_connections", "Database connections that are open.", ["pool"])
 _pool_in_use: Final = _gauge("cases_pool_connections_in_use", "Database connections that are lent to a read.", ["pool"])
 _pool_maximum: Final = _gauge("cases_pool_connections_max", "Database connections at the most.", ["pool"])
@@ -106,6 +111,8 @@ def _request_cell(route: str, method: str, status: int, code: str) -> Callable[[
 def start() -> None:
     """Count this process as a worker, from now on and until it has ended."""
     _workers.set(1)
+    for share in ("organization", "visitor"):
+        _refused_turns.labels(share)
     _build.labels(__version__, platform.python_version()).set(1)
 
 
@@ -121,6 +128,11 @@ def count_request(
         cells.database_time(database.seconds)
     if code in _JWT_CODES:
         _jwt_refusals.labels(code).inc()
+
+
+def count_refused_turn(share: str) -> None:
+    """Count a read that was refused since the share of its organization, or of its visitor, was used up."""
+    _refused_turns.labels(share).inc()
 
 
 def count_pool(pool: str, stats: dict[str, int]) -> None:

@@ -14,11 +14,18 @@ from typing import Any, Final
 
 from gunicorn.http import wsgi
 
+from cases_service.server.listener import LISTENER
+
 STALL_SECONDS: Final = 20.0
 """How long a client may take nothing of an answer."""
 
 PENDING_BYTES: Final = 64 * 1024 * 1024
-"""What all unsent answers of one worker may take; the slowest readers are dropped beyond."""
+"""What all unsent answers of one worker may take; beyond, who has stopped reading is dropped, the slowest first."""
+
+MOST_PENDING_BYTES: Final = 4 * PENDING_BYTES
+"""Beyond, the slowest is dropped even where all of them are reading."""
+
+_PAUSE_SECONDS: Final = 0.5
 
 _TOTAL_SECONDS: Final = 60.0
 _BYTES_A_SECOND: Final = 16 * 1024
@@ -50,7 +57,7 @@ class Answer:
         self.is_lost = False
         self.size = 0
         self.sent = 0
-        self.began = monotonic()
+        self.began = self._read_at = monotonic()
         self._views = deque(memoryview(part) for part in parts if part)
         self.size = sum(map(len, self._views))
 
@@ -72,6 +79,7 @@ class Answer:
 
     def _advance(self, number: int) -> None:
         self.sent += number
+        self._read_at = monotonic()
         while self._views and number >= len(self._views[0]):
             number -= len(self._views.popleft())
         if number:
@@ -86,6 +94,11 @@ class Answer:
     def bytes_a_second(self) -> float:
         """How fast it has been read, over a second at least."""
         return self.sent / max(monotonic() - self.began, 1.0)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the client has stopped reading, if only for a moment."""
+        return monotonic() - self._read_at > _PAUSE_SECONDS
 
     def held(self) -> dict[int, int]:
         """Return the sizes of the objects in memory that are still needed, by their identities."""
@@ -118,4 +131,5 @@ def new_response(request: Any, client: Any, server: Any, cfg: Any) -> tuple[Any,
     collected = Collected()
     response, environ = wsgi.create(request, collected, client, server, cfg)
     environ["wsgi.multithread"] = True
+    environ[LISTENER] = server
     return response, collected, environ

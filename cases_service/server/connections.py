@@ -31,7 +31,7 @@ from typing import Any, Final
 import structlog
 from gunicorn.http import errors
 
-from cases_service.server.answers import PENDING_BYTES, Answer, held_bytes
+from cases_service.server.answers import MOST_PENDING_BYTES, PENDING_BYTES, Answer, held_bytes
 from cases_service.server.bodies import (
     BODIES_BYTES,
     Body,
@@ -49,6 +49,8 @@ _STOP_SECONDS: Final = 2.0
 _LAST_BYTE_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.1
+# A look at every connection takes tens of microseconds, and there is an event for each request.
+_LOOK_SECONDS: Final = 0.1
 _REPORT_SECONDS: Final = 10.0
 _PART_BYTES: Final = 65536
 # The kernel takes twice as much as it is asked for, at most twice net.core.wmem_max, and none before it is used.
@@ -120,6 +122,7 @@ class Connections:
         self._resume_at: float | None = None
         self._stop_at: float | None = None
         self._bodies_bytes = 0
+        self._look_at = 0.0
         self._shed, self._report_at = 0, 0.0
 
     def __len__(self) -> int:
@@ -127,10 +130,15 @@ class Connections:
 
     def wait(self, seconds: float) -> None:
         """Do what there is to do for the clients, or wait for it until then."""
+        if self._resume_at is not None:
+            seconds = min(seconds, _PAUSE_SECONDS)
         for key, _ in self.poller.select(seconds):
             key.data(key.fileobj)
-        self._end_overdue()
-        if self._resume_at is not None and monotonic() >= self._resume_at:
+        now = monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._end_overdue(now)
+        if self._resume_at is not None and now >= self._resume_at:
             self._resume_at = None
             self._listen()
 
@@ -375,8 +383,7 @@ class Connections:
         conn.answer = answer
         conn.deadline = answer.deadline
         self.poller.register(conn.sock, selectors.EVENT_WRITE, lambda _: self._send(conn, answer))
-        while held_bytes(sender.answer for sender in self._in[State.SENDING] if sender.answer) > PENDING_BYTES:
-            self._drop_slowest()
+        self._bound_answers()
 
     def _send(self, conn: Connection, answer: Answer) -> None:
         if conn.state is not State.SENDING:
@@ -390,9 +397,15 @@ class Connections:
         else:
             conn.deadline = answer.deadline
 
-    def _drop_slowest(self) -> None:
+    def _bound_answers(self) -> None:
         senders = {conn: conn.answer for conn in self._in[State.SENDING] if conn.answer}
-        self._drop(min(senders, key=lambda conn: senders[conn].bytes_a_second))
+        while (held := held_bytes(senders.values())) > PENDING_BYTES:
+            stalled = [conn for conn, answer in senders.items() if answer.is_stalled]
+            if not stalled and held <= MOST_PENDING_BYTES:
+                break
+            slowest = min(stalled or senders, key=lambda conn: senders[conn].bytes_a_second)
+            del senders[slowest]
+            self._drop(slowest)
 
     def _refuse(self, conn: Connection, error: Exception) -> None:
         answer = refusal(error)
@@ -428,8 +441,7 @@ class Connections:
         conn.state, conn.answer = State.ANSWERING, None
         conn.sock.close()
 
-    def _end_overdue(self) -> None:
-        now = monotonic()
+    def _end_overdue(self, now: float) -> None:
         for state in (*_READING, State.SENDING):
             for conn in [conn for conn in self._in[state] if conn.deadline <= now]:
                 self._end(conn)

@@ -1,9 +1,13 @@
-"""Knows how many connections a worker can have: each takes a file, and the limit of open files is often low."""
+"""Knows how many connections a worker can have: each takes a file, and the limit of open files is often low.
+
+gunicorn's master imports this, so it must not import `metrics`, which decides as it is imported how it counts.
+"""
 
 import resource
 from typing import Final
 
-from cases_service.database.replicas import single_hosts
+from psycopg.conninfo import conninfo_to_dict
+
 from cases_service.settings import Settings
 
 CONNECTIONS: Final = 1000
@@ -16,7 +20,8 @@ _OTHER_FILES: Final = 64
 
 def reserved_files(settings: Settings) -> int:
     """Return how many files a worker may need for anything but its clients."""
-    pools = 1 + len(single_hosts(settings.read_database_url))
+    replicas = conninfo_to_dict(settings.read_database_url or "")
+    pools = 1 + len(str(replicas.get("host") or replicas.get("hostaddr") or "").split(","))
     # A connection to the database takes a second file while it is looked at or made anew.
     return _OTHER_FILES + 2 * pools * settings.connections
 

@@ -21,6 +21,7 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
+from math import inf
 from time import monotonic
 from types import FrameType
 from typing import Any, Final
@@ -33,6 +34,7 @@ from cases_service.server import descriptors
 from cases_service.server.answers import Answer, new_response, whole_answer
 from cases_service.server.connections import Connection, Connections
 from cases_service.server.heads import is_health
+from cases_service.server.memory import LARGE_BYTES, give_back, keep_no_large_blocks
 from cases_service.server.queue_time import arrival
 from cases_service.server.refusals import failure
 from cases_service.server.threads import Threads
@@ -41,6 +43,8 @@ from cases_service.settings import read_settings
 _OPERATORS_THREADS: Final = 2
 _TURN_SECONDS: Final = 1.0
 _STOPPING_TURN_SECONDS: Final = 0.1
+# Long enough for a run of large answers to have ended, of which each would need the memory again.
+_GIVE_BACK_SECONDS: Final = 2.0
 _QUICK: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
 # The master's: it gets them too where a whole process group does, and does for its workers what is due.
 _MASTERS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
@@ -64,6 +68,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
         self.alive: bool
         self._noted: set[int] = set()
         self._drained_at: float | None = None
+        self._give_back_at = inf
         self._answered: deque[tuple[Connection, Answer]] = deque()
 
     # Signals
@@ -89,8 +94,9 @@ class CasesWorker(Worker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
+        keep_no_large_blocks()
         settings = read_settings()
-        self._operators_port = settings.admin_port
+        self._is_operators = settings.is_admin_address
         self._threads = Threads(self.cfg.threads, "requests")
         # Whether the process lives is told even while every other thread waits for the database.
         self._health_thread = Threads(1, "requests-health")
@@ -135,11 +141,17 @@ class CasesWorker(Worker):  # type: ignore[misc]
         if self._drained_at is not None and self.alive:
             seconds = max(0.0, min(seconds, self._drained_at - monotonic()))
         self._connections.wait(seconds)
+        if monotonic() >= self._give_back_at:
+            self._give_back_at = inf
+            self._health_thread.submit(give_back)
 
     def _take_answered(self, wakeups: int) -> None:
         os.read(wakeups, 4096)
         while self._answered:
-            self._connections.finish(*self._answered.popleft())
+            conn, answer = self._answered.popleft()
+            if max(answer.size, len(conn.content)) >= LARGE_BYTES:
+                self._give_back_at = monotonic() + _GIVE_BACK_SECONDS
+            self._connections.finish(conn, answer)
 
     # A request
 
@@ -152,8 +164,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
     def _threads_for(self, conn: Connection) -> Threads:
         if is_health(conn.request):
             return self._health_thread
-        is_operators = isinstance(conn.server, tuple) and conn.server[1] == self._operators_port
-        return self._operators_threads if is_operators else self._threads
+        return self._operators_threads if self._is_operators(conn.server) else self._threads
 
     def _answer(self, conn: Connection) -> None:
         """Answer a request, in a thread."""

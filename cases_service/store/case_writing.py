@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
 from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
 from cases_service.errors import (
     CaseNotFoundError,
@@ -120,14 +121,16 @@ class CaseWriter:
                 transaction.commit(removal)
                 return True
 
-        if not self.database.change(work):
+        if not self.database.change(work, whose=Whose(self.organization_id)):
             raise CaseNotFoundError(_NOT_FOUND)
 
     def _settle(self, change: "_Change") -> Written:
         """Make a change. What only somebody else's change can have upset is looked at again."""
         for _ in range(_TRIES):
             try:
-                written = self.database.change(lambda connection: self._attempt(connection, change))
+                written = self.database.change(
+                    lambda connection: self._attempt(connection, change), whose=Whose(self.organization_id)
+                )
             except psycopg.errors.UniqueViolation:
                 continue
             except psycopg.errors.ForeignKeyViolation as error:

@@ -3,7 +3,7 @@
 A function returns what to ask the database and how to read its answer; `exchange` does the asking.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -13,24 +13,25 @@ from uuid import UUID
 import msgspec
 
 from cases_service.cases import timestamps as instants
-from cases_service.cases.filters import Filters, Index
+from cases_service.cases.filters import Filters
 from cases_service.cases.pagination import Cursor, Position, visitor_tag
-from cases_service.cases.schemas import CASE_ATTRIBUTES, NESTED_ATTRIBUTES, CaseSchema, Instant
+from cases_service.cases.schemas import CASE_ATTRIBUTES, CaseSchema, Instant
 from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
-from cases_service.database.statements import Statement, numbered
+from cases_service.database.statements import numbered
+from cases_service.store.page_statements import NESTED, Column, PageShape, Rendered, case_statement, page_statement
 
 _ACCESS: Final = numbered("access")
-_CASES: Final = numbered("cases")
-_BY_STATUS: Final = numbered("cases_by_status")
-_BY_PRIORITY: Final = numbered("cases_by_priority")
-_BY_CHANNEL: Final = numbered("cases_by_channel")
 _SUMMARY: Final = numbered("summary")
-# The columns of a page: whose it is, what lies before it, and of each case its place, its hashes, and all of it.
-_POSITION: Final = 2
-_ID: Final = 3
-_hashes: Final = itemgetter(slice(4, 10))
-_WHOLE: Final = 10
+# The columns of a page: whose it is, the time that a case is ordered by, whether there are cases after the page and,
+# where there is a cursor, before it; last the case's id.
+_MOMENT: Final = 1
+_ID: Final = -1
+# What a nested object has in common with its case is selected once.
+_EQUAL: Final = {
+    **{f"{name}.id": f"{name}_id" for name in NESTED},
+    **{f"{name}.organization_id": "organization_id" for name in NESTED},
+}
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
 
@@ -67,7 +68,7 @@ class Page:
 
     visitor_id: UUID
     rows: Sequence[Row]
-    dump: RowDump
+    statement: Rendered
     fields: Fields
     next: Cursor | None
     previous: Cursor | None
@@ -75,12 +76,13 @@ class Page:
     @property
     def cases(self) -> list[dict[str, Any]]:
         """The cases as `CaseSchema` dumps them, where they were asked for whole."""
-        return self.dump.dump(self.rows)
+        return _compiled(self.statement.columns, self.fields).dump(self.rows)
 
     @property
     def represented(self) -> bytes:
         """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
-        pick = _hashes if self.fields is None else self.dump.pick
+        columns = self.statement.columns
+        pick = _versions(columns) if self.fields is None else _compiled(columns, self.fields).pick
         return msgspec.msgpack.encode([sorted(self.fields or ()), *map(pick, self.rows)])
 
 
@@ -104,6 +106,12 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
 
 
+def get_visitor(*, organization_id: UUID, external_id: str) -> Query[Row | None]:
+    """Ask who an external id stands for and which contacts are theirs, to be compared as a whole."""
+    parameters = {"organization_id": organization_id, "external_id": external_id}
+    return Query(_ACCESS["get_visitor"], parameters, lambda result: result.rows[0] if result.rows else None)
+
+
 def list_cases(
     *,
     organization_id: UUID,
@@ -120,11 +128,21 @@ def list_cases(
     One that is not asked for `whole` costs less, and can be told from another, but not be shown.
     """
     backward = cursor is not None and cursor.backward
-    column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
-    order = f"{column}_{'ascending' if ascending else 'descending'}"
+    column: Column = "updated_at" if ordering.endswith("updated_at") else "created_at"
+    ascending = ordering.startswith("-") == backward
     after, after_id = _boundary(cursor, column, filters, ascending=ascending)
     furthest, rearmost = _limits(column, filters, ascending=ascending)
     index, alone = filters.index(column)
+    shape = PageShape(
+        column=column,
+        ascending=ascending,
+        index=index,
+        others=not alone,
+        behind=cursor is not None,
+        whole=whole,
+        versions=fields is None,
+        nested=_nested(fields),
+    )
     parameters = {
         "organization_id": organization_id,
         "external_id": external_id,
@@ -132,41 +150,32 @@ def list_cases(
         "after_id": after_id,
         "furthest": furthest,
         "rearmost": rearmost,
-        "look_behind": cursor is not None,
         "row_limit": page_size + 1,
-        "whole": whole,
-        **_wanted(fields),
     }
     if index is not None:
-        parameters |= filters.parameters() | {"nothing_else": alone}
+        parameters |= filters.parameters()
+    statement = page_statement(shape)
 
     def read(result: Result) -> Page | None:
         if not result.rows:
             return None
-        return _page(
-            result.rows, _dump(result, _WHOLE, fields), fields, cursor, ascending=ascending, page_size=page_size
-        )
+        return _page(result.rows, statement, fields, cursor, ascending=ascending)
 
-    return Query(_page_statement(index, order), parameters, read)
+    return Query(statement, parameters, read)
 
 
 def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields) -> Query[Found | None]:
     """Ask for a visitor with one case of theirs: None where the visitor does not exist."""
-    parameters = {
-        "organization_id": organization_id,
-        "external_id": external_id,
-        "case_id": case_id,
-        **_wanted(fields),
-    }
+    parameters = {"organization_id": organization_id, "external_id": external_id, "case_id": case_id}
+    statement = case_statement(_nested(fields))
 
     def read(result: Result) -> Found | None:
         if not result.rows:
             return None
-        row = result.rows[0]
-        exists = row[2] is not None
-        return Found(_dump(result, 1, fields).dump([row])[0] if exists else None)
+        exists = result.rows[0][_ID] is not None
+        return Found(_compiled(statement.columns, fields).dump(result.rows)[0] if exists else None)
 
-    return Query(_CASES["get_case"], parameters, read)
+    return Query(statement, parameters, read)
 
 
 def summarize_cases(*, organization_id: UUID, external_id: str, filters: Filters) -> Query[dict[str, Any] | None]:
@@ -189,10 +198,9 @@ def _summary(result: Result) -> dict[str, Any] | None:
     }
 
 
-@lru_cache(maxsize=256)
-def _wanted(fields: Fields) -> Mapping[str, bool]:
+def _nested(fields: Fields) -> frozenset[str]:
     """Return which of a case's nested objects have to be looked up."""
-    return {f"with_{name}": fields is None or name in fields for name in NESTED_ATTRIBUTES}
+    return NESTED if fields is None else NESTED & fields
 
 
 def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending: bool) -> tuple[str, UUID]:
@@ -214,18 +222,6 @@ def _limits(column: str, filters: Filters, *, ascending: bool) -> tuple[str, str
     return (last, first) if ascending else (first, last)
 
 
-def _page_statement(index: Index | None, order: str) -> Statement:
-    match index:
-        case None:
-            return _CASES[f"list_by_{order}"]
-        case "status":
-            return _BY_STATUS[f"list_by_status_and_{order}"]
-        case "priority":
-            return _BY_PRIORITY[f"list_by_priority_and_{order}"]
-        case "channel":
-            return _BY_CHANNEL[f"list_by_channel_and_{order}"]
-
-
 def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
     since, until = filters.created_range if column == "created_at" else filters.updated_range
     if ascending:
@@ -233,17 +229,15 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
     return None if until is None else Position(until, UUID(int=0))
 
 
-def _page(
-    rows: Sequence[Row], dump: RowDump, fields: Fields, cursor: Cursor | None, *, ascending: bool, page_size: int
-) -> Page:
-    """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
-    visitor_id, has_before = UUID(rows[0][0]), rows[0][1]
+def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Cursor | None, *, ascending: bool) -> Page:
+    """Make a page of the rows of a visitor, in the order they were scanned."""
+    visitor_id, has_after = UUID(rows[0][0]), rows[0][2]
+    has_before = cursor is not None and rows[0][3]
     tag = visitor_tag(visitor_id)
-    found = [row for row in rows if row[_POSITION] is not None]
-    shown = found[:page_size]
+    shown = rows if rows[0][_ID] is not None else []
     backward = cursor is not None and cursor.backward
     ahead = behind = None
-    if len(found) > page_size:
+    if has_after:
         ahead = Cursor(_position(shown[-1]), backward, tag)
     if has_before and shown:
         behind = Cursor(_position(shown[0]), not backward, tag)
@@ -253,29 +247,28 @@ def _page(
         edge = cursor.position.following() if ascending else cursor.position.preceding()
         behind = Cursor(edge, not backward, tag)
     if backward:
-        return Page(visitor_id, shown[::-1], dump, fields, next=behind, previous=ahead)
-    return Page(visitor_id, shown, dump, fields, next=ahead, previous=behind)
+        return Page(visitor_id, shown[::-1], statement, fields, next=behind, previous=ahead)
+    return Page(visitor_id, shown, statement, fields, next=ahead, previous=behind)
 
 
 def _position(row: Row) -> Position:
-    return Position(row[_POSITION], UUID(row[_ID]))
-
-
-def _dump(result: Result, offset: int, fields: Fields) -> RowDump:
-    """Return what turns rows of a statement, whose case begins at a column, into the API's form."""
-    described = result.pgresult
-    # The statements of one offset have the same columns; a migration only ever adds some.
-    shape = offset, described.nfields
-    if shape not in _columns:
-        names = [(described.fname(index) or b"").decode() for index in range(described.nfields)]
-        _columns[shape] = (*[""] * offset, *names[offset:])
-    return _compiled(_columns[shape], fields)
-
-
-_columns: Final[dict[tuple[int, int], tuple[str, ...]]] = {}
+    return Position(instants.to_microseconds(row[_MOMENT]), UUID(row[_ID]))
 
 
 @lru_cache(maxsize=256)
 def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
+    """Return what turns rows with these columns into the attributes of cases that are asked for."""
     only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
-    return compile_row_dump(CaseSchema(only=only), columns, converted={Instant: instants.from_postgres})
+    schema = CaseSchema(only=only)
+    return compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}, equal=_EQUAL)
+
+
+@lru_cache(maxsize=256)
+def _versions(columns: tuple[str, ...]) -> Callable[[Row], Any]:
+    """Return what picks from a row all that tells a state of its case and its nested objects from every other.
+
+    Each write of a row renews its version, the number of the transaction, and nobody can choose it. Where a database is
+    set back to an earlier state, numbers come again; then the times of the last change tell the states apart, too.
+    """
+    picked = {"id", "updated_at", "contact.updated_at"}
+    return itemgetter(*(place for place, name in enumerate(columns) if name in picked or name.endswith("version")))

@@ -15,6 +15,7 @@ import psycopg
 
 from cases_service.cases.bodies import invalid
 from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
 from cases_service.errors import CaseClosedError, CaseNotFoundError, IdTakenError
 from cases_service.store import conversations as store
@@ -128,7 +129,7 @@ class ConversationWriter:
             with Transaction(connection, self.organization_id, notes=self._side == "user") as transaction:
                 return work(transaction)
 
-        return self.database.change(attempt)
+        return self.database.change(attempt, whose=Whose(self.organization_id, self.external_id))
 
     def _begin(
         self, transaction: Transaction, *queries: Query[Any], sender: str | None = None

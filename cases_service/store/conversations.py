@@ -4,7 +4,6 @@ The statements of pages stand in queries/conversations.sql in ascending order. W
 the closed table below.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from cases_service.cases.schemas import ActivitySchema, Instant, MessageSchema, 
 from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import Statement, number, numbered, statements
+from cases_service.store.page_statements import replaced
 
 Things = Literal["messages", "activities"]
 
@@ -283,9 +283,7 @@ def _compiled(schema: type[Schema], columns: tuple[str, ...]) -> RowDump:
 def _page_statement(name: str, *, ascending: bool) -> Statement:
     if ascending:
         return _CONVERSATIONS[name]
-    marks = re.compile("|".join(re.escape(text) for text in sorted(_DESCENDING, key=len, reverse=True)))
-    turned = marks.sub(lambda match: _DESCENDING[match[0]], statements("conversations")[name])
-    return number(f"conversations.{name}_descending", turned)
+    return number(f"conversations.{name}_descending", replaced(statements("conversations")[name], _DESCENDING))
 
 
 def _boundary(cursor: Cursor | None, *, ascending: bool) -> tuple[str, UUID]:

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
+from cases_service.application import Application
 from tests.api.conversations import Sides, message_id, sides_of
 from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem
@@ -583,3 +584,15 @@ class TestCounts:
 def test_the_message_of_the_document_can_be_sent(sides: Sides) -> None:
     body = json.loads(block("docs/api.md", "json", 'Is there any news?"}\n'))
     assert sides.say(**body)["id"] == body["id"]
+
+
+def test_the_document_lists_the_routes(app: Application) -> None:
+    listed = [line.split() for line in block("docs/api.md", "text", "/activities").splitlines() if line]
+    listed += [line.partition("?")[0].split() for line in block("docs/api.md", "text", "/events?").splitlines()]
+    routes = {
+        (method, rule.rule.replace("<uuid:", "<").replace("<token>", "<external_id_jwt_token>"))
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD"}
+        if rule.endpoint.partition(".")[0] in ("conversations", "organization_conversations")
+    }
+    assert {(method, path) for method, path in listed} == routes

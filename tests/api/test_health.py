@@ -1,7 +1,12 @@
 """GET /healthz and /readyz: what a supervisor learns."""
 
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -87,6 +92,39 @@ def test_who_asks_while_another_still_waits_for_the_database_is_told_what_is_kno
         other.rollback()
         waits.result()
     database.close()
+
+
+@contextmanager
+def frozen(connection: psycopg.Connection, application_name: str) -> Iterator[None]:
+    """Hold the server's processes up that serve an application, as a host does that is out of memory."""
+    statement = "select pid from pg_stat_activity where application_name = %s"
+    pids = [pid for (pid,) in connection.execute(statement, [application_name])]
+    assert pids
+    if not Path(f"/proc/{pids[0]}").exists():
+        pytest.skip("the server's processes are not on this machine")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_where_postgresql_is_frozen_the_answer_comes_in_a_bounded_time(
+    make_client: Callable[..., FlaskClient], service_url: str, connection: psycopg.Connection
+) -> None:
+    name = f"frozen {uuid4().hex[:8]}"
+    client = make_client(database_url=make_conninfo(service_url, application_name=name))
+    assert client.get("/readyz").status_code == 200
+    time.sleep(service._READINESS_SECONDS)
+    with frozen(connection, name):
+        began = time.monotonic()
+        answer = client.get("/readyz")
+        took = time.monotonic() - began
+    assert_problem(answer, 503, "unavailable")
+    assert took < service._ANSWER_SECONDS + 0.5
+    wait_for(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_an_answer_is_kept_for_a_second(client: FlaskClient, log_lines: LogLines) -> None:

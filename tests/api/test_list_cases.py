@@ -8,6 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from flask.testing import FlaskClient
 
+from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.timestamps import FIRST, LAST
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
 
 ORDERINGS = ("created_at", "-created_at", "updated_at", "-updated_at")
@@ -389,3 +391,38 @@ def test_extreme_ids_are_walked(client: FlaskClient, organization: Organization)
         assert [ids(d)[0] for d in pages] == (cases if ordering[0] != "-" else cases[::-1])
         for document in pages[1:]:
             assert page(client, visitor, document["previous"])["results"]
+
+
+@pytest.mark.parametrize("ordering", ORDERINGS)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("moment", [FIRST - 1, FIRST, LAST, LAST + 1])
+@pytest.mark.parametrize("edge", [UUID(int=0), UUID(int=2**128 - 1)])
+def test_the_links_of_a_page_at_the_end_of_time_are_taken(
+    client: FlaskClient, organization: Organization, ordering: str, backward: bool, moment: int, edge: UUID
+) -> None:
+    visitor = organization.visitor()
+    cases = visitor.cases(3)
+    cursor = Cursor(Position(moment, edge), backward, visitor_tag(visitor.id))
+    text = cursor.encode(Collection(organization.id, ordering))
+    document = page(client, visitor, f"{visitor.path}?ordering={ordering}&cursor={text}")
+    links = [link for link in (document["next"], document["previous"]) if link]
+    assert len(links) == (not document["results"])
+    for link in links:
+        assert sorted(ids(page(client, visitor, link))) == sorted(cases)
+
+
+def test_the_largest_page_is_less_than_fifty_megabytes(client: FlaskClient, organization: Organization) -> None:
+    """A hundred descriptions of 65,536 characters of which each takes six bytes in JSON."""
+    visitor = organization.visitor()
+    organization.connection.execute(
+        """
+        insert into cases (organization_id, id, case_number, contact_id, status, priority, subject, description,
+            created_at, updated_at)
+        select %s, gen_random_uuid(), n, %s, 'Open', 1, repeat(chr(1), 1000), repeat(chr(1), 65536), now(), now()
+        from generate_series(1, 100) n
+        """,
+        [organization.id, visitor.contact_ids[0]],
+    )
+    response = get(client, organization, f"{visitor.path}?page_size=100")
+    assert response.status_code == 200
+    assert 39_000_000 < len(response.data) < 50_000_000

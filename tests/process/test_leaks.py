@@ -356,7 +356,6 @@ def crash(run: Run) -> None:
     # Dropped with all that stands on it, which nobody needs any more.
     world.connection.execute("alter table cases drop column priority cascade")
     world.connection.execute(f"alter table cases add priority text not null default '{STORED_VALUE}'")
-    world.connection.execute("alter table cases add content_hash bigint not null default 0")
     run.get_until("internal_error")
 
 

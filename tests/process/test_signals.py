@@ -4,12 +4,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from tests.factories import Organization
 from tests.process.running import Service, is_alive, wait_for
-from tests.process.test_stopping import Client
+from tests.process.test_stopping import Client, is_somebody_waiting
 
 # Makes the moment in which a thread runs that its starter has not noted yet last a second.
 SLOW_START = """
@@ -46,6 +49,27 @@ def test_an_interrupt_while_a_thread_starts_ends_every_process(
     assert not [worker for worker in service.workers() if is_alive(worker)]
     assert "Traceback" not in service.log
     client.close()
+
+
+def test_an_interrupt_waits_for_no_request(
+    serve: Callable[..., Service], organization: Organization, database_url: str
+) -> None:
+    service = serve(CASES_STATEMENT_TIMEOUT="20", CASES_LOCK_TIMEOUT="19", CASES_GRACEFUL_TIMEOUT="60")
+    service.wait_until_ready()
+    visitor = organization.visitor()
+    request = (
+        f"GET {visitor.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Token {organization.token}\r\n\r\n"
+    ).encode()
+    with psycopg.connect(database_url) as locked, service.connect() as client:
+        locked.execute("lock table cases in access exclusive mode")
+        client.sendall(request)
+        wait_for(partial(is_somebody_waiting, database_url))
+        began = time.monotonic()
+        os.killpg(service.process.pid, signal.SIGINT)
+        assert service.process.wait(60) == 0
+        assert time.monotonic() - began < 8
+    assert not [worker for worker in service.workers() if is_alive(worker)]
+    assert not [event for event in service.events if event["level"] in ("error", "critical")]
 
 
 def test_hup_to_the_whole_group_replaces_the_workers_and_loses_no_request(serve: Callable[..., Service]) -> None:

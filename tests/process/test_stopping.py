@@ -84,7 +84,7 @@ def test_a_request_that_has_begun_is_answered_whole(
     with psycopg.connect(database_url) as locked:
         locked.execute("lock table cases in access exclusive mode")
         request.start()
-        wait_for(partial(_is_somebody_waiting, database_url))
+        wait_for(partial(is_somebody_waiting, database_url))
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert service.process.poll() is None
@@ -94,7 +94,7 @@ def test_a_request_that_has_begun_is_answered_whole(
     assert service.process.wait(PATIENCE) == 0
 
 
-def _is_somebody_waiting(database_url: str) -> bool:
+def is_somebody_waiting(database_url: str) -> bool:
     with psycopg.connect(database_url) as connection:
         waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         return connection.execute(waiting).fetchone() is not None

@@ -58,12 +58,12 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Asked:
     respond = partial(_respond_with_page, request, token, collection, cursor)
 
     def ask_whole() -> Asked:
-        return Asked(ask(), visitor.key_id, respond)
+        return Asked(ask(), visitor, respond)
 
     if not request.if_none_match or parameters["attributes"] is not None:
         return ask_whole()
     # Most likely the caller has the page already. Where it has not, the page is asked for once more.
-    return Asked(ask(whole=False), visitor.key_id, partial(respond, instead=ask_whole))
+    return Asked(ask(whole=False), visitor, partial(respond, instead=ask_whole))
 
 
 @blueprint.get("/summary")
@@ -75,7 +75,7 @@ def summarize_cases(request: CasesRequest, access: Access, token: str) -> Asked:
     query = store.summarize_cases(
         organization_id=access.organization_id, external_id=visitor.external_id, filters=filters
     )
-    return Asked(query, visitor.key_id, partial(_respond_with_summary, request))
+    return Asked(query, visitor, partial(_respond_with_summary, request))
 
 
 @blueprint.get("/<case_id>")
@@ -90,7 +90,7 @@ def get_case(request: CasesRequest, access: Access, token: str, case_id: str) ->
         case_id=uuid_or_none(case_id),
         fields=parameters["attributes"],
     )
-    return Asked(query, visitor.key_id, partial(_respond_with_case, request))
+    return Asked(query, visitor, partial(_respond_with_case, request))
 
 
 def _respond_with_page(

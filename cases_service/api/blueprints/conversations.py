@@ -112,7 +112,7 @@ def _list(things: Things, request: CasesRequest, access: Access, token: str, cas
         link = partial(link_of_visitor, request, token, access.organization_id, below=f"/{given_id}/{things}")
         return respond_with_page(request, page, collection, link)
 
-    return Asked(query, visitor.key_id, respond)
+    return Asked(query, visitor, respond)
 
 
 def _write(
@@ -148,7 +148,7 @@ def _write(
         )
         return write(writer, given)
 
-    return Asked(query, visitor.key_id, respond)
+    return Asked(query, visitor, respond)
 
 
 def _case(case: StoredCase) -> Response:
