@@ -271,8 +271,7 @@ class Crowd:
         while True:
             is_last = self.is_over.is_set()
             document = each.events(f"?after={after}&page_size={number + 1}").get_json()
-            for event in document["results"]:
-                seen.append((event["position"], event["type"], event["message"] and event["message"]["id"]))
+            seen += [(e["position"], e["type"], e["message"] and e["message"]["id"]) for e in document["results"]]
             after = document["last"]
             if is_last and not document["has_more"]:
                 return seen
