@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-memory bench-row-security docs image lock .venv
+	bench-quick bench-memory bench-row-security docs image lock openapi .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -110,6 +110,10 @@ $(VENV)/complete: requirements/development.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The interface's document in the tree, for those who read it there; a test compares.
+openapi: .venv
+	$(BIN)/python -m tests.openapi_document
 
 # The document of the demo that runs, through a linter.
 lint-openapi:

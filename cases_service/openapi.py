@@ -35,8 +35,11 @@ organization's signing keys. It stands in the path or, better, in the header `{I
 `{IN_HEADER}` in its place in the path, since paths end up in logs. Keep both in your backend.
 
 `HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
-repeated is an error. Errors are problem documents (RFC 9457): program against `code`. GETs may be repeated after 429,
-503 and 504. What is no HTTP at all, or has a request line of more than 8,190 bytes, gets a bare 4xx or 501.
+repeated is an error; only a list may be repeated, or come once with commas between its values. Errors are problem
+documents (RFC 9457): program against `code`. GETs may be repeated after 429, 503 and 504.
+
+What never reaches the service is answered without a body, and not listed with the operations: 414 for a request line
+of more than 8,190 bytes, 431 for header fields that are too long or too many, another 4xx or 501 for what is no HTTP.
 
 Within v5 attributes, codes and enumeration values may be added: ignore what you do not know.
 """
@@ -180,11 +183,6 @@ _STATUS_WORDS: Final = {
     503: "The service cannot answer now.",
     504: "The database took too long.",
 }
-# What gunicorn refuses before the application sees it.
-_REFUSED: Final[dict[int, Json]] = {
-    414: {"description": "The request line is longer than 8,190 bytes. Without a body and headers of the service."},
-    431: {"description": "The header fields are too long or too many. Without a body and headers of the service."},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +194,8 @@ class Operation:
     tag: str
     media_type: str = "application/json"
     schema: type[Schema] | Json
+    with_fields: str | None = None
+    """The schema of an answer to a request that names `fields`."""
     example: Any = None
     parameters: type[Schema] | None = None
     conditional: bool = False
@@ -221,6 +221,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Cases",
         parameters=parameters.CollectionParameters,
         schema=schemas.PageSchema,
+        with_fields="PageOfPartialCases",
         example={"next": _EXAMPLES["next"], "previous": None, "results": [_CASE]},
         conditional=True,
         problems=_all_but(errors.CaseNotFoundError),
@@ -241,6 +242,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Cases",
         parameters=parameters.DetailParameters,
         schema=schemas.CaseSchema,
+        with_fields="PartialCase",
         example=_CASE,
         conditional=True,
         problems=_all_but(errors.InvalidCursorError),
@@ -331,8 +333,12 @@ def describe(routes: Map, server: str) -> Json:
         if rule.endpoint in OPERATIONS:
             spec.path(path=_path(rule), operations={"get": _operation(rule, OPERATIONS[rule.endpoint])})
     document: Json = spec.to_dict()
-    for name, schema in document["components"]["schemas"].items():
+    for path in document["paths"].values():
+        path["head"] = _without_bodies(path["get"])
+    described = document["components"]["schemas"]
+    for name, schema in described.items():
         _say_what_is_there(name, schema)
+    described |= _narrowed_by_fields(described)
     return document
 
 
@@ -362,11 +368,27 @@ def _operation(rule: Rule, operation: Operation) -> Json:
     }
 
 
+def _without_bodies(operation: Json) -> Json:
+    """Return what HEAD does, given what GET does."""
+    responses = {
+        status: {name: value for name, value in response.items() if name != "content"}
+        for status, response in operation["responses"].items()
+    }
+    return operation | {
+        "operationId": f"head_{operation['operationId']}",
+        "summary": f"{operation['summary']}: the headers alone",
+        "description": "What `GET` answers, without the body.",
+        "responses": responses,
+    }
+
+
 def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int, Json]:
     headers = (*_EVERYWHERE, *more_headers, *(["ETag"] if operation.conditional else []))
     content: Json = {"schema": operation.schema}
     if operation.example is not None:
         content["example"] = operation.example
+    if operation.with_fields is not None:
+        content["x-with-fields"] = {"$ref": f"#/components/schemas/{operation.with_fields}"}
     responses: dict[int, Json] = {
         200: {
             "description": operation.summary + ".",
@@ -381,7 +403,7 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
         by_status[kind.status].append(kind)
     for status, kinds in sorted(by_status.items()):
         responses[status] = _problem(status, kinds, more_headers)
-    return responses | _REFUSED
+    return responses
 
 
 def _problem(status: int, kinds: list[type[ProblemError]], more_headers: tuple[str, ...]) -> Json:
@@ -453,17 +475,22 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
 
 
 def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
-    return {"style": "form", "explode": False} if isinstance(field, parameters.CommaSeparated) else {}
+    return {"style": "form", "explode": True} if isinstance(field, parameters.CommaSeparated) else {}
 
 
 def _say_what_is_there(name: str, schema: Json) -> None:
     """Complete an object's schema: which of its attributes an answer always has, and that there may come more."""
     del schema["additionalProperties"]
     schema["description"] = (getattr(schemas, f"{name}Schema").__doc__ or "").strip()
-    always = [attribute for attribute in schema["properties"] if (name, attribute) != ("Problem", "errors")]
-    if name == "Case":
-        # `fields` chooses among them.
-        always = []
-    schema["required"] = always
-    if not always:
-        del schema["required"]
+    schema["required"] = [attribute for attribute in schema["properties"] if (name, attribute) != ("Problem", "errors")]
+
+
+def _narrowed_by_fields(described: Json) -> Json:
+    """Return the schemas of what `fields` leaves. Were they one with the others, each attribute could be missing."""
+    case, page = dict(described["Case"]), dict(described["Page"])
+    del case["required"]
+    case["description"] = "A case with the attributes that `fields` names, and no others."
+    page["description"] = "A page whose cases have the attributes that `fields` names, and no others."
+    items = {"type": "array", "items": {"$ref": "#/components/schemas/PartialCase"}}
+    page["properties"] = page["properties"] | {"results": page["properties"]["results"] | items}
+    return {"PartialCase": case, "PageOfPartialCases": page}

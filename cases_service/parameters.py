@@ -50,7 +50,9 @@ class CommaSeparated(fields.Field[Any]):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> frozenset[Any]:
         items = value.split(",")
         if not all(item in self.choices for item in items):
-            raise ValidationError(f"Expected one or more of {', '.join(self.choices)}, separated by commas or repeated.")
+            raise ValidationError(
+                f"Expected one or more of {', '.join(self.choices)}, separated by commas or repeated."
+            )
         return frozenset(self.choices[item] for item in items)
 
 
@@ -94,6 +96,7 @@ def _attributes() -> CommaSeparated:
         load_default=None,
         metadata=says(
             "The attributes that the case is to have, in the answer in their documented order. Without it, all."
+            " With it, the answer is a `PartialCase` or a `PageOfPartialCases`."
         ),
     )
 
