@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-memory bench-row-security docs image lock openapi package sbom swagger-ui .venv
+	bench-quick bench-memory bench-row-security load-statements docs image lock openapi package sbom \
+	swagger-ui .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -44,6 +45,10 @@ format: .venv
 	$(BIN)/ruff check --fix
 
 check: lint test docs
+
+# The statements of `load`, as they come out of their templates.
+load-statements: .venv
+	$(BIN)/python -m cases_service.loading.statements
 
 # The tests of generated input, with thousands of examples each, and others each time: some ten minutes.
 fuzz: .venv
@@ -139,8 +144,8 @@ $(VENV)/sbom/complete: $(VENV)/complete requirements/sbom.lock
 	$(VENV)/sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sbom.lock
 	touch $@
 
-# The page at /docs of the release that cases_service/docs_page/README.md names, without source maps. Needs npm.
-PAGE := cases_service/docs_page/swagger-ui
+# The page at /docs of the release that cases_service/api/docs_page/README.md names, without source maps. Needs npm.
+PAGE := cases_service/api/docs_page/swagger-ui
 swagger-ui:
 	rm -rf build/swagger-ui && mkdir -p build/swagger-ui
 	cd build/swagger-ui && npm pack --silent \

@@ -3,12 +3,16 @@
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cases_service import metrics_files, server_process, tracing
-from cases_service.logs import logging_config
+from cases_service.cli import standard_streams
+from cases_service.observability import logs, metrics_files, tracing
+from cases_service.server import descriptors, launch
 from cases_service.settings import SettingsError, read_settings, unknown_names
+
+standard_streams.open_missing()
 
 try:
     _settings = read_settings()
@@ -23,9 +27,9 @@ threads = _settings.threads
 keepalive = _settings.keepalive
 graceful_timeout = _settings.graceful_timeout
 
-worker_class = "cases_service.gunicorn_worker.CasesWorker"
-logger_class = "cases_service.gunicorn_worker.CasesLogger"
-logconfig_dict = logging_config(_settings)
+worker_class = "cases_service.server.worker.CasesWorker"
+logger_class = "cases_service.server.worker.CasesLogger"
+logconfig_dict = logs.logging_config(_settings)
 loglevel = _settings.log_level
 
 # A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
@@ -54,8 +58,22 @@ def on_starting(server: Any) -> None:
             "cases-service: gunicorn's --certfile and --keyfile: TLS ends at a proxy in front, and not here;"
             " leave them out and see docs/deployment.md"
         )
+    if "SCRIPT_NAME" in server.cfg.env:
+        sys.exit("cases-service: gunicorn's --env SCRIPT_NAME: leave it out and set CASES_PUBLIC_URL")
+    logs.configure(_settings)
+    logs.structure_everything()
+    # gunicorn would start a second master beside this one, from arguments that `serve` has made.
+    server.handle_usr2 = partial(server.log.warning, "SIGUSR2 is not supported: SIGHUP replaces the workers")
     for name in unknown_names():
         server.log.warning("%s is not a setting of this service", name)
+    wanted = server.cfg.worker_connections
+    if (limit := descriptors.connection_limit(_settings, wanted)) < wanted:
+        server.log.warning(
+            "each worker can have %d connections of clients instead of %d: raise the hard limit of open files"
+            " (LimitNOFILE, ulimit -n)",
+            limit,
+            wanted,
+        )
     if not _settings.secret_keys:
         server.log.warning("CASES_SECRET_KEY is not set: no JWT that is signed with an HMAC key can be verified")
 
@@ -63,19 +81,15 @@ def on_starting(server: Any) -> None:
 def when_ready(_server: Any) -> None:
     """Receive the signals that `serve` held back until gunicorn could handle them, and do the same for workers."""
     metrics_files.make()
-    server_process.release_signals()
-    server_process.hold_signals_in_new_workers()
+    launch.release_signals()
+    launch.hold_signals_in_new_workers()
 
 
 def post_worker_init(_worker: Any) -> None:
     """Receive them in a worker, and spare the garbage collector what the start has made: it stays."""
-    server_process.release_signals()
+    launch.release_signals()
     gc.collect()
     gc.freeze()
-
-
-def pre_request(_worker: Any, _request: Any) -> None:
-    """Do nothing: by default gunicorn writes the path into its log, at the level debug."""
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
@@ -92,4 +106,4 @@ def child_exit(_server: Any, _worker: Any) -> None:
 def on_exit(_server: Any) -> None:
     """Wait until the embedded server is down, where `serve` started one and nobody else uses it."""
     metrics_files.remove()
-    server_process.leave_embedded_server(_settings)
+    launch.leave_embedded_server(_settings)

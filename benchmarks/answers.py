@@ -9,7 +9,7 @@ from benchmarks.contestant import Running
 from benchmarks.credentials import Credentials
 from benchmarks.dataset import CONTACTS, ORDINARY_CASES, Connection, heavy_visitor, true_cases
 from benchmarks.load import Answer, Client, NoAnswerError
-from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service.cases.schemas import CASE_ATTRIBUTES
 
 RIGHT: Final = "right"
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(?:Z|\+00:00)")

@@ -22,7 +22,7 @@ import psutil
 from benchmarks.credentials import Credentials
 from benchmarks.dataset import service_url
 from benchmarks.load import Client, NoAnswerError
-from cases_service.cursors import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
 
 ROOT: Final = Path(__file__).parent.parent
 _START_SECONDS: Final = 60

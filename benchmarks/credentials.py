@@ -6,8 +6,9 @@ from typing import Self
 from uuid import UUID
 
 from benchmarks.dataset import ORGANIZATION, STATEMENTS, Connection
-from cases_service import administration, visitor_tokens
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.secret_encryption import SecretBox
 
 _TTL = 12 * 3600
 

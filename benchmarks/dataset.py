@@ -17,9 +17,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import join
-from cases_service.migrations import init_db
-from cases_service.sql import source
+from cases_service.database.migrations import init_db
+from cases_service.database.statements import source
+from cases_service.embedded.server import join
 
 FOLDER: Final = Path(__file__).parent
 ORGANIZATION: Final = UUID("0b5b1c5e-3d0f-4b5a-9d8e-6c1f2a7b9e10")

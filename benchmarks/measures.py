@@ -21,9 +21,9 @@ from benchmarks.contestant import Place, Running
 from benchmarks.credentials import Credentials
 from benchmarks.dataset import CONTACTS, ORDINARY_CASES, ORGANIZATION, Connection, Size, heavy_visitor, places
 from benchmarks.load import Answer, Client, Loaded, NoAnswerError, closed_loop, open_loop
-from cases_service.cursors import Collection, Cursor, Position, visitor_tag
-from cases_service.filters import Filters
-from cases_service.store import ORDERINGS
+from cases_service.cases.filters import Filters
+from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
+from cases_service.store.cases import ORDERINGS
 
 GATED: Final = ("service", "floor")
 PAGES: Final = ("page of 10", "page of 25", "detail")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.dataset import ORGANIZATION
-from cases_service.database import connection_parameters
+from cases_service.database.connection_pool import connection_parameters
+from cases_service.database.statements import statements
 from cases_service.settings import Settings
-from cases_service.sql import statements
 
 _PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 _TPS: Final = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)

@@ -19,7 +19,7 @@ from benchmarks.credentials import Credentials
 from benchmarks.dataset import FOLDER, Size, database
 from benchmarks.measures import PAGES, Bench, Plan, full_load, requests_of, warm_up
 from benchmarks.report import Ratio, Rounds, paired, table
-from cases_service.sql import statements
+from cases_service.database.statements import statements
 
 _LOGS: Final = FOLDER / "run"
 _BOUND: Final = 0.9

@@ -11,14 +11,15 @@ from flask import Flask, Request, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
-from cases_service import metrics, problems, tracing
-from cases_service.arrivals import arrival
-from cases_service.blueprints import cases, docs, health
-from cases_service.current import CasesRequest, current_request
-from cases_service.database import Database, query_count
+from cases_service.api import problems
+from cases_service.api.blueprints import cases, docs, health, organization_cases
+from cases_service.api.request import CasesRequest, current_request
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.connection_pool import Database, query_count
 from cases_service.errors import NotFoundError, OverloadedError
-from cases_service.logs import configure, method_label
-from cases_service.secret_box import SecretBox
+from cases_service.observability import metrics, tracing
+from cases_service.observability.logs import configure, method_label
+from cases_service.server.queue_time import arrival
 from cases_service.service import Service, current_service
 from cases_service.settings import DemoCredentials, Settings, inherited_demo_credentials, read_settings
 
@@ -87,7 +88,7 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     app = Application("cases_service", static_folder=None)
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
-    add_routes(app, with_docs=settings.docs == "on")
+    add_routes(app, with_docs=settings.docs == "on", with_demo=demo_credentials is not None)
     tracing.trace(app)
     app.before_request(_begin)
     app.after_request(_finish)
@@ -101,13 +102,17 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     return app
 
 
-def add_routes(app: Flask, *, with_docs: bool) -> None:
+def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
     """Add every route of the service, matched without redirects."""
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for blueprint in (cases.blueprint, health.blueprint, *([docs.blueprint] if with_docs else [])):
+    for blueprint in (cases.blueprint, organization_cases.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
+    if with_docs:
+        app.register_blueprint(docs.blueprint)
+    if with_docs and with_demo:
+        app.register_blueprint(docs.demo)
 
 
 def _begin() -> None:
@@ -116,7 +121,7 @@ def _begin() -> None:
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
-        if arrival.seconds_waited > service.settings.pool_timeout:
+        if arrival.seconds_waited > service.settings.pool_timeout or "cases.overloaded" in asked.environ:
             raise OverloadedError
         asked.service_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.

@@ -99,6 +99,25 @@ class SubscriptionInactiveError(ProblemError):
     default_detail = "Renew the organization's subscription."
 
 
+class ScopeMissingError(ProblemError):
+    """The API token lacks a scope."""
+
+    status = 403
+    code = "scope_missing"
+    default_detail = "Use a token that was made with the scope that this route needs: create-token --scope."
+
+    def __init__(self, scope: str = "") -> None:
+        super().__init__(f"This needs a token with the scope {scope}: create-token --scope {scope}." if scope else "")
+
+
+class ReadOnlyDeploymentError(ProblemError):
+    """The service only reads."""
+
+    status = 403
+    code = "read_only_deployment"
+    default_detail = "Nothing can be written through it: its operator has set no CASES_WRITE_DATABASE_URL."
+
+
 class RateLimitedError(ProblemError):
     """There were too many requests."""
 
@@ -128,6 +147,32 @@ class InvalidCursorError(ProblemError):
         "Follow the links next and previous as they are. A cursor holds for the organization, visitor,"
         " ordering and filters that it was made for; start again without one."
     )
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    """The body is of a type that this route does not take."""
+
+    status = 415
+    code = "unsupported_media_type"
+    default_detail = (
+        "Send JSON as it is, with Content-Type: application/json; for PATCH application/merge-patch+json, too."
+    )
+
+
+class BodyTooLargeError(ProblemError):
+    """The body is too large."""
+
+    status = 413
+    code = "body_too_large"
+    default_detail = "It has 1 MiB at the most."
+
+
+class InvalidBodyError(ProblemError):
+    """The body is wrong."""
+
+    status = 400
+    code = "invalid_body"
+    default_detail = "The list of errors names each wrong member and what it accepts."
 
 
 class VisitorTokenError(ProblemError):
@@ -237,6 +282,30 @@ class CaseNotFoundError(ProblemError):
     default_detail = "No case with this id belongs to a contact of this visitor."
 
 
+class PreconditionFailedError(ProblemError):
+    """The case is not as the request expects it."""
+
+    status = 412
+    code = "precondition_failed"
+    default_detail = "It has changed, is there, or is gone: read it again, and decide anew."
+
+
+class CaseNumberTakenError(ProblemError):
+    """Another case has this number."""
+
+    status = 409
+    code = "case_number_taken"
+    default_detail = "A case_number is unique within the organization; case_id names the case that has it."
+
+    def __init__(self, case_id: str | None = None) -> None:
+        super().__init__()
+        self._case_id = case_id
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the document with the case that has the number."""
+        return super().as_dict() | ({} if self._case_id is None else {"case_id": self._case_id})
+
+
 class InternalError(ProblemError):
     """The service failed."""
 
@@ -255,6 +324,20 @@ class UnavailableError(ProblemError):
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
         self.headers = {"Retry-After": "1"}
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The database went away before it said whether a change was made. Its code is that of its parent."""
+
+    default_detail = (
+        "The database went away before it answered: the change may have been made, or not."
+        " Repeat the request; every change can be repeated safely."
+    )
+
+    @property
+    def title(self) -> str:
+        """The same words for each occurrence of the code."""
+        return (UnavailableError.__doc__ or "").strip().rstrip(".")
 
 
 class OverloadedError(UnavailableError):

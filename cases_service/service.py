@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from flask import Request, current_app
 
-from cases_service import metrics, store
-from cases_service.access import Gate
-from cases_service.database import Database
+from cases_service.api.authentication import Gate
+from cases_service.credentials.last_use import LastUse
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database import server_state
+from cases_service.database.connection_pool import Database
+from cases_service.database.migrations import SCHEMA_VERSION
+from cases_service.database.replicas import Replicas
 from cases_service.errors import (
     HostNotAllowedError,
     NotFoundError,
@@ -19,14 +23,11 @@ from cases_service.errors import (
     ProblemError,
     UnavailableError,
 )
-from cases_service.last_use import LastUse
-from cases_service.migrations import SCHEMA_VERSION
-from cases_service.replicas import Replicas
-from cases_service.secret_box import SecretBox
+from cases_service.observability import metrics
 from cases_service.settings import DemoCredentials, Settings
 
 if TYPE_CHECKING:
-    from cases_service.rate_limits import RateLimits
+    from cases_service.api.rate_limits import RateLimits
 
 OPERATION: Final = ("/readyz", "/metrics")
 """What may have an address of its own."""
@@ -69,7 +70,7 @@ class Readiness:
 
     def _ask(self) -> ProblemError | None:
         try:
-            version = self._database.read(store.get_schema_version)
+            version = self._database.read(server_state.get_schema_version)
         except OverloadedError:
             return self._problem
         except ProblemError as problem:
@@ -84,6 +85,7 @@ class Service:
     """One for each application, so one for each worker.
 
     `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
+    `writer` is the primary for the role that writes, None where the service only reads.
     `rate_limits` is None where none is set.
     `demo_credentials` is for the pages of a demo, and of nothing else.
     """
@@ -96,6 +98,7 @@ class Service:
     gate: Gate = field(init=False)
     readiness: Readiness = field(init=False)
     last_use: LastUse = field(init=False)
+    writer: Database | None = field(init=False)
     rate_limits: "RateLimits | None" = field(init=False)
     _closing: threading.Event = field(default_factory=threading.Event)
 
@@ -105,11 +108,15 @@ class Service:
         self.last_use = LastUse(self.database)
         self.gate = Gate(self.database, self.cases, self.rate_limits, self.last_use)
         self.readiness = Readiness(self.database)
+        write_url = self.settings.write_database_url
+        self.writer = None if write_url is None else Database(write_url, self.settings, name="writer")
 
     def open(self) -> None:
         """Begin to connect, in the background."""
         self.database.open()
         self.cases.open()
+        if self.writer is not None:
+            self.writer.open()
         self.last_use.open()
         metrics.start()
         threading.Thread(target=self._count, name="metrics", daemon=True).start()
@@ -119,6 +126,8 @@ class Service:
         self._closing.set()
         self.last_use.close()
         self.cases.close()
+        if self.writer is not None:
+            self.writer.close()
         self.database.close()
         if self.rate_limits is not None:
             self.rate_limits.close()
@@ -128,6 +137,8 @@ class Service:
         while True:
             self.database.count()
             self.cases.count()
+            if self.writer is not None:
+                self.writer.count()
             if self._closing.wait(_COUNT_SECONDS):
                 return
 
@@ -162,7 +173,7 @@ class Service:
 def _rate_limits(settings: Settings) -> "RateLimits | None":
     if not settings.limits_rates:
         return None
-    from cases_service.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
+    from cases_service.api.rate_limits import RateLimits  # noqa: PLC0415  its library takes a tenth of a second
 
     return RateLimits(settings)
 

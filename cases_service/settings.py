@@ -50,6 +50,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             " `DATABASE_URL`, which then needs them."
         ),
     ] = field(name="CASES_ADMIN_DATABASE_URL", default=None)
+    write_database_url: Annotated[
+        str | None,
+        Meta(
+            description="The same database with the rights to write cases, for requests that change them."
+            " Without it the service only reads."
+        ),
+    ] = field(name="CASES_WRITE_DATABASE_URL", default=None)
     read_database_url: Annotated[
         str | None,
         Meta(
@@ -193,9 +200,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("CASES_SECRET_KEY and CASES_SECRET_KEY_FILE are both set; set one of them")
         _check_database_url(self.database_url, "DATABASE_URL")
         _check_database_url(self.admin_database_url, "CASES_ADMIN_DATABASE_URL")
+        _check_database_url(self.write_database_url, "CASES_WRITE_DATABASE_URL")
         _check_database_url(self.read_database_url, "CASES_READ_DATABASE_URL")
         if self.admin_database_url is not None and self.database_url is None:
             raise SettingsError("CASES_ADMIN_DATABASE_URL: expected together with DATABASE_URL, which serves")
+        if self.write_database_url is not None and self.database_url is None:
+            raise SettingsError("CASES_WRITE_DATABASE_URL: expected together with DATABASE_URL, which serves")
         if self.read_database_url is not None and self.database_url is None:
             raise SettingsError("CASES_READ_DATABASE_URL: expected together with DATABASE_URL, whose replicas it names")
         if self.public_url is not None:
@@ -292,6 +302,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     for name in _SESSION_VARIABLES:
         if environment.get(name):
             raise SettingsError(f"{name}: unset it; the statements rely on UTC and ISO dates")
+    if environment.get("SCRIPT_NAME"):
+        raise SettingsError(
+            "SCRIPT_NAME: unset it; let the proxy in front take a prefix off the path, and name it in CASES_PUBLIC_URL"
+        )
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
     values = {name: value for name, value in environment.items() if name in known and value != ""}
     try:

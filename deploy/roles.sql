@@ -1,10 +1,14 @@
--- The three roles of docs/security.md, and a database for them. Once, as a superuser, before the first init-db:
+-- The roles of docs/security.md, and a database for them. Once, as a superuser, before the first init-db:
 --     ADMIN_PASSWORD=... SERVICE_PASSWORD=... psql --set ON_ERROR_STOP=1 --file deploy/roles.sql postgres
--- CASES_ADMIN_DATABASE_URL then names cases_admin, and DATABASE_URL cases_service.
+-- CASES_ADMIN_DATABASE_URL then names cases_admin, and DATABASE_URL cases_service. With WRITER_PASSWORD there is one more:
+-- CASES_WRITE_DATABASE_URL names cases_writer, and requests may change cases.
 \getenv admin_password ADMIN_PASSWORD
 \getenv service_password SERVICE_PASSWORD
+\set writer_password ''
+\getenv writer_password WRITER_PASSWORD
+select :'writer_password' <> '' as has_writer \gset
 
--- Owns the schema. Nobody logs in as it: init-db takes its place for one transaction.
+-- Owns the schema. Nobody logs in as it: init-db takes its place.
 create role cases_owner nologin;
 
 -- For init-db, load, and the commands for tokens and keys. Without `set role` it cannot change the schema.
@@ -18,3 +22,9 @@ create database cases owner cases_owner template template0 encoding 'UTF8';
 revoke all on database cases from public;
 grant connect, temporary on database cases to cases_admin;
 grant connect on database cases to cases_service;
+
+\if :has_writer
+-- For requests that change cases. What it may do, init-db says.
+create role cases_writer login password :'writer_password';
+grant connect on database cases to cases_writer;
+\endif

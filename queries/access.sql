@@ -9,7 +9,9 @@ select
     k.id,
     k.algorithm,
     k.encrypted_secret,
-    k.public_key
+    k.public_key,
+    t.scopes,
+    t.user_id
 from api_tokens t
 join organizations o on o.organization_id = :organization_id
 left join signing_keys k

@@ -18,7 +18,7 @@ select exists (
 );
 
 -- name: list_tokens
-select id, user_id, description, created_at, expires_at, revoked_at, last_used_at
+select id, user_id, scopes, description, created_at, expires_at, revoked_at, last_used_at
 from api_tokens
 where organization_id = :organization_id
 order by created_at, id;
@@ -30,8 +30,8 @@ where organization_id = :organization_id
 order by created_at, id;
 
 -- name: add_token!
-insert into api_tokens (organization_id, id, user_id, token_hash, description, expires_at)
-values (:organization_id, :id, :user_id, :token_hash, :description, :expires_at);
+insert into api_tokens (organization_id, id, user_id, token_hash, scopes, description, expires_at)
+values (:organization_id, :id, :user_id, :token_hash, :scopes, :description, :expires_at);
 
 -- name: revoke_token
 -- Revoking twice keeps the first time.

@@ -11,3 +11,15 @@ exception
     when duplicate_object or unique_violation then null;
 end
 $$;
+
+-- name: make_writer_role!
+-- Likewise.
+do $$
+begin
+    if not exists (select from pg_roles where rolname = 'cases_writer') then
+        create role cases_writer login;
+    end if;
+exception
+    when duplicate_object or unique_violation then null;
+end
+$$;

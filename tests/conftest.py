@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
 from cases_service.application import Application, create_app
-from cases_service.embedded import EmbeddedServer, join
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
 from tests.factories import SECRET_KEY, Organization
 
@@ -93,7 +93,17 @@ def service_role(server_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str, service_role: str) -> Iterator[str]:
+def writer_role(server_url: str) -> Iterator[str]:
+    """The role that writes cases for the service."""
+    name = f"writer_{uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"create role {name} login password '{name}'")
+        yield name
+        server.execute(f"drop role {name}")
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str, service_role: str, writer_role: str) -> Iterator[str]:
     """The tests' own database, for one who may do everything."""
     name = f"cases_test_{uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as server:
@@ -101,7 +111,7 @@ def database_url(server_url: str, service_role: str) -> Iterator[str]:
         try:
             url = make_conninfo(server_url, dbname=name)
             with psycopg.connect(url, autocommit=True) as connection:
-                init_db(connection, service_role=service_role)
+                init_db(connection, service_role=service_role, writer_role=writer_role)
             yield url
         finally:
             server.execute(f"drop database {name} with (force)")
@@ -111,6 +121,12 @@ def database_url(server_url: str, service_role: str) -> Iterator[str]:
 def service_url(database_url: str, service_role: str) -> str:
     """The same database, for the service."""
     return make_conninfo(database_url, user=service_role, password=service_role)
+
+
+@pytest.fixture(scope="session")
+def writer_url(database_url: str, writer_role: str) -> str:
+    """The same database, for requests that write."""
+    return make_conninfo(database_url, user=writer_role, password=writer_role)
 
 
 @pytest.fixture(scope="session")
@@ -131,8 +147,8 @@ def box() -> SecretBox:
 
 
 @pytest.fixture(scope="session")
-def settings(service_url: str) -> Settings:
-    return Settings(database_url=service_url, secret_key=SECRET_KEY)
+def settings(service_url: str, writer_url: str) -> Settings:
+    return Settings(database_url=service_url, write_database_url=writer_url, secret_key=SECRET_KEY)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
 
-from cases_service.embedded import _find_programs
+from cases_service.embedded.server import _find_programs
 from tests.process.running import SCRIPTS, environment
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
-from cases_service import administration, signing_keys
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration, signing_keys
+from cases_service.credentials.secret_encryption import SecretBox
 
 SECRET_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 LONG_AGO = datetime(2015, 8, 31, 16, 32, 17, 879123, tzinfo=UTC)
@@ -35,6 +35,12 @@ class Organization:
             connection, organization_id=self.id, user_id=self.user_id
         )
         self.kid, self.secret = self.key()
+
+    def token_with(self, *scopes: str) -> str:
+        _, token = administration.create_token(
+            self.connection, organization_id=self.id, user_id=self.user_id, scopes=scopes
+        )
+        return token
 
     def insert(self, table: str, **values: Any) -> None:
         names = list(values)
@@ -92,6 +98,16 @@ class Organization:
 
     def headers(self, **extra: str) -> dict[str, str]:
         return {"Authorization": f"Token {self.token}", **extra}
+
+    def stage(self, name: str = "New", position: int = 1) -> UUID:
+        stage_id = uuid4()
+        self.insert("case_funnel_stages", organization_id=self.id, id=stage_id, name=name, position=position)
+        return stage_id
+
+    @property
+    def cases_path(self) -> str:
+        """The organization's own collection."""
+        return f"/api/v5/orgs/{self.id}/cases"
 
     def claims(self, external_id: str, **claims: Any) -> dict[str, Any]:
         # Longer than any run of tests, `make torture` and `make soak` too, and within CASES_JWT_MAX_TTL.
@@ -161,5 +177,5 @@ def assert_problem(response: TestResponse, status: int, code: str) -> dict[str, 
     assert document["title"]
     assert document["detail"]
     assert document["request_id"] == response.headers["X-Request-ID"]
-    assert set(document) <= {"type", "title", "status", "detail", "code", "request_id", "errors"}
+    assert set(document) <= {"type", "title", "status", "detail", "code", "request_id", "errors", "case_id"}
     return document

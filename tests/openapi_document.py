@@ -7,14 +7,14 @@ from typing import Final
 from flask import Flask
 from werkzeug.routing import Map
 
+from cases_service.api.openapi import describe
 from cases_service.application import add_routes
-from cases_service.openapi import describe
 
 FILE: Final = Path(__file__).parents[1] / "docs/openapi.json"
 
 
 def document_text(routes: Map) -> str:
-    return json.dumps(describe(routes, "/"), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(describe(routes, "/", writes=True), indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

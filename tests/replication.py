@@ -13,8 +13,8 @@ from typing import Self
 
 import psycopg
 
-from cases_service import embedded_supervisor as supervisor
-from cases_service.embedded import EmbeddedServer, _find_programs, join
+from cases_service.embedded import supervisor
+from cases_service.embedded.server import EmbeddedServer, _find_programs, join
 from tests.process.embedded_data import FAST, url_of
 from tests.process.running import wait_for
 

@@ -7,7 +7,7 @@ from typing import Any
 from pglast import ast, parse_sql
 from pglast.enums import A_Expr_Kind, BoolExprType, JoinType
 
-from cases_service.sql import number
+from cases_service.database.statements import number
 
 ORGANIZATION = "the organization of the request"
 Column = tuple[str, str]

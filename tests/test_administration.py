@@ -7,10 +7,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from cases_service import administration
-from cases_service.administration import AdministrationError
-from cases_service.secret_box import NoSecretKeyError, SecretBox
-from cases_service.signing_keys import KeyMaterialError
+from cases_service.credentials import administration
+from cases_service.credentials.administration import AdministrationError
+from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
+from cases_service.credentials.signing_keys import KeyMaterialError
 from tests.factories import SECRET_KEY, Organization
 from tests.test_secrets import MAKERS, NEW, pem
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cases_service.sql import source, statements
+from cases_service.database.statements import source, statements
 
 PACKAGE = Path(__file__).parent.parent / "cases_service"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -32,51 +32,55 @@ def importers(name: str) -> set[str]:
 
 
 def test_one_module_imports_jwt() -> None:
-    assert importers("jwt") == {"visitor_tokens.py"}
+    assert importers("jwt") == {"credentials/visitor_jwt.py"}
 
 
 def test_one_module_owns_the_pool() -> None:
-    assert importers("psycopg_pool") == {"database.py"}
+    assert importers("psycopg_pool") == {"database/connection_pool.py"}
 
 
 def test_what_is_an_extra_is_imported_where_it_is_wanted() -> None:
-    assert importers("opentelemetry") == {"spans.py"}
-    assert importers("cases_service.spans") == set()
+    assert importers("opentelemetry") == {"observability/spans.py"}
+    assert importers("cases_service.observability.spans") == set()
 
 
-def test_one_module_counts_requests() -> None:
+def test_the_modules_of_the_rate_limits_count_requests() -> None:
     """It takes a tenth of a second to import, for those who set a limit."""
-    assert importers("limits") == {"rate_limits.py", "settings.py"}
+    assert importers("limits") == {"api/memory_counters.py", "api/rate_limits.py", "settings.py"}
 
 
 def test_one_module_encrypts() -> None:
-    assert importers("cryptography.fernet") == {"secret_box.py"}
+    assert importers("cryptography.fernet") == {"credentials/secret_encryption.py"}
 
 
 def test_flask_ends_at_the_blueprints() -> None:
     """The store, the SQL and what they use know nothing of a request."""
-    allowed = {
-        "access.py", "application.py", "conditional.py", "current.py", "problems.py", "rate_limits.py", "service.py",
-        "spans.py", "tracing.py",
-        "blueprints/cases.py", "blueprints/docs.py", "blueprints/health.py", "demo_portal/__main__.py",
-    }  # fmt: skip
-    assert importers("flask") == allowed
+    rooms = {module.partition("/")[0] for module in importers("flask") - {"demo/portal/__main__.py"}}
+    assert rooms == {"api", "application.py", "service.py", "observability"}
+    assert {module for module in importers("flask") if module.startswith("observability/")} == {
+        "observability/spans.py",
+        "observability/tracing.py",
+    }
 
 
 def test_the_portal_is_the_demos_alone() -> None:
-    assert importers("cases_service.demo_portal") == {"demo.py", "demo_portal/__main__.py"}
+    assert importers("cases_service.demo.portal") == {"demo/demo.py", "demo/portal/__main__.py"}
 
 
 def test_blueprints_see_no_sql() -> None:
-    for module in (PACKAGE / "blueprints").glob("*.py"):
+    for module in (PACKAGE / "api" / "blueprints").glob("*.py"):
         found = set(imports(module))
         assert not {name for name in found if name.split(".")[0] in ("psycopg", "aiosql")}
-        assert "cases_service.sql" not in found
+        assert "cases_service.database.statements" not in found
 
 
 def test_schemas_do_no_io() -> None:
-    own = {name for name in imports(PACKAGE / "schemas.py") if name.startswith("cases_service")}
-    assert {name.split(".")[1] for name in own if "." in name} == {"filters", "instants"}
+    own = {name for name in imports(PACKAGE / "cases" / "schemas.py") if name.startswith("cases_service")}
+    assert {".".join(name.split(".")[1:3]) for name in own if "." in name} == {
+        "cases",
+        "cases.filters",
+        "cases.timestamps",
+    }
 
 
 def test_one_module_reads_the_environment() -> None:
@@ -118,6 +122,45 @@ def test_each_statement_of_a_request_names_the_organization_for_each_table() -> 
             assert tables, name
             for _, alias in tables:
                 assert f"{alias}.organization_id = %(organization_id)s" in statement, (name, alias)
+
+
+ROOMS = {
+    "cases": set(),
+    "observability": set(),
+    "database": {"observability"},
+    "store": {"cases", "database"},
+    "credentials": {"database", "store"},
+    "loading": {"cases", "credentials", "database"},
+    "api": {"cases", "credentials", "database", "loading", "observability", "store"},
+    "embedded": {"database"},
+    "server": {"database", "embedded"},
+    "demo": {"credentials", "database", "embedded", "loading", "server"},
+    "cli": {"api", "cases", "credentials", "database", "demo", "embedded", "loading", "server", "store"},
+}
+"""Each room of the package, and the rooms that it may import from. Imports go one way."""
+
+EXCEPTIONS = {("observability/spans.py", "database")}
+"""Traces wrap the round trips to the database, and are imported only where they are wanted."""
+
+
+def test_imports_between_the_rooms_go_one_way() -> None:
+    rooms = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()}
+    assert rooms == set(ROOMS)
+    for module in MODULES:
+        room, _, rest = module.relative_to(PACKAGE).as_posix().partition("/")
+        if not rest:
+            continue
+        found = {name.split(".")[1] for name in imports(module) if name.startswith("cases_service.")} & set(ROOMS)
+        allowed = ROOMS[room] | {room} | {other for path, other in EXCEPTIONS if path == f"{room}/{rest}"}
+        assert found <= allowed, (module, found - allowed)
+
+
+def test_the_order_of_the_rooms_has_no_circle() -> None:
+    order: list[str] = []
+    while len(order) < len(ROOMS):
+        free = [room for room, needs in ROOMS.items() if room not in order and needs <= set(order)]
+        assert free, order
+        order += free
 
 
 def test_every_module_says_what_it_knows() -> None:

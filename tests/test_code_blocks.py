@@ -15,7 +15,7 @@ import click
 import msgspec
 import pytest
 
-from cases_service.commands import cli
+from cases_service.cli.commands import cli
 from cases_service.settings import Settings
 from tests.documents import ROOT, Block, all_blocks, run, without_blocks
 

@@ -1,5 +1,6 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
+import gzip
 import io
 import json
 import os
@@ -23,8 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
-from cases_service import __version__, commands, visitor_tokens
-from cases_service.secret_box import SecretBox
+from cases_service import __version__
+from cases_service.cli import commands
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.settings import read_settings
 from tests.documents import block
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
@@ -223,6 +226,11 @@ class TestLoad:
     def test_a_file_that_is_missing_is_a_wrong_call(self, run: Run) -> None:
         assert_fails(run("load", "nowhere.ndjson"), 2, "'nowhere.ndjson' does not exist")
 
+    def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
+        file = tmp_path / "data.ndjson.gz"
+        file.write_bytes(gzip.compress(lines[1]))
+        assert run("load", file).out.startswith(f"{lines[1].count(b'type')} lines: ")
+
     def test_a_directory_is_a_wrong_call(self, run: Run, tmp_path: Path) -> None:
         assert_fails(run("load", tmp_path), 2, "is a directory")
 
@@ -234,7 +242,7 @@ class TestLoad:
         self, database_url: str, tmp_path: Path, lines: tuple[UUID, bytes], is_known: bool, pattern: str
     ) -> None:
         organization_id, data = lines
-        user = {"type": "user", "organization_id": str(organization_id), "first_name": "x" * 1000}
+        user = {"type": "user", "organization_id": str(organization_id), "avatar_url": "x" * 1000}
         users = "".join(json.dumps(user | {"id": str(uuid4())}) + "\n" for _ in range(5000)).encode()
         file = tmp_path / "data.ndjson"
         file.write_bytes(data + users)
@@ -290,7 +298,12 @@ class TestTokens:
             ("--expires-at", "9999-12-31T23:59:59-14:00", "expected a time before the year 10000"),
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
+            ("--description", "CI\x1b[2J", "expected a text without control characters"),
+            ("--description", "two\nlines", "expected a text without control characters"),
+            ("--description", "CI\x9b2J", "expected a text without control characters"),
+            ("--description", "CI\u202e", "expected a text without control characters"),
             ("--user", "me", "expected a UUID"),
+            ("--scope", "cases", "'cases' is not one of 'visitors:read'"),
         ],
     )
     def test_wrong_options_are_named(
@@ -298,6 +311,14 @@ class TestTokens:
     ) -> None:
         owner = ("--organization", organization.id, "--user", organization.user_id)
         assert_fails(run("create-token", *owner, option, value), 2, f"'{option}': {pattern}")
+
+    def test_control_characters_that_are_stored_are_shown_in_escapes(
+        self, run: Run, organization: Organization
+    ) -> None:
+        organization.update("api_tokens", "user_id", organization.user_id, description="für\x1b[2J\x07\n\x9b1m\u202e")
+        shown = run("list-tokens", "--organization", organization.id).out
+        assert r"für\x1b[2J\x07\n\x9b1m\u202e" in shown
+        assert len(shown.splitlines()) == 2
 
     def test_a_user_of_another_organization_is_none(self, run: Run, organization: Organization) -> None:
         result = run("create-token", "--organization", uuid4(), "--user", organization.user_id)
@@ -422,6 +443,7 @@ class TestLists:
         shown = {
             "id": str(organization.token_id),
             "user_id": str(organization.user_id),
+            "scopes": ["visitors:read"],
             "description": "shop",
             "created_at": time,
             "expires_at": None,
@@ -431,7 +453,14 @@ class TestLists:
         assert json.loads(run("list-tokens", "--organization", organization.id, "--json").out) == [shown]
         heading, line = run("list-tokens", "--organization", organization.id).out.splitlines()
         assert heading.split() == list(shown)
-        assert line.split() == [value or "-" for value in shown.values()]
+        assert line.split() == [value or "-" for value in {**shown, "scopes": "visitors:read"}.values()]
+
+    def test_tokens_are_listed_with_their_scopes(self, run: Run, organization: Organization) -> None:
+        owner = ("--organization", organization.id, "--user", organization.user_id)
+        assert run("create-token", *owner, "--scope", "cases:write", "--scope", "cases:read").status == 0
+        found = json.loads(run("list-tokens", "--organization", organization.id, "--json").out)
+        assert [token["scopes"] for token in found] == [["visitors:read"], ["cases:read", "cases:write"]]
+        assert " cases:read,cases:write " in run("list-tokens", "--organization", organization.id).out
 
     def test_keys_are_listed_with_their_last_use(self, run: Run, organization: Organization) -> None:
         times = {"created_at": LONG_AGO, "retired_at": LONG_AGO, "last_used_at": LONG_AGO}
@@ -663,7 +692,7 @@ class TestProcess:
 
     def test_two_processes_make_one_secret_key(self, tmp_path: Path) -> None:
         script = (
-            "import pathlib, sys; from cases_service.data_directory import secret_key_file;"
+            "import pathlib, sys; from cases_service.embedded.data_directory import secret_key_file;"
             "print(secret_key_file(pathlib.Path(sys.argv[1])).read_text())"
         )
         commands = [

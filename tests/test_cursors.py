@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases_service.cursors import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
 from cases_service.errors import InvalidCursorError
 
 COLLECTION = Collection(UUID(int=7), "created_at")
@@ -57,7 +57,7 @@ def test_what_a_forger_could_digest_is_refused_by_its_values(version: int, backw
     body = struct.pack(">BBq16s8s", version, backward, microseconds, bytes(16), bytes(8))
     genuine = Cursor(Position(0, UUID(int=0)), backward=False, visitor_tag=bytes(8)).encode(COLLECTION)
     assert base64.urlsafe_b64decode(genuine)[:34] == struct.pack(">BBq16s8s", 1, 0, 0, bytes(16), bytes(8))
-    from cases_service import cursors  # noqa: PLC0415
+    from cases_service.cases import pagination as cursors  # noqa: PLC0415
 
     forged = base64.urlsafe_b64encode(body + cursors._digest(body, COLLECTION)).decode()
     with pytest.raises(InvalidCursorError):

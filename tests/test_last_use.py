@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service import administration, last_use
-from cases_service.database import Database
-from cases_service.last_use import LastUse
+from cases_service.credentials import administration, last_use
+from cases_service.credentials.last_use import LastUse
+from cases_service.database.connection_pool import Database
 from cases_service.settings import Settings
 from tests.conftest import LogLines
 from tests.factories import LONG_AGO, Organization, cases_path, get, hs256

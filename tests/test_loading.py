@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import signal
@@ -26,17 +27,17 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from cases_service.loading import MAXIMUM_LINE_BYTES, LoadError, LoadFile, LoadSummary, load
-from cases_service.secret_box import SecretBox
-from cases_service.signing_keys import MAXIMUM_LIVE_KEYS, new_secret
-from cases_service.sql import source
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS, new_secret
+from cases_service.database.statements import source
+from cases_service.loading.load import MAXIMUM_LINE_BYTES, LoadError, LoadFile, LoadSummary, load
 
 Fields = dict[str, Any]
 
 TIME = "2018-06-26T14:58:54.123456Z"
 LATER = "2019-01-01T00:00:00.000001Z"
 ROOT = Path(__file__).parent.parent
-DEMO_FILE = ROOT / "cases_service" / "demo_data" / "nyc311.ndjson"
+DEMO_FILE = ROOT / "cases_service" / "demo" / "data" / "nyc311.ndjson"
 DEMO_ORGANIZATION_ID = b"53b97666-d364-5ae6-931e-d7745d57c1ac"
 TABLES = ("organizations", "users", "signing_keys", "visitors", "contacts", "case_funnel_stages", "cases")
 
@@ -168,8 +169,8 @@ def loader(company: Company, program: str) -> Iterator["subprocess.Popen[bytes]"
     prelude = """
 import signal, sys, psycopg
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests may have had ignored
-from cases_service import loading
-from cases_service.secret_box import SecretBox
+from cases_service.loading import load as loading
+from cases_service.credentials.secret_encryption import SecretBox
 def load_standard_input():
     with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         return loading.load(connection, [loading.LoadFile("-", sys.stdin.buffer)], box=SecretBox([]))
@@ -850,7 +851,7 @@ class TestWholeOrNot:
                     raise KeyboardInterrupt
                 return line
 
-        lines = content_of(company.organization(), *(company.case(subject="x" * 2**18) for _ in range(8)))
+        lines = content_of(company.organization(), *(company.case(description="x" * 2**16) for _ in range(32)))
 
         with pytest.raises(KeyboardInterrupt):
             company.load_files(LoadFile("a.ndjson", Interrupted(lines)))
@@ -875,11 +876,11 @@ class TestWholeOrNot:
         lines = content_of(company.organization(), *(company.case() for _ in range(100)))
         program = """
 import os, signal
-write = loading._Load.write
+write = loading.Load.write
 def write_and_die(self):
     write(self)
     os.kill(os.getpid(), signal.SIGKILL)
-loading._Load.write = write_and_die
+loading.Load.write = write_and_die
 load_standard_input()
 """
         with loader(company, program) as process:
@@ -923,7 +924,7 @@ class TestSigningKeys:
                     staged[:] = cursor.execute("select * from staged_signing_keys").fetchall() or staged
                 return super().readline(limit)
 
-        more_than_a_batch = [company.case(subject="x" * 2**18) for _ in range(6)]
+        more_than_a_batch = [company.case(description="x" * 2**16) for _ in range(24)]
 
         company.load_files(LoadFile("a.ndjson", Watched(content_of(company.organization(), key, *more_than_a_batch))))
 
@@ -1156,6 +1157,18 @@ class TestTwoAtOnce:
             for loading in loads:
                 assert loading.result(timeout=30).lines == 2
 
+    def test_a_load_gives_up_and_names_whom_it_waits_for(self, company: Company) -> None:
+        case = company.case()
+        company.load(company.organization(), case)
+        with another_connection(company) as holder, holder.transaction():
+            holder.execute("update cases set subject = 'mine' where id = %s", [case["id"]])
+            pid = holder.info.backend_pid
+            with pytest.raises(LoadError) as caught:
+                load(company.connection, [file_of({**case, "subject": "yours"})], box=company.box, wait=0.5)
+        assert f"process {pid} (" in str(caught.value)
+        assert str(caught.value).endswith(": nothing was loaded, try again")
+        assert company.rows("cases")[case["id"]]["subject"] == "mine"
+
     def test_a_load_that_waits_for_its_input_holds_nobody_up(self, company: Company) -> None:
         waiting, end_of_input = threading.Event(), threading.Event()
 
@@ -1216,7 +1229,7 @@ class TestStreams:
 
         assert company.load_files(file_of(longest)).lines == 1
         error = company.error(file_of(organization, b"", longest + b" "))
-        assert str(error) == "a.ndjson:3: longer than 16 MiB"
+        assert str(error) == "a.ndjson:3: longer than 1 MiB"
 
     def test_a_file_that_cannot_be_read_is_named(self, company: Company) -> None:
         class Broken(io.BytesIO):
@@ -1229,6 +1242,43 @@ class TestStreams:
         error = company.error(LoadFile("a.ndjson", Broken(content_of(company.organization()))))
 
         assert str(error) == "a.ndjson:2: cannot be read (Input/output error)"
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (gzip.compress(b"{}", mtime=0), "a gzip file: give it a name that ends in .gz, or unpack it"),
+            ("\ufeff{}".encode("utf-16-le"), "text in UTF-16: write it in UTF-8"),
+            ("\ufeff{}".encode("utf-16-be"), "text in UTF-16: write it in UTF-8"),
+            ("{}".encode("utf-16-le"), "text in UTF-16: write it in UTF-8"),
+            ("{}".encode("utf-16-be"), "text in UTF-16: write it in UTF-8"),
+            (b"PK\x03\x04...", "a zip file: unpack it"),
+        ],
+    )
+    def test_what_is_no_text_in_utf_8_is_named(self, company: Company, content: bytes, reason: str) -> None:
+        error = company.error(LoadFile("a.ndjson", io.BytesIO(content)))
+
+        assert str(error) == f"a.ndjson: {reason}"
+
+    def test_a_packed_stream_is_read_line_by_line(self, company: Company) -> None:
+        packed = gzip.compress(content_of(company.organization(), *(company.case() for _ in range(100))))
+
+        assert company.load_files(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed)))).lines == 101
+
+    def test_an_endless_line_of_a_packed_stream_is_refused_at_the_limit(self, company: Company) -> None:
+        packed = gzip.compress(b" " * 2**27)
+
+        error = company.error(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed))))
+
+        assert str(error) == "a.gz:1: longer than 1 MiB"
+
+    @pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: b"{}", lambda packed: packed[:60]])
+    def test_a_damaged_packed_stream_is_named(self, company: Company, damage: Callable[[bytes], bytes]) -> None:
+        packed = damage(gzip.compress(content_of(company.organization(), *(company.case() for _ in range(100)))))
+
+        error = company.error(LoadFile("a.gz", gzip.GzipFile(fileobj=io.BytesIO(packed))))
+
+        assert error.reason == "cannot be read (it is no gzip file, or a damaged one)"
+        assert company.rows("cases") == {}
 
     def test_every_byte_that_was_read_is_reported(self, company: Company) -> None:
         contents = [content_of(company.organization(), b"", *(company.case() for _ in range(10))), b"\n", b""]
@@ -1301,6 +1351,37 @@ class TestStatistics:
 
         load(empty_schema, [file_of(user, company.user(), removal(visitor))], box=company.box)
         assert known_rows(empty_schema) == {"organizations": 1, "users": 2, "visitors": 0, "cases": 7}
+
+    def test_a_table_that_somebody_holds_is_left_out_and_told(
+        self, empty_schema: psycopg.Connection, company: Company
+    ) -> None:
+        (schema,) = empty_schema.execute("select current_schema").fetchone() or ("",)
+        with another_connection(company) as holder, holder.transaction():
+            holder.execute(f"lock table {schema}.users in share update exclusive mode".encode())
+            summary = load(empty_schema, [file_of(company.organization(), company.user())], box=company.box)
+
+        assert summary.without_statistics == ["users"]
+        assert known_rows(empty_schema) == {"organizations": 1}
+
+    def test_a_load_that_waits_for_a_table_keeps_no_reader_waiting(
+        self, empty_schema: psycopg.Connection, company: Company
+    ) -> None:
+        (schema,) = empty_schema.execute("select current_schema").fetchone() or ("",)
+        with (
+            another_connection(company) as holder,
+            another_connection(company) as reader,
+            ThreadPoolExecutor() as threads,
+        ):
+            reader.execute("set statement_timeout = '2s'")
+            with holder.transaction():
+                # As an index in the making does.
+                holder.execute(f"lock table {schema}.cases in share mode".encode())
+                lines = file_of(company.organization(), company.case())
+                loading = threads.submit(load, empty_schema, [lines], box=company.box)
+                wait_until_blocks(holder, 1)
+                for table in TABLES:
+                    reader.execute(f"select from {schema}.{table}".encode())
+            assert loading.result(timeout=30).lines == 2
 
 
 def known_rows(connection: psycopg.Connection) -> dict[str, int]:

@@ -11,14 +11,14 @@ import pytest
 from psycopg import sql
 
 from cases_service.application import create_app
-from cases_service.cursors import Cursor, Position, visitor_tag
-from cases_service.database import Connection, Database, query_count
-from cases_service.exchange import Query, preamble
-from cases_service.filters import CHANNELS, PRIORITIES, STATUSES, Filters
-from cases_service.instants import to_microseconds
-from cases_service.secret_box import SecretBox
+from cases_service.cases.filters import CHANNELS, PRIORITIES, STATUSES, Filters
+from cases_service.cases.pagination import Cursor, Position, visitor_tag
+from cases_service.cases.timestamps import to_microseconds
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.connection_pool import Connection, Database, query_count
+from cases_service.database.pipeline import Query, preamble
 from cases_service.settings import Settings
-from cases_service.store import ORDERINGS, list_cases, summarize_cases
+from cases_service.store.cases import ORDERINGS, list_cases, summarize_cases
 from tests.factories import Organization, Visitor, get
 
 PAGE_SIZE = 25

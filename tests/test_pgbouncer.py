@@ -17,7 +17,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from cases_service.application import Application, create_app
-from cases_service.database import Connection, Database, session_settings
+from cases_service.database.connection_pool import Connection, Database, session_settings
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.factories import Organization, get

@@ -15,7 +15,7 @@ from cases_service import __version__
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LICENCES = ROOT / "deploy/licenses"
-PAGE = ROOT / "cases_service/docs_page"
+PAGE = ROOT / "cases_service/api/docs_page"
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 
 

@@ -13,14 +13,15 @@ import pytest
 from flask.testing import FlaskClient
 from psycopg.conninfo import conninfo_to_dict
 
-from cases_service import administration, metrics
 from cases_service.application import Application, create_app
-from cases_service.database import Connection, query_count
-from cases_service.embedded import SERVICE_ROLE, EmbeddedServer
+from cases_service.credentials import administration
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.connection_pool import Connection, query_count
+from cases_service.database.migrations import init_db
+from cases_service.database.replicas import Replicas, name_of, single_hosts
+from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer
 from cases_service.errors import OverloadedError
-from cases_service.migrations import init_db
-from cases_service.replicas import Replicas, name_of, single_hosts
-from cases_service.secret_box import SecretBox
+from cases_service.observability import metrics
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.documents import block, run
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, get

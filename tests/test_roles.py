@@ -12,15 +12,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service import administration, migrations
-from cases_service.administration import KnownKey, KnownToken
 from cases_service.application import create_app
-from cases_service.database_at_hand import DatabaseAtHand
-from cases_service.demo import DEMO_DATA
-from cases_service.embedded import _find_programs
-from cases_service.loading import LoadFile, load
-from cases_service.migrations import SchemaError
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration
+from cases_service.credentials.administration import KnownKey, KnownToken
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database import migrations
+from cases_service.database.migrations import SchemaError
+from cases_service.demo.demo import DEMO_DATA
+from cases_service.embedded.command_database import DatabaseAtHand
+from cases_service.embedded.server import _find_programs
+from cases_service.loading.load import LoadFile, load
 from cases_service.settings import Settings, SettingsError, environment_of
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, get
@@ -37,6 +38,7 @@ class Roles(NamedTuple):
     owner: str
     admin: str
     service: str
+    writer: str
     superuser_url: str
 
     def url(self, role: str) -> str:
@@ -49,12 +51,17 @@ class Roles(NamedTuple):
         )
 
     @property
+    def writing_settings(self) -> Settings:
+        return msgspec.structs.replace(self.settings, write_database_url=self.url(self.writer))
+
+    @property
     def plain_settings(self) -> Settings:
         return Settings(database_url=self.url(self.admin), secret_key=SECRET_KEY)
 
 
 def psql(url: str, text: str) -> None:
-    environment = {**os.environ, "ADMIN_PASSWORD": "secret", "SERVICE_PASSWORD": "secret"}
+    passwords = dict.fromkeys(("ADMIN_PASSWORD", "SERVICE_PASSWORD", "WRITER_PASSWORD"), "secret")
+    environment = {**os.environ, **passwords}
     command = [str(_find_programs(None) / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", url]
     subprocess.run(command, input=text, env=environment, check=True, text=True)
 
@@ -68,14 +75,14 @@ def make_roles(server_url: str) -> Iterator[Callable[[str], Roles]]:
         name = f"c{uuid4().hex[:12]}"
         psql(server_url, script.replace("cases", name))
         url = make_conninfo(server_url, dbname=name)
-        made.append(Roles(name, f"{name}_owner", f"{name}_admin", f"{name}_service", url))
+        made.append(Roles(name, f"{name}_owner", f"{name}_admin", f"{name}_service", f"{name}_writer", url))
         return made[-1]
 
     with psycopg.connect(server_url, autocommit=True) as server:
         yield make
         for roles in made:
             server.execute(f"drop database {roles.database} with (force)".encode())
-            for role in (roles.service, roles.admin, roles.owner):
+            for role in (roles.writer, roles.service, roles.admin, roles.owner):
                 server.execute(f"drop role if exists {role}".encode())
 
 
@@ -165,6 +172,39 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
     app.close()
 
 
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_a_load_lets_the_planner_know(kind: str, request: pytest.FixtureRequest) -> None:
+    """Also before PostgreSQL 17, where the owner alone may do that."""
+    given: Roles = request.getfixturevalue(kind)
+    at_hand = DatabaseAtHand(given.settings if kind == "roles" else given.plain_settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        with DEMO_DATA.open("rb") as file:
+            summary = load(connection, [LoadFile(DEMO_DATA.name, file)], box=BOX)
+        known = connection.execute("select reltuples from pg_class where oid = 'cases'::regclass").fetchone()
+    assert summary.without_statistics == []
+    assert known == (1000,)
+
+
+def test_a_load_says_what_the_planner_does_not_know_and_the_doctor_sees_it(roles: Roles) -> None:
+    """The administrator of a database whose owner is somebody else's, with all rights but that one."""
+    DatabaseAtHand(roles.settings, None).initialize()
+    with psycopg.connect(roles.superuser_url, autocommit=True) as superuser:
+        superuser.execute(f"revoke {roles.owner} from {roles.admin}".encode())
+        if superuser.info.server_version >= 170000:
+            superuser.execute(f"revoke maintain on all tables in schema public from {roles.admin}".encode())
+    variables = environment(**environment_of(msgspec.structs.replace(roles.settings, bind="127.0.0.1:1")))
+    loaded = subprocess.run([COMMAND, "load", DEMO_DATA], check=True, capture_output=True, env=variables, text=True)
+    assert loaded.stderr == (
+        "the planner knows nothing new of organizations, users, visitors, contacts, case_funnel_stages, cases:"
+        " have their owner run analyze, or wait for autovacuum\n"
+    )
+    ran = subprocess.run([COMMAND, "doctor", "--json"], check=True, capture_output=True, env=variables)
+    (finding,) = [row for row in msgspec.json.decode(ran.stdout) if row["check"] == "statistics"]
+    assert finding["status"] == "warning"
+    assert finding["message"].startswith("the planner has never looked at case_funnel_stages, cases, contacts and ")
+
+
 def listed(connection: psycopg.Connection, organization: Organization) -> list[KnownKey | KnownToken]:
     return [
         *administration.list_keys(connection, organization_id=organization.id),
@@ -205,7 +245,10 @@ def test_an_older_schema_of_one_role_is_upgraded_by_it_and_may_be_given_roles_la
             if number <= version:
                 connection.execute(file.read_bytes())
         connection.execute("insert into schema_version (version) values (%s)", [version])
+        # The factory makes tokens as this release does, with scopes.
+        connection.execute("alter table api_tokens add column scopes text[]")
         organization = Organization(connection, BOX)
+        connection.execute("alter table api_tokens drop column scopes")
         visitor = organization.visitor()
         visitor.cases(2)
     DatabaseAtHand(plain.plain_settings, None).initialize()

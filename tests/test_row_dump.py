@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marshmallow import Schema, fields
 
-from cases_service import instants
-from cases_service.row_dump import compile_row_dump
-from cases_service.schemas import CaseSchema, Instant, Label
+from cases_service.cases import timestamps as instants
+from cases_service.cases.schemas import CaseSchema, Instant, Label
+from cases_service.cases.serialization import compile_row_dump
 
 Columns = dict[str, st.SearchStrategy[Any]]
 

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from cases_service.database import Connection, Database
-from cases_service.exchange import Query, Result, preamble
-from cases_service.filters import Filters
+from cases_service.cases.filters import Filters
+from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.pipeline import Query, Result, preamble
+from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings
-from cases_service.sql import Statement, number, statements
 from tests.factories import Organization
 
 TABLES = (

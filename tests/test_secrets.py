@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases_service.api_tokens import ApiToken, new_token
-from cases_service.secret_box import NoSecretKeyError, SecretBox, SecretNotOpenedError
-from cases_service.signing_keys import KeyMaterialError, check_public_key, check_secret, new_secret
+from cases_service.credentials.api_tokens import ApiToken, new_token
+from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
+from cases_service.credentials.signing_keys import KeyMaterialError, check_public_key, check_secret, new_secret
 
 OLD, NEW = (base64.urlsafe_b64encode(bytes([n]) * 32).decode() for n in (1, 2))
 ORGANIZATION, KEY = UUID(int=1), UUID(int=2)

@@ -12,7 +12,7 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
 from tests.factories import LONG_AGO, Organization, Visitor, get
 
 ORDERINGS = ("created_at", "-created_at", "updated_at", "-updated_at")

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from psycopg.conninfo import conninfo_to_dict
 
-from cases_service.api_tokens import ApiToken
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.api_tokens import ApiToken
+from cases_service.credentials.secret_encryption import SecretBox
 
 _BOX: Final = SecretBox(os.environ.get("CASES_SECRET_KEY", "").split(","))
 

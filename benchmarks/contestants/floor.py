@@ -20,10 +20,10 @@ from psycopg_pool import ConnectionPool
 
 from benchmarks.contestants.credentials import api_token, signing_secret
 from benchmarks.dataset import ORGANIZATION
-from cases_service import instants
-from cases_service.database import connection_parameters
+from cases_service.cases import timestamps as instants
+from cases_service.database.connection_pool import connection_parameters
+from cases_service.database.statements import statements
 from cases_service.settings import read_settings
-from cases_service.sql import statements
 
 Row = Sequence[Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]

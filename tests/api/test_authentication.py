@@ -8,8 +8,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from cases_service import administration
-from cases_service.api_tokens import new_token
+from cases_service.credentials import administration
+from cases_service.credentials.api_tokens import new_token
 from tests.conftest import LogLines
 from tests.factories import Organization, assert_problem, cases_path, get
 
@@ -106,7 +106,11 @@ def test_every_api_route_is_guarded(app: Flask, client: FlaskClient) -> None:
     assert api
     for rule in api:
         url = rule.rule.replace("<uuid:organization_id>", str(uuid4()))
-        assert_problem(client.get(url), 401, "authentication_required")
+        for method in rule.methods or ():
+            answer = client.open(url, method=method)
+            assert answer.status_code == 401, (method, url)
+            if method != "HEAD":
+                assert_problem(answer, 401, "authentication_required")
     unguarded = {rule.rule for rule in app.url_map.iter_rules()} - {rule.rule for rule in api}
     assert unguarded == {"/healthz", "/readyz", "/metrics", "/docs", "/docs/<name>", "/openapi.json"}
 

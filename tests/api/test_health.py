@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service import service
 from cases_service.application import create_app
-from cases_service.migrations import SCHEMA_VERSION, init_db
+from cases_service.database.migrations import SCHEMA_VERSION, init_db
 from cases_service.service import Readiness
 from cases_service.settings import Settings
 from tests.conftest import LogLines

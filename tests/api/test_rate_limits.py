@@ -10,7 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from cases_service.api_tokens import new_token
+from cases_service.credentials.api_tokens import new_token
+from cases_service.service import Service
 from tests.conftest import LogLines
 from tests.factories import Organization, Visitor, assert_problem, cases_path, get
 from tests.redis_server import RedisServer, needs_redis, redis_server
@@ -120,6 +121,31 @@ def test_a_visitor_is_counted_when_the_jwt_has_proven_who_it_is(limited: MakeCli
     for _ in range(5):
         assert_problem(get(client, organization, unproven), 400, "token_signature_invalid")
     assert shown(get(client, organization, visitor.path))[1] == 2
+
+
+@pytest.mark.parametrize("end", ["", "/summary", f"/{uuid4()}"])
+def test_a_visitor_that_does_not_exist_is_not_counted(
+    limited: MakeClient, organization: Organization, end: str
+) -> None:
+    client, name = limited(visitor="1/year", token=MANY), f"nobody-{uuid4()}"
+    path = cases_path(organization.id, organization.jwt(name))
+    for _ in range(3):
+        assert_problem(get(client, organization, f"{path}{end}"), 404, "visitor_not_found")
+    organization.visitor(name)
+    statuses = [get(client, organization, path).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
+def test_in_memory_no_count_is_kept_of_visitors_that_do_not_exist(
+    make_client: MakeClient, organization: Organization
+) -> None:
+    client = make_client(rate_limit_visitor=MANY, rate_limit_storage="memory://")
+    for number in range(5):
+        get(client, organization, cases_path(organization.id, organization.jwt(f"nobody {number}")))
+    get(client, organization, organization.visitor().path)
+    service: Service = client.application.extensions["cases_service"]
+    assert service.rate_limits is not None
+    assert len(service.rate_limits._storage._storage) == 1  # type: ignore[arg-type]
 
 
 def test_an_address_has_a_limit_of_failed_authentications(limited: MakeClient, visitor: Visitor) -> None:

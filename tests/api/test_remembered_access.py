@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service import administration
+from cases_service.credentials import administration
 from tests.conftest import LogLines
 from tests.factories import Organization, Visitor, assert_problem, cases_path, get
 
@@ -74,7 +74,7 @@ def test_a_jwt_expires_although_its_signature_was_verified_before(client: FlaskC
     path = cases_path(organization.id, organization.jwt(known.external_id))
     assert get(client, organization, path).status_code == 200
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cases_service.visitor_tokens.time.time", lambda: 9_999_999_999.0)
+        patch.setattr("cases_service.credentials.visitor_jwt.time.time", lambda: 9_999_999_999.0)
         assert_problem(get(client, organization, path), 400, "token_expired")
 
 

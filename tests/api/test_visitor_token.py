@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from cases_service import administration
-from cases_service.api_tokens import ApiToken
+from cases_service.credentials import administration
+from cases_service.credentials.api_tokens import ApiToken
 from tests.conftest import LogLines
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, b64, cases_path, get, hs256
 

@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from cases_service.demo_portal.launch import DemoVisitor, Plan, input_of, start_portal
-from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
-from cases_service.server_process import listen
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.demo.portal.launch import DemoVisitor, Plan, input_of, start_portal
+from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
+from cases_service.server.launch import listen
 from tests.factories import LONG_AGO, SECRET_KEY, Organization
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
 from tests.process.embedded_data import FAST, stop, url_of
@@ -51,6 +51,19 @@ class World:
         if self.server is not None:
             stop(self.server)
         self.server = None
+
+    @contextmanager
+    def changed(self, statement: str, *values: Any) -> Iterator[None]:
+        """Make a change of one case, which the statement names last, and take it back at the end."""
+        columns = "subject, description, status, closed_at, is_waiting, updated_at"
+        with psycopg.connect(url_of(self.data_dir, user="postgres"), autocommit=True) as connection:
+            before = connection.execute(f"select {columns} from cases where id = %s".encode(), values[-1:]).fetchone()
+            connection.execute(statement.encode(), values)
+            try:
+                yield
+            finally:
+                back = f"update cases set ({columns}) = row(%s, %s, %s, %s, %s, %s) where id = %s"
+                connection.execute(back.encode(), (*(before or ()), values[-1]))
 
     def fill(self, organization: Organization) -> None:
         self.organization_id, self.api_token = organization.id, organization.token

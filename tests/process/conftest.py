@@ -95,9 +95,10 @@ def gunicorn(start: Callable[..., Service], service_url: str) -> Callable[..., S
 
 
 @pytest.fixture(scope="session")
-def service(service_url: str) -> Iterator[Service]:
+def service(service_url: str, writer_url: str) -> Iterator[Service]:
     """The service for the tests that change nothing about it; it says all that it can say."""
     variables = {"DATABASE_URL": service_url, "CASES_SECRET_KEY": SECRET_KEY, "CASES_LOG_LEVEL": "debug"}
+    variables["CASES_WRITE_DATABASE_URL"] = writer_url
     with short_path() as path:
         service = Service(serve_arguments(), environment(**variables), path, cwd=path)
         with killed_at_end([service]):

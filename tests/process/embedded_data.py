@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psycopg
 
-from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
-from cases_service.embedded_supervisor import CLUSTER, SERVER_LOCK
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
+from cases_service.embedded.supervisor import CLUSTER, SERVER_LOCK
 from tests.factories import SECRET_KEY, Organization
 
 # Speed over safety: nothing in these servers is worth keeping.

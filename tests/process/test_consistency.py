@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 import psycopg
 import pytest
 
-from cases_service.embedded import SERVICE_ROLE, EmbeddedServer, join
-from cases_service.embedded_supervisor import SUPERUSER
-from cases_service.store import ORDERINGS
+from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
+from cases_service.embedded.supervisor import SUPERUSER
+from cases_service.store.cases import ORDERINGS
 from tests.factories import SECRET_KEY, Organization, Visitor
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, crash, stop, url_of

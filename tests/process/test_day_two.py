@@ -12,8 +12,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import _find_programs
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.embedded.server import _find_programs
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template

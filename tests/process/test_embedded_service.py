@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 
-from cases_service.embedded import join
+from cases_service.embedded.server import join
 from tests.factories import SECRET_KEY, cases_path
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, is_down, stop, url_of

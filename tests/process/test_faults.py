@@ -20,8 +20,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import EmbeddedServer, join
-from cases_service.embedded_supervisor import CLUSTER
+from cases_service.embedded.server import EmbeddedServer, join
+from cases_service.embedded.supervisor import CLUSTER
 from tests.factories import SECRET_KEY
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, stop, url_of

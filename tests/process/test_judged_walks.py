@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from cases_service.store import ORDERINGS
+from cases_service.store.cases import ORDERINGS
 from tests.process.journal import Journal, Key, State, Version
 from tests.process.walks import FILTERS, Collection, Judge, Page, Walk
 

@@ -25,12 +25,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from cases_service import administration
-from cases_service.api_tokens import new_token
-from cases_service.embedded import EmbeddedServer, join
-from cases_service.embedded_supervisor import CLUSTER, LOG
-from cases_service.migrations import init_db
-from cases_service.secret_box import SecretBox
+from cases_service.credentials import administration
+from cases_service.credentials.api_tokens import new_token
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.database.migrations import init_db
+from cases_service.embedded.server import EmbeddedServer, join
+from cases_service.embedded.supervisor import CLUSTER, LOG
 from tests.factories import Organization, Visitor, cases_path, hs256
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
 from tests.process.embedded_data import FAST, stop

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cases_service.embedded import join
+from cases_service.embedded.server import join
 from tests.factories import SECRET_KEY
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, stop, url_of

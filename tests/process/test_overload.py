@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import join
+from cases_service.embedded.server import join
 from tests.factories import SECRET_KEY
 from tests.process.conftest import serve_arguments
 from tests.process.embedded_data import FAST, Template, stop

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
 from tests.documents import block, run
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, cases_path
 from tests.process.conftest import serve_arguments

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from cases_service.embedded import join
-from cases_service.embedded_supervisor import CLUSTER
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.embedded.server import join
+from cases_service.embedded.supervisor import CLUSTER
 from tests.documents import ROOT, block, run
 from tests.factories import SECRET_KEY, Organization, Visitor, cases_path
 from tests.process.conftest import serve_arguments

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from cases_service.secret_box import SecretBox
+from cases_service.credentials.secret_encryption import SecretBox
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor
 from tests.process.journal import Journal, Key, State, Version, number_of, written
 from tests.process.running import wait_for

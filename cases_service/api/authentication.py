@@ -1,0 +1,204 @@
+"""Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
+
+from flask import Request, Response
+
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.api_tokens import ApiToken
+from cases_service.credentials.last_use import LastUse
+from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
+from cases_service.credentials.visitor_jwt import Rules, Signed, VerificationKey
+from cases_service.database.connection_pool import Database
+from cases_service.database.pipeline import Query
+from cases_service.database.replicas import Replicas
+from cases_service.errors import (
+    ApiTokenInvalidError,
+    AuthenticationRequiredError,
+    OrganizationForbiddenError,
+    ProblemError,
+    SubscriptionInactiveError,
+    TokenAmbiguousError,
+    TokenMalformedError,
+    TokenMissingError,
+    TokenTooLongError,
+)
+from cases_service.store import cases as store
+from cases_service.store.cases import Access, StoredKey
+
+if TYPE_CHECKING:
+    from cases_service.api.rate_limits import RateLimits
+
+IDENTITY_HEADER: Final = "X-External-Identity"
+IN_HEADER: Final = "-"
+MAXIMUM_IN_PATH: Final = 4000
+MAXIMUM_IN_HEADER: Final = 8000
+_REMEMBERED: Final = 1024
+_CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
+
+
+class Identity(NamedTuple):
+    """Whom a visitor's JWT speaks of, and the key that proves it."""
+
+    external_id: str
+    key_id: UUID
+
+
+class Asked(NamedTuple):
+    """What a view asks the database, by which key's proof, and what makes the response of the answer or asks again."""
+
+    query: Query[Any]
+    key_id: UUID
+    respond: "Callable[[Any], Response | Asked]"
+
+
+class Gate:
+    """Lets a request read once its API token has opened the organization, and asks the database as rarely as it can.
+
+    What a token opened the last time is remembered, as a guess and no more: a request whose every other check passes
+    by it asks for what it is about together with what the token opens now, in one round trip, and has its answer only
+    where that is still the same. A revoked token, a retired key or a lapsed subscription hold from the next request on.
+    Where rates are limited nothing is guessed, as only what is proven counts.
+    """
+
+    def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None", last_use: LastUse) -> None:
+        self._database = database
+        self._cases = cases
+        self._limits = limits
+        self._last_use = last_use
+        self._remembered: dict[bytes, Access] = {}
+
+    def open(self, request: Request, organization_id: UUID) -> Access:
+        """Return what the request's API token opens, asked of the primary now.
+
+        Raises:
+            ProblemError: The API token does not open the organization.
+
+        """
+        if self._limits is None:
+            return self._open(api_token(request), organization_id)
+        with self._limits.failed_authentications():
+            return self._open(api_token(request), organization_id)
+
+    def answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
+        """Return what a view answers, given what the request's API token opens.
+
+        Raises:
+            ProblemError: The API token does not open the organization; or what the view raises.
+
+        """
+        if self._limits is None:
+            return self._answer(request, organization_id, view)
+        with self._limits.failed_authentications(), self._limits.known_visitors():
+            return self._answer(request, organization_id, view)
+
+    def _answer(self, request: Request, organization_id: UUID, view: Callable[[Access], Asked]) -> Response:
+        token = api_token(request)
+        asked = None
+        is_guessed = not self._cases.are_configured and self._limits is None
+        guess = self._remembered.get(token.hash) if is_guessed else None
+        if guess is not None and guess.organization_id == organization_id:
+            with suppress(ProblemError, SecretNotOpenedError):
+                asked = view(guess)
+        if asked is not None:
+            access, answer = self._database.ask_both(organization_id, _what_opens(token), asked.query)
+            if access == guess:
+                self._last_use.note(organization_id, token.hash)
+                return self._respond(organization_id, asked, answer)
+        asked = view(self._open(token, organization_id))
+        return self._respond(organization_id, asked, self._cases.ask(organization_id, asked.query))
+
+    def _respond(self, organization_id: UUID, asked: Asked, answer: Any) -> Response:
+        self._last_use.note(organization_id, asked.key_id)
+        response = asked.respond(answer)
+        while isinstance(response, Asked):
+            response = response.respond(self._cases.ask(organization_id, response.query))
+        return response
+
+    def _open(self, token: ApiToken, organization_id: UUID) -> Access:
+        self._remembered.pop(token.hash, None)
+        access = self._database.ask(token.organization_id, _what_opens(token))
+        if access is None:
+            raise ApiTokenInvalidError
+        self._last_use.note(token.organization_id, token.hash)
+        if self._limits is not None:
+            self._limits.count_token(token.hash)
+        if access.organization_id != organization_id:
+            raise OrganizationForbiddenError
+        if not access.subscription_active:
+            raise SubscriptionInactiveError
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        self._remembered[token.hash] = access
+        return access
+
+
+def api_token(request: Request) -> ApiToken:
+    """Return the API token of a request, of which no more is known than that it is not mistyped."""
+    credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
+    if credentials is None:
+        raise AuthenticationRequiredError
+    token = _parsed(credentials[1])
+    if token is None:
+        raise ApiTokenInvalidError
+    return token
+
+
+# A backend sends the same token with every request. Its form stays what it is; what it opens is asked each time.
+_parsed: Final = lru_cache(maxsize=256)(ApiToken.parse)
+
+
+def _what_opens(token: ApiToken) -> Query[Access | None]:
+    return store.get_access(organization_id=token.organization_id, token_hash=token.hash)
+
+
+def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> Identity:
+    """Return the identity that the request's JWT proves to this organization, if its keys are still those of access."""
+    token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
+    signed = _signed_claims(token, access.organization_id, access.keys, box)
+    return Identity(visitor_tokens.subject(signed.claims, rules), signed.key_id)
+
+
+@lru_cache(maxsize=256)
+def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Signed:
+    # A signature of these keys holds for ever; whether they are live is decided anew for each request, as is the time.
+    return visitor_tokens.signed_claims(token, verification_keys(organization_id, keys, box))
+
+
+def verification_keys(organization_id: UUID, keys: Sequence[StoredKey], box: SecretBox) -> list[VerificationKey]:
+    """Return stored keys in the form that verifies. A secret is opened when it is needed, and not before."""
+    return [VerificationKey(key.id, key.algorithm, partial(_material, organization_id, key, box)) for key in keys]
+
+
+def visitor_token(in_path: str, in_header: str | None) -> str:
+    """Return the JWT of a request, which stands in the path or, with - in its place there, in the header.
+
+    Raises:
+        VisitorTokenError: It is missing, given twice, empty or too long.
+
+    """
+    if in_header is None:
+        if in_path == IN_HEADER:
+            raise TokenMissingError
+        if len(in_path) > MAXIMUM_IN_PATH:
+            raise TokenTooLongError
+        return in_path
+    # A header that is sent twice arrives as one, joined by a comma; a JWT holds none.
+    if in_path != IN_HEADER or "," in in_header:
+        raise TokenAmbiguousError
+    if not in_header:
+        raise TokenMalformedError
+    if len(in_header) > MAXIMUM_IN_HEADER:
+        raise TokenTooLongError
+    return in_header
+
+
+def _material(organization_id: UUID, key: StoredKey, box: SecretBox) -> str:
+    if key.public_key is not None:
+        return key.public_key
+    return box.open(key.encrypted_secret or "", organization_id=organization_id, key_id=key.id, algorithm=key.algorithm)

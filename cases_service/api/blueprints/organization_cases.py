@@ -1,0 +1,129 @@
+"""The routes of an organization's own cases. The order of the calls in a view is the order of the checks."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from flask import Blueprint, Response
+
+from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
+from cases_service.api.request import CasesRequest, current_request
+from cases_service.api.request_body import read_body
+from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
+from cases_service.cases.identifiers import uuid_or_none
+from cases_service.cases.preconditions import Preconditions, tag_of_some
+from cases_service.credentials.scopes import Scope, check_scope
+from cases_service.errors import CaseNotFoundError, ReadOnlyDeploymentError
+from cases_service.service import current_service
+from cases_service.store import organization_cases as case_store
+from cases_service.store.case_writing import CaseWriter
+from cases_service.store.cases import Access
+from cases_service.store.organization_cases import StoredCase
+
+blueprint = Blueprint("organization_cases", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/cases")
+
+_DETAIL: Final = DetailParameters()
+_NONE: Final = Parameters()
+_JSON: Final = frozenset({"application/json"})
+_JSON_OR_PATCH: Final = _JSON | {"application/merge-patch+json"}
+
+View = Callable[..., Response]
+
+
+def _needs(scope: Scope) -> Callable[[View], View]:
+    """Call a view with the request and what its API token opens, where that has the scope."""
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def route(organization_id: UUID, **given: str) -> Response:
+            request = current_request()
+            access = current_service().gate.open(request, organization_id)
+            check_scope(access.scopes, scope)
+            return view(request, access, **given)
+
+        return route
+
+    return decorate
+
+
+@blueprint.get("/<case_id>")
+@_needs("cases:read")
+def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
+    """Answer one case of the organization, as the primary has it now."""
+    fields = read_parameters(_DETAIL, request.query_string)["attributes"]
+    query = case_store.get_case(organization_id=access.organization_id, case_id=uuid_or_none(case_id))
+    case = current_service().database.ask(access.organization_id, query)
+    if case is None:
+        raise CaseNotFoundError("The organization has no case with this id.")
+    tag = tag_of_some(case.tag, fields)
+    if request.if_none_match.contains_weak(tag):
+        return _tagged(Response(status=304), tag)
+    document = case.document if fields is None else {name: case.document[name] for name in case_store.only(fields)}
+    return _tagged(Response(msgspec.json.encode(document), content_type="application/json"), tag)
+
+
+@blueprint.post("")
+@_needs("cases:write")
+def create_case(request: CasesRequest, access: Access) -> Response:
+    """Make a case."""
+    writer = _writer(access)
+    case = writer.create(_body(request, _JSON, WHOLE)).case
+    response = _whole(case, 201)
+    response.headers["Location"] = (
+        f"{request.service_url}/api/v5/orgs/{access.organization_id}/cases/{case.document['id']}"
+    )
+    return response
+
+
+@blueprint.put("/<case_id>")
+@_needs("cases:write")
+def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
+    """Make a case under an id of the caller's, or let it take the place of the one that is there."""
+    writer = _writer(access)
+    body = _body(request, _JSON, WHOLE)
+    written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.headers))
+    return _whole(written.case, 201 if written.is_new else 200)
+
+
+@blueprint.patch("/<case_id>")
+@_needs("cases:write")
+def change_case(request: CasesRequest, access: Access, case_id: str) -> Response:
+    """Change what the body names of a case."""
+    writer = _writer(access)
+    body = _body(request, _JSON_OR_PATCH, CHANGE)
+    return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.headers)).case, 200)
+
+
+@blueprint.delete("/<case_id>")
+@_needs("cases:write")
+def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response:
+    """Remove a case."""
+    writer = _writer(access)
+    read_parameters(_NONE, request.query_string)
+    writer.remove(uuid_or_none(case_id), Preconditions.of(request.headers))
+    return Response(status=204)
+
+
+def _writer(access: Access) -> CaseWriter:
+    database = current_service().writer
+    if database is None:
+        raise ReadOnlyDeploymentError
+    return CaseWriter(database=database, organization_id=access.organization_id, user_id=access.user_id)
+
+
+def _body(request: CasesRequest, media_types: frozenset[str], kind: Kind) -> CaseBody:
+    read_parameters(_NONE, request.query_string)
+    return read_case_body(read_body(request, media_types=media_types, maximum=MAXIMUM_BODY), kind)
+
+
+def _whole(case: StoredCase, status: int) -> Response:
+    body = msgspec.json.encode(case.document)
+    return _tagged(Response(body, status, content_type="application/json"), case.tag)
+
+
+def _tagged(response: Response, tag: str) -> Response:
+    response.headers["ETag"] = f'"{tag}"'
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response

@@ -1,0 +1,51 @@
+"""Turns everything that ends a request early into a problem document (RFC 9457)."""
+
+import msgspec
+import structlog
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from cases_service.api.request import current_request
+from cases_service.cases.schemas import ProblemSchema
+from cases_service.credentials.secret_encryption import SecretNotOpenedError
+from cases_service.errors import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
+
+log = structlog.get_logger()
+
+_SCHEMA = ProblemSchema()
+
+
+def register(app: Flask) -> None:
+    """Let an application answer each error with its problem document."""
+    app.register_error_handler(ProblemError, respond)
+    app.register_error_handler(HTTPException, _routing_problem)
+    app.register_error_handler(SecretNotOpenedError, _secret_not_opened)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def respond(problem: ProblemError) -> Response:
+    """Return a problem as a response, and leave its code for the log."""
+    asked = current_request()
+    asked.code = problem.code
+    document = _SCHEMA.dump(problem.as_dict() | {"request_id": asked.id})
+    body = msgspec.json.encode(document)
+    return Response(body, problem.status, problem.headers, content_type="application/problem+json")
+
+
+def _routing_problem(error: HTTPException) -> Response:
+    if isinstance(error, MethodNotAllowed):
+        return respond(MethodNotAllowedError(list(error.valid_methods or [])))
+    # Flask itself raises nothing else here: the service reads no form, no body and no file.
+    return respond(NotFoundError())
+
+
+def _secret_not_opened(error: SecretNotOpenedError) -> Response:
+    log.error("secret_not_opened", request_id=current_request().id, key_id=str(error), advice="check CASES_SECRET_KEY")
+    return respond(InternalError())
+
+
+def _unexpected(error: Exception) -> Response:
+    # Not the message: it may quote what the caller sent.
+    asked = current_request()
+    log.error("unexpected_error", request_id=asked.id, exc_info=error, route=str(asked.url_rule))
+    return respond(InternalError())

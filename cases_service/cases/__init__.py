@@ -1,0 +1,1 @@
+"""What is asked and answered: schemas, filters, pagination, timestamps, and the serialization of rows."""

@@ -1,0 +1,264 @@
+"""Reads what a request writes into a case: strictly, and every wrong member is named at once.
+
+What may be written, and what each attribute takes, is what `OrganizationCaseSchema` says: here its fields get the
+strictness of JSON, where a number is a number and nothing else becomes one.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from marshmallow import Schema, ValidationError, fields
+
+from cases_service.cases.schemas import OrganizationCaseSchema
+from cases_service.errors import InvalidBodyError
+
+MAXIMUM_BODY: Final = 1024 * 1024
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+# A body of a mebibyte holds a hundred thousand unknown names.
+_MOST_ERRORS: Final = 100
+_LONGEST_NAME: Final = 64
+
+Error = dict[str, str]
+
+
+class Strict(fields.Field[Any]):
+    """A value of one JSON type within its limits, or null where that is allowed.
+
+    Args:
+        expected: What it takes, for the caller to read.
+        accepts: Tells whether a value that is not null is such a one.
+
+    """
+
+    def __init__(self, expected: str, accepts: Callable[[Any], bool], **kwargs: Any) -> None:
+        words = f"{expected}, or null" if kwargs.get("allow_none") else expected
+        messages: dict[str, Any] = {
+            "required": f"Required: {words}.",
+            "null": f"Expected {words}.",
+            "invalid": f"Expected {words}.",
+        }
+        super().__init__(error_messages=messages, **kwargs)
+        self.accepts = accepts
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        if not self.accepts(value):
+            raise self.make_error("invalid")
+        return value
+
+
+class Identifier(Strict):
+    """A UUID, in the form that it has in answers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("a UUID", lambda value: isinstance(value, str) and bool(_UUID.fullmatch(value)), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, attr, data, **kwargs).lower()
+
+
+class Reference(Strict):
+    """An object that stands for its id; its other members are not looked at."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("an object with the member id", lambda value: isinstance(value, dict), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        given = super()._deserialize(value, attr, data, **kwargs)
+        return _REFERENCE.load(given)["id"]
+
+
+class _ReferenceSchema(Schema):
+    class Meta:
+        unknown = "exclude"
+
+    id = Identifier(required=True)
+
+
+_REFERENCE: Final = _ReferenceSchema()
+
+
+@dataclass(frozen=True, slots=True)
+class CaseBody:
+    """What a request wants of a case. `errors` says what is wrong with it, and `values` has what is not.
+
+    `values` holds, by the column that is written, what the body names; `pointers` the member that named it.
+    """
+
+    values: Mapping[str, Any]
+    pointers: Mapping[str, str]
+    errors: list[Error]
+
+    def check(self, *errors: Error) -> None:
+        """Raise InvalidBodyError where anything is wrong, or one of these further errors is given."""
+        if self.errors or errors:
+            raise invalid(*self.errors, *errors)
+
+
+class Kind(NamedTuple):
+    """One way to write a case: what a body of it has to name, and what it may."""
+
+    schema: Schema
+    read_only: frozenset[str]
+
+
+def _strict(field: fields.Field[Any], *, required: bool) -> Strict:
+    """Return what reads the attribute that a field of the answer shows."""
+    limits = field.metadata
+    given = {"allow_none": field.allow_none, "required": required}
+    match field:
+        case fields.Nested():
+            return Reference(**given)
+        case fields.UUID():
+            return Identifier(**given)
+        case fields.Boolean():
+            return Strict("true or false", lambda value: isinstance(value, bool), **given)
+        case fields.Integer():
+            first, last = limits["minimum"], limits["maximum"]
+            whole = f"a whole number from {first} to {last}"
+            return Strict(whole, lambda value: type(value) is int and first <= value <= last, **given)
+        case _ if "enum" in limits:
+            choices = [choice for choice in limits["enum"] if choice is not None]
+            return Strict(f"one of {', '.join(choices)}", lambda value: value in choices, **given)
+        case _:
+            return _text(limits.get("minLength", 0), limits["maxLength"], **given)
+
+
+def _text(shortest: int, longest: int, **given: Any) -> Strict:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) and shortest <= len(value) <= longest and not _UNSTORABLE.search(value)
+
+    length = f"{shortest} to {longest:,}" if shortest else f"at most {longest:,}"
+    return Strict(f"a text of {length} characters, without U+0000 and lone surrogates", accepts, **given)
+
+
+def _kind(*, creates: bool, is_partial: bool = False) -> Kind:
+    described = OrganizationCaseSchema().fields
+    written = {
+        name: _strict(field, required=not is_partial and field.metadata["editable"] == "required")
+        for name, field in described.items()
+        if field.metadata.get("editable") in ("required", "optional", *(["on creation"] if creates else []))
+    }
+    return Kind(Schema.from_dict(dict(written))(), frozenset(described) - frozenset(written))
+
+
+WHOLE: Final = _kind(creates=True)
+"""The body of a new case, or of one that takes the place of another."""
+
+CHANGE: Final = _kind(creates=False, is_partial=True)
+"""The body of a change: what it does not name stays (RFC 7396)."""
+
+
+def read_case_body(body: bytes, kind: Kind) -> CaseBody:
+    """Return what a body wants of a case.
+
+    Raises:
+        InvalidBodyError: It is no JSON object.
+
+    """
+    given = _parse(body)
+    twice = [_error(path, "Expected once.") for path in _repeated(given)]
+    asked = {name: value for name, value in given.items() if name not in kind.read_only}
+    known = {name: value for name, value in asked.items() if name in kind.schema.fields}
+    values, found = _load(kind.schema, known)
+    unknown = [_error((name,), "There is no such attribute.") for name in asked if name not in known]
+    return _settled(values, [*found, *twice, *unknown])
+
+
+def invalid(*errors: Error) -> InvalidBodyError:
+    """Return the error that names what is wrong with a body, of very much the first."""
+    return InvalidBodyError(errors=list(errors[:_MOST_ERRORS]))
+
+
+def _load(schema: Schema, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Error]]:
+    try:
+        return schema.load(given), []
+    except ValidationError as error:
+        valid = error.valid_data
+        values = dict(valid) if isinstance(valid, dict) else {}
+        messages = error.messages_dict
+        return values, [each for name in schema.fields if name in messages for each in _errors((name,), messages[name])]
+
+
+def _errors(path: tuple[str, ...], messages: Any) -> Iterator[Error]:
+    if isinstance(messages, dict):
+        for name, inner in messages.items():
+            yield from _errors((*path, name), inner)
+    else:
+        yield _error(path, messages[0])
+
+
+def _settled(values: dict[str, Any], errors: list[Error]) -> CaseBody:
+    """Put the id of each nested object into its column, and name those that differ from an id beside them."""
+    settled = {name: value for name, value in values.items() if name not in _COLUMN_OF}
+    pointers = {name: f"/{name}" for name in settled}
+    for name, column in _COLUMN_OF.items():
+        if name not in values:
+            continue
+        if column in settled and settled[column] != values[name]:
+            errors.append(_error((name, "id"), f"Expected the same id as in {column}, or one of the two."))
+        elif column not in settled:
+            settled[column] = values[name]
+            pointers[column] = f"/{name}/id"
+    return CaseBody(settled, pointers, errors)
+
+
+_COLUMN_OF: Final = {
+    name: f"{name}_id"
+    for name, field in OrganizationCaseSchema().fields.items()
+    if isinstance(field, fields.Nested) and "editable" in field.metadata
+}
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its names came more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    made = _Object(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        made.repeated = tuple(dict.fromkeys(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    return made
+
+
+def _no_number(_text: str) -> Any:
+    raise ValueError
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        # No UTF-8, no JSON, a number of thousands of digits, or nested too deeply to be a case.
+        raise invalid({"pointer": "", "detail": "Expected JSON in UTF-8."}) from None
+    if not isinstance(given, dict):
+        raise invalid({"pointer": "", "detail": "Expected an object."})
+    return given
+
+
+def _repeated(given: Any) -> Iterator[tuple[str, ...]]:
+    """Give the path of each name that an object has more than once, at any depth."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), given)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, _Object):
+            yield from ((*path, name) for name in value.repeated)
+            waiting += [((*path, name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*path, str(index)), inner) for index, inner in enumerate(value)]
+
+
+def _error(path: tuple[str, ...], detail: str) -> Error:
+    return {"pointer": "".join(f"/{_escaped(name)}" for name in path), "detail": detail}
+
+
+def _escaped(name: str) -> str:
+    """Return a name as RFC 6901 writes it; of a very long one the beginning, and U+FFFD for what is no character."""
+    text = _UNSTORABLE.sub("\ufffd", name[:_LONGEST_NAME])
+    return text.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,73 @@
+"""Knows the strong ETag of a case on its organization's side, and the conditions that a request may set by it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from zlib import crc32
+
+import msgspec
+from werkzeug.datastructures import ETags, Headers
+from werkzeug.http import parse_etags
+
+from cases_service import __version__
+from cases_service.errors import PreconditionFailedError
+
+_RELEASE: Final = __version__.encode()
+_DIGEST_BYTES: Final = 16
+_VARIANT: Final = "."
+
+
+def tag_of(row: Sequence[Any]) -> str:
+    """Return the ETag of a case: another one for every change of what is shown, however small and however quick.
+
+    What is hashed holds times to the microsecond, of which an answer shows three decimals. Whoever writes cases could
+    look for two with one digest, so it is a cryptographic one.
+    """
+    return hashlib.blake2b(_RELEASE + msgspec.msgpack.encode(row), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def tag_of_some(tag: str, fields: frozenset[str] | None) -> str:
+    """Return the ETag of a case of which only some attributes are shown; a condition takes it for the case's own."""
+    return tag if fields is None else f"{tag}{_VARIANT}{crc32(','.join(sorted(fields)).encode()):08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Preconditions:
+    """What a request that writes expects of the case (RFC 9110, section 13.1); None where it says nothing."""
+
+    if_match: ETags | None = None
+    if_none_match: ETags | None = None
+
+    @classmethod
+    def of(cls, headers: Headers) -> Self:
+        """Return the conditions that a request's headers set. A header that cannot be read matches nothing."""
+        given = (headers.get(name) for name in ("If-Match", "If-None-Match"))
+        return cls(*(None if text is None else parse_etags(text) for text in given))
+
+    @property
+    def are_set(self) -> bool:
+        """Whether there is any."""
+        return self.if_match is not None or self.if_none_match is not None
+
+    def check(self, tag: str | None) -> None:
+        """Raise PreconditionFailedError unless a case with this ETag, or none where it is None, is as expected.
+
+        If-Match compares strongly: a weak tag matches nothing.
+        """
+        if self.if_match is not None and not _holds(self.if_match, tag):
+            raise PreconditionFailedError
+        if self.if_none_match is not None and tag is not None and _names(self.if_none_match, tag):
+            raise PreconditionFailedError
+
+
+def _holds(tags: ETags, tag: str | None) -> bool:
+    return tag is not None and (tags.star_tag or any(_whole(strong) == tag for strong in tags.as_set()))
+
+
+def _names(tags: ETags, tag: str) -> bool:
+    return tags.star_tag or any(_whole(each) == tag for each in tags.as_set(include_weak=True))
+
+
+def _whole(tag: str) -> str:
+    return tag.partition(_VARIANT)[0]

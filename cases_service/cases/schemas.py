@@ -1,0 +1,244 @@
+"""The one description of what the API answers: the case, what it nests, a page of cases, and a problem."""
+
+from typing import Any, Final
+
+from marshmallow import Schema, fields
+
+from cases_service.cases import timestamps as instants
+from cases_service.cases.filters import CHANNELS, STATUSES
+
+PRIORITY_LABELS: Final = {1: "None", 2: "Low", 3: "Normal", 4: "High", 5: "Critical"}
+
+
+def says(description: str, **keywords: Any) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a field, in words and where its type is wider, in JSON Schema.
+
+    `editable` says of an attribute of a case that its organization may write it: `required`, `optional` or
+    `on creation`. An attribute without it is read-only.
+    """
+    return {"description": description, **keywords}
+
+
+class Instant(fields.DateTime):
+    """A point in time: ISO 8601 in UTC with exactly three decimals, truncated, and Z.
+
+    Takes an aware datetime, or text that is in this form already, as connections of `database` give it.
+    """
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        return instants.from_datetime(value)
+
+
+class Label(fields.String):
+    """The text that stands for a number."""
+
+    def __init__(self, labels: dict[int, str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.labels = labels
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return self.labels[value]
+
+
+class UserSchema(Schema):
+    """Someone who works for the organization."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization that the user works for."))
+    email = fields.String(allow_none=True, metadata=says("The user's e-mail address."))
+    first_name = fields.String(allow_none=True, metadata=says("Given name."))
+    last_name = fields.String(allow_none=True, metadata=says("Family name."))
+    full_name = fields.String(allow_none=True, metadata=says("The name parts that are not empty, joined by a space."))
+    alias = fields.String(allow_none=True, metadata=says("Another name of the user."))
+    title = fields.String(allow_none=True, metadata=says("Job title."))
+    avatar_url = fields.String(allow_none=True, metadata=says("Address of a picture."))
+
+
+class ContactSchema(Schema):
+    """One way the visitor was met."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization that the contact belongs to."))
+    first_name = fields.String(allow_none=True, metadata=says("Given name."))
+    last_name = fields.String(allow_none=True, metadata=says("Family name."))
+    full_name = fields.String(allow_none=True, metadata=says("The name parts that are not empty, joined by a space."))
+    email = fields.String(allow_none=True, metadata=says("E-mail address."))
+    phone = fields.String(allow_none=True, metadata=says("Telephone number."))
+    created_at = Instant(required=True, metadata=says("When the contact was created."))
+    updated_at = Instant(required=True, metadata=says("When the contact was last changed."))
+
+
+class CaseFunnelStageSchema(Schema):
+    """The step of the organization's process that a case is in."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization whose process it is."))
+    name = fields.String(required=True, metadata=says("What the organization calls the stage."))
+    position = fields.Integer(required=True, metadata=says("Its place among the stages."))
+
+
+class CaseSchema(Schema):
+    """A case: a container for activities. Every attribute is in every answer, in this order."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization that owns the case."))
+    case_number = fields.String(
+        required=True,
+        metadata=says(
+            "The case's number, unique within the organization.", editable="required", minLength=1, maxLength=256
+        ),
+    )
+    contact_id = fields.UUID(
+        required=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+    )
+    contact = fields.Nested(ContactSchema, required=True, metadata={"editable": "optional"})
+    owner_id = fields.UUID(allow_none=True, metadata=says("The user who handles the case.", editable="optional"))
+    owner = fields.Nested(
+        UserSchema, allow_none=True, metadata=says("The user who handles the case.", editable="optional")
+    )
+    subject = fields.String(allow_none=True, metadata=says("A short title.", editable="optional", maxLength=1000))
+    description = fields.String(
+        allow_none=True, metadata=says("What the case is about.", editable="optional", maxLength=65536)
+    )
+    status = fields.String(required=True, metadata=says("Where the case stands.", enum=STATUSES))
+    priority = fields.Integer(
+        required=True, metadata=says("From 1, none, to 5, critical.", editable="required", minimum=1, maximum=5)
+    )
+    priority_label = Label(
+        PRIORITY_LABELS,
+        attribute="priority",
+        dump_only=True,
+        required=True,
+        metadata=says("The name of the priority.", enum=[*PRIORITY_LABELS.values()]),
+    )
+    latest_messaging_channel = fields.String(
+        allow_none=True,
+        metadata=says("The channel of the latest message.", editable="optional", enum=[*CHANNELS[1:], None]),
+    )
+    is_closed = fields.Boolean(
+        required=True, metadata=says("True exactly when the status is `Closed`.", editable="optional")
+    )
+    closed_at = Instant(allow_none=True, metadata=says("When the case was closed; null exactly while it is not."))
+    is_waiting = fields.Boolean(required=True, metadata=says("Whether the case awaits an action or a response."))
+    unread_message_count = fields.Integer(
+        required=True, metadata=says("Messages that no agent has read yet.", minimum=0)
+    )
+    created_at = Instant(required=True, metadata=says("When the case was created."))
+    updated_at = Instant(required=True, metadata=says("When the case was last changed."))
+    created_by_user_id = fields.UUID(
+        allow_none=True, metadata=says("The user who created the case.", editable="on creation")
+    )
+    created_by_user = fields.Nested(
+        UserSchema, allow_none=True, metadata=says("The user who created the case.", editable="on creation")
+    )
+    updated_by_user_id = fields.UUID(
+        allow_none=True, metadata=says("The user who last changed the case.", editable="optional")
+    )
+    updated_by_user = fields.Nested(UserSchema, allow_none=True, metadata=says("The user who last changed the case."))
+    case_funnel_stage = fields.Nested(
+        CaseFunnelStageSchema, allow_none=True, metadata=says("The stage that the case is in.", editable="optional")
+    )
+    case_funnel_stage_id = fields.UUID(
+        allow_none=True, metadata=says("The stage that the case is in.", editable="optional")
+    )
+    channel_priority = fields.Integer(
+        allow_none=True,
+        metadata=says(
+            "How urgent the channel is: telephony 4, webchat 3, whatsapp 2, email 1.",
+            editable="optional",
+            minimum=1,
+            maximum=4,
+        ),
+    )
+
+
+class OrganizationCaseSchema(CaseSchema):
+    """A case as its organization sees it: it may have no contact."""
+
+    contact_id = fields.UUID(
+        allow_none=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+    )
+    contact = fields.Nested(
+        ContactSchema,
+        allow_none=True,
+        metadata=says("The contact that the case is assigned to.", editable="optional"),
+    )
+
+
+CASE_ATTRIBUTES: Final = tuple(CaseSchema().fields)
+NESTED_ATTRIBUTES: Final = tuple(
+    name for name, field in CaseSchema().fields.items() if isinstance(field, fields.Nested)
+)
+
+
+class PageSchema(Schema):
+    """A page of cases and the links to the pages beside it."""
+
+    next = fields.Url(
+        allow_none=True,
+        metadata=says("The page after this one; null where no case lies beyond this end.", format="uri"),
+    )
+    previous = fields.Url(
+        allow_none=True,
+        metadata=says("The page before this one; null where no case lies beyond this end.", format="uri"),
+    )
+    results = fields.List(
+        fields.Nested(CaseSchema), required=True, metadata=says("The cases, in the order that `ordering` names.")
+    )
+
+
+class StatusCountsSchema(Schema):
+    """How many cases have each status."""
+
+    open = fields.Integer(required=True, data_key="Open", metadata=says("Cases that are open.", minimum=0))
+    in_progress = fields.Integer(required=True, data_key="In Progress", metadata=says("Cases in progress.", minimum=0))
+    pending = fields.Integer(
+        required=True, data_key="Pending", metadata=says("Cases that wait for something.", minimum=0)
+    )
+    closed = fields.Integer(required=True, data_key="Closed", metadata=says("Cases that are closed.", minimum=0))
+
+
+class SummarySchema(Schema):
+    """The cases of a visitor in a few numbers, for a badge."""
+
+    total = fields.Integer(required=True, metadata=says("All cases that the filters let pass.", minimum=0))
+    by_status = fields.Nested(StatusCountsSchema, required=True)
+    unread_message_count = fields.Integer(
+        required=True, metadata=says("Messages in them that no agent has read yet.", minimum=0)
+    )
+    waiting_count = fields.Integer(required=True, metadata=says("Cases that await an action or a response.", minimum=0))
+    latest_updated_at = Instant(
+        allow_none=True, metadata=says("When one of them was last changed; null where there is none.")
+    )
+
+
+class ParameterErrorSchema(Schema):
+    """What is wrong with one parameter, or with one member of the body."""
+
+    parameter = fields.String(metadata=says("The parameter's name, where a parameter is wrong."))
+    pointer = fields.String(metadata=says("The member's JSON pointer (RFC 6901), where the body is wrong."))
+    detail = fields.String(required=True, metadata=says("What it accepts."))
+
+
+class ProblemSchema(Schema):
+    """A problem document (RFC 9457)."""
+
+    type = fields.Function(
+        lambda problem: f"urn:problem-type:visitor-cases:{problem['code']}",
+        required=True,
+        metadata=says("One stable URI for each code.", type="string", format="uri"),
+    )
+    title = fields.String(required=True, metadata=says("The same words for each occurrence of the code."))
+    status = fields.Integer(required=True, metadata=says("The HTTP status."))
+    detail = fields.String(required=True, metadata=says("What happened and what to do, for a person."))
+    code = fields.String(required=True, metadata=says("What went wrong, for a program. It is part of the interface."))
+    request_id = fields.String(
+        required=True, metadata=says("The id of the request, as in `X-Request-ID` and in the service's log.")
+    )
+    errors = fields.List(
+        fields.Nested(ParameterErrorSchema),
+        metadata=says("What is wrong with which parameter, or with which member of the body, where any are wrong."),
+    )
+    case_id = fields.UUID(metadata=says("The case that has the number, where it is taken."))

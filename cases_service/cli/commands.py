@@ -1,0 +1,658 @@
+"""The command line: what each command takes, what it says, and the one line that a failure is."""
+
+# ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
+
+import dataclasses
+import errno
+import gzip
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NoReturn, cast
+from uuid import UUID
+
+import click
+import msgspec
+import psycopg
+from tqdm import tqdm
+
+from cases_service import __version__
+from cases_service.api.authentication import verification_keys
+from cases_service.cases import timestamps as instants
+from cases_service.cli import doctor
+from cases_service.cli.check_token import examine
+from cases_service.cli.option_types import (
+    accepting,
+    parse_address,
+    parse_description,
+    parse_external_id,
+    parse_future_time,
+    parse_id,
+    parse_url,
+)
+from cases_service.cli.standard_streams import finish_output, is_input_open
+from cases_service.credentials import administration
+from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.administration import AdministrationError
+from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
+from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
+from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
+from cases_service.database.migrations import DEFAULT_WAIT, SchemaError
+from cases_service.demo.demo import DemoError, run_demo
+from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
+from cases_service.embedded.data_directory import ForeignDirectoryError
+from cases_service.embedded.server import EmbeddedServerError
+from cases_service.loading.load import LoadError, LoadFile, LoadSummary, load
+from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
+from cases_service.settings import SettingsError, read_settings
+from cases_service.store.cases import StoredKey
+from cases_service.terminal import printable
+
+_NAME: Final = "cases-service"
+_FAILURE: Final = 1
+_WRONG_CALL: Final = 2
+_INTERRUPTED: Final = 130
+_TERMINATED: Final = 143
+_LABEL_WIDTH: Final = 12
+_STATUS_WIDTH: Final = 9
+
+# What says in its message, in one line, what is wrong and what to do.
+_EXPLAINED: Final = (
+    AdministrationError,
+    DemoError,
+    EmbeddedServerError,
+    ForeignDirectoryError,
+    KeyMaterialError,
+    ListenError,
+    LoadError,
+    NoDatabaseError,
+    NoSecretKeyError,
+    SchemaError,
+    SettingsError,
+)
+
+organization_option = click.option(
+    "--organization",
+    "organization_id",
+    required=True,
+    metavar="ID",
+    callback=accepting(parse_id),
+    help="The organization's id.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
+bind_option = click.option(
+    "--bind",
+    metavar="HOST:PORT",
+    callback=accepting(parse_address),
+    help="The address to listen on, instead of CASES_BIND.",
+)
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments name, and end the process with its status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    status = run(sys.argv[1:])
+    if (error := finish_output()) is not None and status == 0:
+        click.echo(f"{_NAME}: {_last_words(error)}", err=True)
+        status = _FAILURE
+    # The work is done, and what ends the interpreter is not prepared for an exception.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command that the arguments name, and return the exit status."""
+    try:
+        status: int | None = cli.main(arguments, prog_name=_NAME, standalone_mode=False)
+    except click.Abort:
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001  a command's last words are one line, whatever happens
+        click.echo(f"{_NAME}: {printable(' '.join(_last_words(error).split()))}", err=True)
+        return _WRONG_CALL if isinstance(error, click.UsageError) else _FAILURE
+    return status or 0
+
+
+def _last_words(error: Exception) -> str:
+    match error:
+        case click.UsageError():
+            command = _NAME if error.ctx is None else error.ctx.command_path
+            words = f"{error.format_message().rstrip('.')} (see {command} --help)"
+        case click.ClickException():
+            words = error.format_message()
+        case psycopg.Error():
+            words = explain(error)
+        case OSError(errno=errno.EBADF, filename=None):
+            words = "standard input or output is closed"
+        case OSError():
+            words = f"{error.filename or 'input or output'}: {error.strerror}"
+        case _ if isinstance(error, _EXPLAINED):
+            words = str(error)
+        case _:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            words = f"unexpected {type(error).__name__} at {place}: please report it"
+    return words
+
+
+@contextmanager
+def _database(*, may_make: bool = False) -> Iterator[DatabaseAtHand]:
+    with database_at_hand(read_settings(), may_make=may_make) as database:
+        yield database
+
+
+@contextmanager
+def _connection() -> Iterator[tuple[psycopg.Connection[Any], SecretBox]]:
+    """Lend a connection to a database that has the schema, and what opens its secrets."""
+    with _database() as database, database.connect() as connection:
+        yield connection, SecretBox(database.settings.secret_keys)
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message=f"{_NAME} %(version)s")
+def cli() -> None:
+    """Serve a company's signed-in customers their own support cases.
+
+    DATABASE_URL names the PostgreSQL to use. Without it, an embedded server keeps its data in
+    CASES_DATA_DIR (.cases-data); commands that run at the same time share it.
+
+    \b
+    To look at it, with real data:
+      cases-service demo
+    To start with cases of your own:
+      cases-service init-db
+      cases-service load cases.ndjson
+      cases-service create-token --organization ID --user ID
+      cases-service create-key --organization ID
+      cases-service serve
+    When something is wrong:
+      cases-service doctor
+    """
+
+
+@cli.command()
+@bind_option
+def serve(bind: str | None) -> None:
+    """Serve the API.
+
+    Starts without a database too, and answers 503 until it is there. Without DATABASE_URL, the
+    embedded server is started and given its schema first.
+
+    \b
+    Example:
+      DATABASE_URL=postgresql://cases@db/cases cases-service serve --bind 0.0.0.0:8000
+    """
+    settings = read_settings()
+    settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
+    with database_at_hand(settings, may_make=True) as database:
+        if database.embedded is not None:
+            database.initialize()
+        become_gunicorn(database.settings, listeners, embedded=database.embedded)
+
+
+@cli.command()
+@bind_option
+def demo(bind: str | None) -> None:
+    """Serve real data, with a page and curl lines.
+
+    Needs no database and no configuration: it brings a PostgreSQL and public data. They are kept in
+    CASES_DATA_DIR (.cases-data) and used again the next time. The page is a hundred ports further on, or
+    where there is one free. Ctrl-C ends everything.
+
+    \b
+    Example, a second demo beside the first:
+      CASES_DATA_DIR=/tmp/second cases-service demo --bind 127.0.0.1:8001
+    """
+    settings = read_settings()
+    run_demo(msgspec.structs.replace(settings, bind=bind or settings.bind))
+
+
+@cli.command("init-db")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a table.",
+)
+def init_db(wait: float) -> None:
+    """Create the schema, or upgrade an older one.
+
+    Safe to repeat, and while the service runs: a table is locked for a moment only, and tried again where
+    somebody holds it. What was done is kept, and the next call goes on from there. Where
+    CASES_ADMIN_DATABASE_URL is set, the role of DATABASE_URL gets the rights to serve.
+
+    \b
+    Example:
+      DATABASE_URL=postgresql://cases@db/cases cases-service init-db
+    """
+    with _database(may_make=True) as database:
+        before, after = database.initialize(wait=wait, say=partial(click.echo, err=True))
+    click.echo(f"schema version {after}" + ("" if before in (0, after) else f", upgraded from {before}"))
+
+
+@cli.command("load")
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a row or table.",
+)
+def load_files(files: tuple[str, ...], wait: float) -> None:
+    """Load cases, and all that belongs to them, from NDJSON.
+
+    A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
+    replaces that row. All files are loaded, or none. FILE may be - for standard input; one that ends in .gz
+    is unpacked.
+
+    \b
+    Example:
+      cases-service load organization.ndjson export.ndjson.gz
+    """
+    with ExitStack() as stack:
+        connection, box = stack.enter_context(_connection())
+        opened = [stack.enter_context(_opened(name)) for name in files]
+        names = ["standard input" if name == "-" else name for name in files]
+        named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
+        with _progress(files) as bar:
+            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
+    click.echo(_summary(summary))
+    if summary.without_statistics:
+        tables = ", ".join(summary.without_statistics)
+        click.echo(
+            f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
+        )
+        click.echo(" autovacuum", err=True)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield _standard_input()
+    elif name.endswith(".gz"):
+        with gzip.open(name) as unpacked:
+            yield cast("BinaryIO", unpacked)
+    else:
+        with Path(name).open("rb") as file:
+            yield file
+
+
+def _standard_input() -> BinaryIO:
+    if not is_input_open():
+        raise click.UsageError("standard input is closed: name a file, or pipe something in.")
+    return sys.stdin.buffer
+
+
+def _progress(files: tuple[str, ...]) -> Any:
+    """Return a progress bar on a terminal, and elsewhere what does nothing; total where all sizes are known."""
+    has_size = all(name != "-" and not name.endswith(".gz") and Path(name).is_file() for name in files)
+    total = sum(Path(name).stat().st_size for name in files) if has_size else None
+    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
+
+
+def _summary(summary: LoadSummary) -> str:
+    written, removed = (
+        ", ".join(_counted(count, name.replace("_", " ")) for name, count in counts.items() if count)
+        for counts in (summary.written, summary.removed)
+    )
+    changes = "; ".join(part for part in (written, removed and f"removed {removed}") if part)
+    return f"{_counted(summary.lines, 'line')}: {changes or 'nothing changed'}"
+
+
+def _show(things: Sequence[Any], *, as_json: bool) -> None:
+    """Print what was listed: as an array of objects, or as a table with a line of headings."""
+    rows = [{name: _shown(value) for name, value in dataclasses.asdict(thing).items()} for thing in things]
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _cell(value: str | list[str] | None) -> str:
+    return printable((",".join(value) if isinstance(value, list) else value) or "-")
+
+
+def _shown(value: object) -> str | list[str] | None:
+    if isinstance(value, datetime):
+        return instants.from_datetime(value)
+    if isinstance(value, list):
+        return value
+    return None if value is None else str(value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@cli.command("create-token")
+@organization_option
+@click.option("--user", "user_id", required=True, metavar="ID", callback=accepting(parse_id), help="Whose token it is.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=DEFAULT_SCOPES,
+    show_default=True,
+    help="What it may do; may be repeated.",
+)
+@click.option(
+    "--description",
+    metavar="TEXT",
+    callback=accepting(parse_description),
+    help="What it is for, 1 to 256 characters.",
+)
+@click.option(
+    "--expires-at",
+    metavar="TIME",
+    callback=accepting(parse_future_time),
+    help="When it ends, in ISO 8601 with a zone. Default: when it is revoked.",
+)
+def create_token(
+    organization_id: UUID,
+    user_id: UUID,
+    scopes: tuple[str, ...],
+    description: str | None,
+    expires_at: datetime | None,
+) -> None:
+    """Make an API token, and print it.
+
+    It is printed this once, and kept nowhere. The token stands alone on standard output. Its id, which
+    revoke-token takes, is on standard error.
+
+    A token can do what its scopes name, and nothing else: visitors:read shows visitors their cases,
+    cases:read and cases:write are for the system that holds the organization's cases (writing includes
+    reading).
+
+    \b
+    Examples:
+      cases-service create-token --organization ID --user ID --scope cases:write
+      cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
+    """
+    # Printed before it is there: a token that could not be printed is not made.
+    with _connection() as (connection, _), connection.transaction():
+        token_id, token = administration.create_token(
+            connection,
+            organization_id=organization_id,
+            user_id=user_id,
+            scopes=scopes,
+            description=description,
+            expires_at=expires_at,
+        )
+        click.echo(f"token id: {token_id}", err=True)
+        click.echo(token)
+
+
+@cli.command("revoke-token")
+@organization_option
+@click.argument("token_id", metavar="TOKEN_ID", callback=accepting(parse_id))
+def revoke_token(organization_id: UUID, token_id: UUID) -> None:
+    """End an API token, from the next request on.
+
+    TOKEN_ID is what create-token said on standard error, not the token.
+
+    \b
+    Example:
+      cases-service revoke-token --organization ID TOKEN_ID
+    """
+    with _connection() as (connection, _):
+        administration.revoke_token(connection, organization_id=organization_id, token_id=token_id)
+
+
+@cli.command("list-tokens")
+@organization_option
+@json_option
+def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's API tokens.
+
+    Also when each was last used, which is written down once a minute at the most. Neither a token nor its
+    hash is shown.
+
+    \b
+    Example:
+      cases-service list-tokens --organization ID
+    """
+    with _connection() as (connection, _):
+        _show(administration.list_tokens(connection, organization_id=organization_id), as_json=as_json)
+
+
+@cli.command("create-key")
+@organization_option
+@click.option(
+    "--algorithm",
+    type=click.Choice(ALGORITHMS),
+    default="HS256",
+    show_default=True,
+    help="How JWTs are signed.",
+)
+@click.option(
+    "--public-key",
+    "public_key_file",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    help="The public key in PEM: for RS, ES and EdDSA, whose private key stays with you.",
+)
+def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | None) -> None:
+    """Make a signing key for visitors' JWTs, and print it.
+
+    It is printed as JSON, this once. An HMAC key (HS256, HS384, HS512) is made here, with its secret. For
+    the other algorithms, register the public key. Up to 10 keys may be live, so that a new one can
+    replace an old one without a gap.
+
+    \b
+    Examples:
+      cases-service create-key --organization ID
+      cases-service create-key --organization ID --algorithm ES256 --public-key es256.pem
+    """
+    if (algorithm in HMAC_ALGORITHMS) != (public_key_file is None):
+        needs = "takes no --public-key" if public_key_file else "needs a --public-key"
+        raise click.UsageError(f"--algorithm {algorithm} {needs}.")
+    public_key = None if public_key_file is None else public_key_file.read_bytes().decode("ascii", "replace")
+    # Printed before it is there: a key whose secret could not be printed is not made.
+    with _connection() as (connection, box), connection.transaction():
+        key = administration.create_key(
+            connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
+        )
+        shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
+        click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
+
+
+@cli.command("retire-key")
+@organization_option
+@click.argument("kid", metavar="KID", callback=accepting(parse_id))
+def retire_key(organization_id: UUID, kid: UUID) -> None:
+    """End a signing key, from the next request on.
+
+    \b
+    Example:
+      cases-service retire-key --organization ID KID
+    """
+    with _connection() as (connection, _):
+        administration.retire_key(connection, organization_id=organization_id, key_id=kid)
+
+
+@cli.command("list-keys")
+@organization_option
+@json_option
+def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's signing keys.
+
+    Also when each was last used, which is written down once a minute at the most: a key that nobody used
+    for some time is safe to retire. No secret is shown.
+
+    \b
+    Example:
+      cases-service list-keys --organization ID
+    """
+    with _connection() as (connection, _):
+        _show(administration.list_keys(connection, organization_id=organization_id), as_json=as_json)
+
+
+@cli.command("rotate-secrets")
+def rotate_secrets() -> None:
+    """Encrypt the stored secrets with a new secret key.
+
+    All signing secrets are encrypted anew with the first of the keys in CASES_SECRET_KEY.
+
+    \b
+    To replace a secret key:
+      1. run serve with CASES_SECRET_KEY=NEW,OLD
+      2. CASES_SECRET_KEY=NEW,OLD cases-service rotate-secrets
+      3. run serve with CASES_SECRET_KEY=NEW
+    """
+    with _connection() as (connection, box):
+        count = administration.rotate_secrets(connection, box=box)
+    click.echo(f"{_counted(count, 'secret')} encrypted with the first secret key")
+
+
+@cli.command("sign")
+@organization_option
+@click.option(
+    "--external-id",
+    required=True,
+    metavar="TEXT",
+    callback=accepting(parse_external_id),
+    help="The visitor's external id, 1 to 256 characters.",
+)
+@click.option(
+    "--ttl",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the JWT is valid.",
+)
+@click.option("--kid", metavar="KID", callback=accepting(parse_id), help="The key; by default the newest HMAC key.")
+def sign(organization_id: UUID, external_id: str, ttl: int, kid: UUID | None) -> None:
+    """Print a visitor's JWT, signed with an HMAC key.
+
+    \b
+    Example:
+      cases-service sign --organization ID --external-id customer-4711
+    """
+    settings = read_settings()
+    if ttl > settings.jwt_max_ttl:
+        raise click.BadParameter(
+            f"the service accepts {settings.jwt_max_ttl} seconds at the most (CASES_JWT_MAX_TTL).",
+            param_hint="'--ttl'",
+        )
+    with _connection() as (connection, box):
+        keys = administration.live_keys(connection, organization_id=organization_id)
+        key = _signing_key(keys, organization_id, kid)
+        secret = administration.open_secret(key, organization_id=organization_id, box=box)
+    token = visitor_tokens.sign(
+        external_id,
+        secret=secret,
+        algorithm=key.algorithm,
+        key_id=key.id,
+        ttl=ttl,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+    )
+    click.echo(token)
+
+
+def _signing_key(keys: Sequence[StoredKey], organization_id: UUID, kid: UUID | None) -> StoredKey:
+    if kid is None:
+        fitting = [key for key in keys if key.algorithm in HMAC_ALGORITHMS]
+        if not fitting:
+            raise AdministrationError(
+                f"organization {organization_id} has no live HMAC signing key:"
+                f" make one with cases-service create-key --organization {organization_id}"
+            )
+        return fitting[-1]
+    key = next((key for key in keys if key.id == kid), None)
+    if key is None:
+        raise AdministrationError(f"organization {organization_id} has no live signing key {kid}")
+    if key.algorithm not in HMAC_ALGORITHMS:
+        raise AdministrationError(
+            f"signing key {kid} is for {key.algorithm}, and its private key is not here: sign where that is"
+        )
+    return key
+
+
+@cli.command("check-token")
+@organization_option
+@click.argument("token", metavar="[JWT]", required=False)
+@json_option
+def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None:  # noqa: FBT001  as above
+    """Say what the service thinks of a visitor's JWT.
+
+    The JWT is the argument or on standard input, where other users of the machine cannot see it. The
+    status is 1 for one that the service would refuse.
+
+    \b
+    Example:
+      cases-service sign --organization ID --external-id customer-4711 |
+        cases-service check-token --organization ID
+    """
+    text = _standard_input().read().decode("latin-1") if token is None else token
+    settings = read_settings()
+    with _connection() as (connection, box):
+        live = administration.live_keys(connection, organization_id=organization_id)
+        keys = verification_keys(organization_id, live, box)
+        count = partial(_count_contacts, connection, organization_id)
+        report = examine(text.strip(), keys, settings, now=time.time(), count_contacts=count)
+    problem = report.problem
+    status, code = (200, None) if problem is None else (problem.status, problem.code)
+    if as_json:
+        click.echo(json.dumps({"status": status, "code": code, "findings": dict(report.findings)}))
+    else:
+        for label, finding in [*report.findings, ("answer", f"{status} {code or ''}".rstrip())]:
+            click.echo(f"{label:{_LABEL_WIDTH}}{finding}")
+    if problem is not None:
+        raise click.ClickException(f"{problem.code}: {problem.detail}")
+
+
+def _count_contacts(connection: psycopg.Connection[Any], organization_id: UUID, external_id: str) -> int | None:
+    return administration.count_contacts(connection, organization_id=organization_id, external_id=external_id)
+
+
+@cli.command("doctor")
+@click.option(
+    "--url",
+    metavar="URL",
+    callback=accepting(parse_url),
+    help="Where the service answers. Default: CASES_BIND, if anybody listens there.",
+)
+@json_option
+def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Look for what is wrong here, or soon will be.
+
+    Settings, the database and its schema, rights, clocks, keys and tokens about to end, replicas, and the
+    service itself: a line each with what to do. Nothing is changed, and no secret is shown. The status is
+    1 if a check failed; a warning is none.
+
+    \b
+    Example, with the variables of the service:
+      cases-service doctor --url http://10.0.0.7:8000
+    """
+    findings = []
+    for finding in doctor.examine(url):
+        findings.append(finding)
+        if not as_json:
+            click.echo(printable(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}"))
+    if as_json:
+        _show(findings, as_json=True)
+    if failed := [finding.check for finding in findings if finding.status == "failure"]:
+        raise click.ClickException(f"{_counted(len(failed), 'check')} failed: {', '.join(failed)}")

@@ -1,0 +1,1 @@
+"""How PostgreSQL is reached: the connection pool, pipelined statements, replicas, migrations."""

@@ -1,0 +1,386 @@
+"""Owns the connections of a worker: how they are set up, lent for a read, counted, and replaced when they are dead.
+
+Whatever keeps a read from its answer becomes one of the errors of the interface here, and only here.
+"""
+
+import select
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg import conninfo
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+from psycopg.types.string import TextLoader
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from cases_service.database.pipeline import Exchange, Query
+from cases_service.database.statements import statements
+from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
+from cases_service.observability import metrics
+from cases_service.settings import Settings
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+log = structlog.get_logger()
+
+_SQL: Final = statements("session")
+# Every statement of a request is a few index look-ups in the order of the index. Held to that, a plan that is made
+# once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
+# turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
+_SESSION: Final = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "default_transaction_read_only": "on",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "jit": "off",
+}
+# A peer that has vanished is noticed within seconds, instead of the minutes of TCP's defaults.
+_LIVENESS: Final = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+
+
+_CITUS: Final = "citus.propagate_set_commands"
+_POLL_SECONDS: Final = 0.1
+_AWAY_SECONDS: Final = 0.5
+_RECONNECT_SECONDS: Final = 0.1
+
+
+class QueryCount(threading.local):
+    """How many statements this thread has sent since `value` was last set to 0, and how long it waited for them."""
+
+    value = 0
+    seconds = 0.0
+
+    def add(self, statements: int, started: float) -> None:
+        """Count statements that were sent at a `perf_counter()` and have been answered, or given up, now."""
+        self.value += statements
+        self.seconds += perf_counter() - started
+
+
+query_count: Final = QueryCount()
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that counts its statements, and does not wait for ever for a server that has stopped."""
+
+    exchange: Exchange
+    patience: float | None = None
+    """How long an answer may take, in seconds. The server's own time-out comes first, where there is a server."""
+
+    def wait(self, gen: PQGen[T], interval: float = _POLL_SECONDS, timeout: float | None = None) -> T:
+        """Do what psycopg's does, and end in an OperationalError where the server stops to answer."""
+        return super().wait(gen, interval, self.patience if timeout is None else timeout)
+
+    def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Do what psycopg's does, and count."""
+        started = perf_counter()
+        try:
+            return super().execute(*args, **kwargs)
+        finally:
+            query_count.add(1, started)
+
+    def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Return the answers to queries about an organization, in one round trip and one transaction."""
+        started = perf_counter()
+        try:
+            return self.exchange.ask(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
+
+    def begin(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is left open."""
+        started = perf_counter()
+        try:
+            return self.exchange.begin(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
+
+    def write(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is committed."""
+        started = perf_counter()
+        try:
+            return self.exchange.write(organization_id, queries)
+        finally:
+            query_count.add(len(queries), started)
+
+    def end(self, command: bytes, *queries: Query[Any]) -> list[Any]:
+        """Return the answers to queries in the open transaction, and end it by a command, in one round trip."""
+        started = perf_counter()
+        try:
+            return self.exchange.step(queries, end=(command,))
+        finally:
+            query_count.add(len(queries), started)
+
+
+class Reader(ABC):
+    """What reads are made of: a database, or several that hold the same."""
+
+    @abstractmethod
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` reads from a connection."""
+
+    def ask(self, organization_id: UUID, query: Query[T]) -> T:
+        """Return the answer to a query about an organization."""
+        answer: T = self.read(lambda connection: connection.ask(organization_id, query)[0])
+        return answer
+
+    def ask_both(self, organization_id: UUID, first: Query[T], second: Query[U]) -> tuple[T, U]:
+        """Return the answers to two queries about an organization, which see the same state of the database."""
+        answers: list[Any] = self.read(lambda connection: connection.ask(organization_id, first, second))
+        return answers[0], answers[1]
+
+
+class Database(Reader):
+    """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection."""
+
+    def __init__(self, url: str, settings: Settings, *, name: str = "primary") -> None:
+        self._name = name
+        self._wait = settings.pool_timeout
+        self._patience = settings.answer_seconds
+        self._away = False
+        self._session = session_settings(settings)
+        self._prepare_threshold = 0 if settings.prepared_statements else None
+        self._turns = threading.BoundedSemaphore(settings.connections)
+        self._parameters = connection_parameters(url, settings)
+        self._row_security_looked_at = threading.Lock()
+        self._pool = ConnectionPool(
+            self._parameters,
+            connection_class=Connection,
+            kwargs={"autocommit": True},
+            configure=self._configure,
+            min_size=settings.connections,
+            timeout=self._wait,
+            # The default backs off for minutes. After so short a time the pool gives up, so that the next request makes
+            # it try anew: less than `_AWAY_SECONDS`, or the first request after an outage would wait in vain.
+            reconnect_timeout=_RECONNECT_SECONDS,
+            open=False,
+            name=name,
+        )
+
+    def open(self) -> None:
+        """Begin to connect, in the background: the database may be away."""
+        self._pool.open()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._pool.close()
+
+    def count(self) -> None:
+        """Bring the metrics of the pool up to date."""
+        metrics.count_pool(self._name, self._pool.pop_stats())
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` reads. It may be run twice: where a connection turns out dead, on a fresh one.
+
+        Raises:
+            OverloadedError: All connections are in use and none became free in time.
+            UnavailableError: The database is away.
+            TimeoutProblemError: A statement took too long.
+
+        """
+        try:
+            return self._attempt(work)
+        except _ConnectionLostError:
+            # Its neighbours have most likely died with it.
+            self._pool.drain()
+        try:
+            return self._attempt(work)
+        except _StatementOutdatedError:
+            # On a fresh connection: a pooler in between keeps what it has prepared.
+            log.error("prepared_statements_given_up", advice="RECONNECT in PgBouncer's console, then restart")
+            self._prepare_threshold = None
+            self._pool.drain()
+            raise UnavailableError from None
+        except _ConnectionLostError:
+            raise UnavailableError from None
+
+    def write(self, work: Callable[[Connection], object]) -> None:
+        """Let `work` write, on a connection of its own, for which no request can be waiting.
+
+        Raises:
+            psycopg.Error: The database is away, does not let the role write, or is read-only.
+
+        """
+        with Connection.connect(self._parameters, autocommit=True) as connection:
+            self._configure(connection)
+            connection.exchange.writes = True
+            work(connection)
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns, which may write. It is run once, whatever becomes of the connection.
+
+        Raises:
+            OverloadedError: All connections are in use and none became free in time.
+            UnavailableError: The database is away, or takes no writes.
+            TimeoutProblemError: A statement took too long, and nothing was written.
+
+        """
+        try:
+            return self._attempt(work)
+        except TimeoutProblemError:
+            raise TimeoutProblemError("Nothing was changed. Try again.") from None
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
+            # A server in recovery refuses to begin a transaction that writes.
+            log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
+            raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
+        except _ConnectionLostError:
+            self._pool.drain()
+            raise UnavailableError from None
+
+    def _configure(self, connection: Connection) -> None:
+        """Set up a new connection, or refuse it: a pooler in between may drop what was asked of the session."""
+        connection.patience = self._patience
+        connection.prepare_threshold = self._prepare_threshold
+        connection.adapters.register_loader("uuid", TextLoader)
+        connection.adapters.register_loader("timestamptz", TextLoader)
+        names = [*self._session, _CITUS]
+        found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
+        is_citus = found.pop(_CITUS, None) is not None
+        if dropped := dropped_settings(found, self._session):
+            log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
+            raise psycopg.OperationalError("the session is not what the statements rely on")
+        prepares = self._prepare_threshold is not None
+        connection.exchange = Exchange(connection, patience=self._patience, prepares=prepares, is_citus=is_citus)
+        # Of all connections the first one looks, and nobody gives the lock back.
+        if self._row_security_looked_at.acquire(blocking=False):
+            self._look_at_row_security(connection)
+
+    def _look_at_row_security(self, connection: Connection) -> None:
+        """Warn where nothing but the statements themselves keeps organizations apart."""
+        row = connection.execute(_SQL["is_bound_by_row_security"], prepare=False).fetchone()
+        if row == (False,):
+            log.warning("row_security_bypassed", role=connection.info.user, advice="see Roles in docs/security.md")
+
+    def _attempt(self, work: Callable[[Connection], T]) -> T:
+        if not self._turns.acquire(blocking=False):
+            self._wait_for_turn()
+        try:
+            connection = self._checkout()
+            try:
+                return _translated(work, connection)
+            finally:
+                self._pool.putconn(connection)
+        finally:
+            self._turns.release()
+
+    def _wait_for_turn(self) -> None:
+        started = monotonic()
+        has_turn = self._turns.acquire(timeout=self._wait)
+        metrics.turn_wait.observe(monotonic() - started)
+        if not has_turn:
+            raise OverloadedError
+
+    def _checkout(self) -> Connection:
+        # While the database is away, one request after the other would wait for it in vain, and hold a thread.
+        deadline = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
+        while True:
+            try:
+                connection = self._pool.getconn(timeout=max(deadline - monotonic(), 0.001))
+            except PoolTimeout:
+                self._away = True
+                raise UnavailableError from None
+            self._away = False
+            if not _hung_up(connection):
+                return connection
+            connection.close()
+            self._pool.putconn(connection)
+
+
+class _ConnectionLostError(Exception):
+    """The connection died."""
+
+
+class _StatementOutdatedError(_ConnectionLostError):
+    """The connection was given up, as its prepared statements are older than the schema."""
+
+
+def session_settings(settings: Settings) -> dict[str, str]:
+    """Return the PostgreSQL settings that the statements rely on, with their values as pg_settings shows them."""
+    plans = "force_generic_plan" if settings.generic_plans else "force_custom_plan"
+    return {
+        **_SESSION,
+        "plan_cache_mode": plans,
+        "lock_timeout": f"{settings.lock_seconds * 1000:.0f}",
+        "statement_timeout": f"{settings.statement_timeout * 1000:.0f}",
+    }
+
+
+def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
+    """Return the settings that a session was not given as they were asked for."""
+    return sorted(name for name, value in found.items() if value.partition(",")[0] != asked[name])
+
+
+def connection_parameters(url: str, settings: Settings) -> str:
+    """Return the connection string of the service: what the URL says, and the session that the statements rely on."""
+    given = conninfo.conninfo_to_dict(url)
+    options = " ".join(f"-c {name}={value}" for name, value in session_settings(settings).items())
+    defaults = {
+        "application_name": "cases-service",
+        "client_encoding": "UTF8",
+        "connect_timeout": str(settings.connect_timeout),
+        **_LIVENESS,
+    }
+    parameters: dict[str, Any] = {**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
+    return conninfo.make_conninfo("", **parameters)
+
+
+def _hung_up(connection: Connection) -> bool:
+    """Return whether the server has closed an idle connection. Costs a system call, no round trip."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    try:
+        while poll.poll(0):
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
+    try:
+        return work(connection)
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+        raise TimeoutProblemError from None
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName) as error:
+        # "cached plan must not change result type": a migration replaced what a prepared statement reads.
+        # "prepared statement … does not exist": a pooler in between has given the connection another server.
+        if isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function != _REVALIDATION:
+            raise
+        connection.close()
+        raise _StatementOutdatedError from None
+    except _NOT_SET_UP as error:
+        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db")
+        raise UnavailableError from None
+    except psycopg.OperationalError as error:
+        if connection.info.transaction_status == TransactionStatus.ACTIVE:
+            log.error("database_does_not_answer")
+            connection.close()
+            raise UnavailableError from None
+        log.warning("database_error", error=type(error).__name__, sqlstate=error.sqlstate)
+        if connection.closed:
+            raise _ConnectionLostError from None
+        raise UnavailableError from None
+
+
+_REVALIDATION: Final = "RevalidateCachedQuery"
+_NOT_SET_UP: Final = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
+)

@@ -1,0 +1,195 @@
+"""Asks the database several things in one round trip, in a transaction that names the organization they are about.
+
+What a request needs is a few short statements. psycopg's cursors wait for the answer of each, and its pipelines cost
+more time in Python than they save on the way; so here statements go through libpq's pipeline mode by hand:
+https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
+"""
+
+import select
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from time import monotonic
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg import abc, sql
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+
+from cases_service.database.statements import Statement, numbered
+
+T_co = TypeVar("T_co", covariant=True)
+Row = tuple[Any, ...]
+Send = Callable[[], None]
+
+_NAMING: Final = numbered("session")["name_organization"]
+_FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
+
+
+class Result(NamedTuple):
+    """What a statement returned: its rows, and libpq's result, which knows the columns."""
+
+    rows: list[Row]
+    pgresult: PGresult
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Generic[T_co]):
+    """A statement with its parameters, and what makes something of its result."""
+
+    statement: Statement
+    parameters: Mapping[str, Any]
+    read: Callable[[Result], T_co]
+
+
+class Exchange:
+    """What one connection is asked through. It remembers which statements the connection has prepared.
+
+    Args:
+        connection: In autocommit mode, and used by one thread at a time.
+        patience: How long an answer may take, in seconds.
+        prepares: Whether statements are prepared.
+        is_citus: Whether the server passes statements on to others, and what they are limited to if told so.
+
+    """
+
+    writes: bool = False
+    """Whether the transactions may write, whatever the session's default is."""
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], *, patience: float, prepares: bool, is_citus: bool = False
+    ) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._patience = patience
+        self._prepares = prepares
+        self._is_citus = is_citus
+        self._prepared: set[bytes] = set()
+        self._poll = select.poll()
+        self._pgconn.nonblocking = 1
+
+    def ask(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+        """Return what each query reads from its result. They see the rows of the organization, and no others.
+
+        Raises:
+            psycopg.Error: A statement failed, and the transaction is rolled back; or the server has gone, or has not
+                answered in time, in which case the connection is of no more use.
+
+        """
+        # Up to its end, an exchange is a transaction by itself; only one that Citus passes on has to be told so.
+        is_explicit = self.writes or self._is_citus
+        begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus) if is_explicit else ()
+        end = (b"commit",) if is_explicit else ()
+        naming = () if is_explicit else (Query(_NAMING, {"organization_id": str(organization_id)}, _nothing),)
+        return self.step((*naming, *queries), begin=begin, end=end)[len(naming) :]
+
+    def begin(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is left open."""
+        return self.step(queries, begin=preamble(organization_id, writes=True, is_citus=self._is_citus))
+
+    def write(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+        """Do what `ask` does, in a transaction that may write and is committed."""
+        begin = preamble(organization_id, writes=True, is_citus=self._is_citus)
+        return self.step(queries, begin=begin, end=(b"commit",))
+
+    def step(
+        self, queries: Sequence[Query[Any]], *, begin: Sequence[bytes] = (), end: Sequence[bytes] = ()
+    ) -> list[Any]:
+        """Return what each query reads from its result, with commands before and behind, in one round trip.
+
+        Raises:
+            psycopg.Error: As in `ask`.
+
+        """
+        transformer = Transformer(self._connection)
+        preparations = self._preparations(queries)
+        sends = [self._send_query(query, transformer) for query in queries]
+        results = self._run([*begin, *preparations.values(), *sends, *end])
+        prepared = zip(preparations, results[len(begin) :], strict=False)
+        self._prepared.update(name for name, result in prepared if result.status == ExecStatus.COMMAND_OK)
+        self._check(results)
+        answers = results[len(results) - len(end) - len(queries) : len(results) - len(end)]
+        return [query.read(_loaded(transformer, result)) for query, result in zip(queries, answers, strict=True)]
+
+    def _preparations(self, queries: Sequence[Query[Any]]) -> dict[bytes, Send]:
+        """Return what prepares the statements that are not prepared yet."""
+        wanted = (query.statement for query in queries if self._prepares)
+        new = {statement.name: statement.text for statement in wanted if statement.name not in self._prepared}
+        return {name: partial(self._pgconn.send_prepare, name, text) for name, text in new.items()}
+
+    def _send_query(self, query: Query[Any], transformer: abc.Transformer) -> Send:
+        # Values go as text, and the server infers their types: one plan for a statement, whatever the numbers' sizes.
+        values = [query.parameters[name] for name in query.statement.parameters]
+        dumped = transformer.dump_sequence(values, [PyFormat.TEXT] * len(values))
+        if self._prepares:
+            return partial(self._pgconn.send_query_prepared, query.statement.name, dumped)
+        return partial(self._pgconn.send_query_params, query.statement.text, dumped)
+
+    def _run(self, commands: Sequence[bytes | Send]) -> list[PGresult]:
+        """Send commands in one go, and return the result of each; after one that fails the others are skipped."""
+        self._pgconn.enter_pipeline_mode()
+        for command in commands:
+            if isinstance(command, bytes):
+                self._pgconn.send_query_params(command, None)
+            else:
+                command()
+        self._pgconn.pipeline_sync()
+        results = list(self._results())
+        self._pgconn.exit_pipeline_mode()
+        return results
+
+    def _check(self, results: Sequence[PGresult]) -> None:
+        """Where a command has failed, end the transaction and raise the error."""
+        failed = next((result for result in results if result.status in _FAILED), None)
+        if failed is not None:
+            if self._pgconn.transaction_status == TransactionStatus.INERROR:
+                self._run([b"rollback"])
+            raise psycopg.errors.error_from_result(failed)
+
+    def _results(self) -> Iterator[PGresult]:
+        """Give the results until the server has answered everything."""
+        deadline = monotonic() + self._patience
+        while self._pgconn.flush():
+            self._wait(select.POLLIN | select.POLLOUT, deadline)
+            self._pgconn.consume_input()
+        while True:
+            while self._pgconn.is_busy():
+                self._wait(select.POLLIN, deadline)
+                self._pgconn.consume_input()
+            result = self._pgconn.get_result()
+            if result is None:
+                raise psycopg.OperationalError("the connection is lost")
+            if result.status == ExecStatus.PIPELINE_SYNC:
+                return
+            yield result
+            # A statement has one result, and None behind it, for which there is nothing to wait.
+            self._pgconn.get_result()
+
+    def _wait(self, events: int, deadline: float) -> None:
+        self._poll.register(self._pgconn.socket, events)
+        if not self._poll.poll(max(deadline - monotonic(), 0) * 1000):
+            raise psycopg.OperationalError("the server does not answer")
+
+
+@lru_cache(maxsize=256)
+def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = False) -> tuple[bytes, ...]:
+    """Return what begins a transaction that is about one organization, as the row security of schema.sql reads it.
+
+    Not with set_config(): Citus passes on what SET LOCAL says, once it is told to, and nothing else.
+    """
+    begin = b"begin read write" if writes else b"begin"
+    propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
+    setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
+    return begin, *propagate, setting.as_bytes()
+
+
+def _nothing(_: Result) -> None:
+    """Read nothing."""
+
+
+def _loaded(transformer: abc.Transformer, result: PGresult) -> Result:
+    transformer.set_pgresult(result)
+    return Result(transformer.load_rows(0, result.ntuples, tuple), result)

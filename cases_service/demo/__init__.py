@@ -1,0 +1,1 @@
+"""The demo: real data, a portal page, and curl lines to paste."""

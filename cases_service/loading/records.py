@@ -1,0 +1,374 @@
+"""Knows the load format: the types of lines, their fields, and what each field may hold."""
+
+import json
+import re
+from collections import Counter
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from cases_service.cases import timestamps as instants
+from cases_service.credentials import signing_keys
+from cases_service.terminal import printable
+
+
+def _text(maximum: int, *, minimum: int = 0) -> Meta:
+    length = f"{minimum} to {maximum:,}" if minimum else f"at most {maximum:,}"
+    return Meta(min_length=minimum, max_length=maximum, description=f"a text of {length} characters")
+
+
+Id = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z",
+        description="a UUID: 36 characters, with dashes",
+    ),
+]
+# The schema has the same bounds; a key's secret is stored encrypted, and longer.
+Text = Annotated[str, _text(256)]
+Name = Annotated[str, _text(256, minimum=1)]
+Subject = Annotated[str, _text(1_000)]
+Description = Annotated[str, _text(65_536)]
+Address = Annotated[str, _text(2_048)]
+Secret = Annotated[str, _text(1_024)]
+PublicKey = Annotated[str, _text(8_192)]
+Flag = Annotated[bool, Meta(description="true or false")]
+Time = Annotated[str, Meta(description=instants.EXPECTED)]
+Position = Annotated[int, Meta(ge=-(2**31), lt=2**31, description="an integer of 32 bits")]
+Count = Annotated[int, Meta(ge=0, lt=2**31, description="an integer from 0 to 2147483647")]
+Priority = Annotated[int, Meta(ge=1, le=5, description="an integer from 1 to 5")]
+ChannelPriority = Annotated[int, Meta(ge=1, le=4, description="an integer from 1 to 4")]
+Channel = Annotated[Literal["email", "whatsapp", "webchat"], Meta(description="one of email, whatsapp, webchat")]
+Status = Annotated[
+    Literal["Open", "In Progress", "Pending", "Closed"],
+    Meta(description="Open, In Progress, Pending or Closed"),
+]
+SubscriptionStatus = Annotated[Literal["active", "inactive"], Meta(description="active or inactive")]
+Algorithm = Annotated[
+    Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"],
+    Meta(description=f"one of {', '.join(signing_keys.ALGORITHMS)}"),
+]
+
+
+class FieldError(Exception):
+    """A line is not as the load format has it. Of what the line holds, only names of fields are quoted."""
+
+    def __init__(self, field: str | None, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+
+class Record(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True, gc=False):
+    """What a line of one type holds. UNSET is a field that the line leaves out; see `values`."""
+
+    removable: ClassVar[bool] = False
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    id: Id
+
+    def check(self) -> None:
+        """Raise FieldError where the fields do not fit each other."""
+
+
+class Organization(Record, tag="organization", kw_only=True):
+    """A company. Its `id` is what the other types call `organization_id`."""
+
+    name: Text
+    subscription_status: SubscriptionStatus
+    subscription_ends_at: Time | UnsetType | None = UNSET
+
+
+class User(Record, tag="user", kw_only=True):
+    """A person who works for an organization."""
+
+    organization_id: Id
+    email: Text | UnsetType | None = UNSET
+    first_name: Text | UnsetType | None = UNSET
+    last_name: Text | UnsetType | None = UNSET
+    alias: Text | UnsetType | None = UNSET
+    title: Text | UnsetType | None = UNSET
+    avatar_url: Address | UnsetType | None = UNSET
+
+
+class SigningKey(Record, tag="signing_key", kw_only=True):
+    """What verifies visitors' JWTs: a secret for HMAC, a public key for the other algorithms."""
+
+    organization_id: Id
+    algorithm: Algorithm
+    secret: Secret | UnsetType | None = UNSET
+    public_key: PublicKey | UnsetType | None = UNSET
+    retired_at: Time | UnsetType | None = UNSET
+
+    def check(self) -> None:
+        """Raise FieldError unless there is key material of the one kind that the algorithm takes."""
+        hmac = self.algorithm in signing_keys.HMAC_ALGORITHMS
+        wanted, other = ("secret", "public_key") if hmac else ("public_key", "secret")
+        if getattr(self, other) not in (None, UNSET):
+            raise FieldError(other, f"{self.algorithm} takes a {wanted} instead")
+        if getattr(self, wanted) in (None, UNSET):
+            raise FieldError(wanted, f"required for {self.algorithm}")
+        try:
+            if isinstance(self.secret, str):
+                signing_keys.check_secret(self.secret)
+            if isinstance(self.public_key, str):
+                signing_keys.check_public_key(self.public_key, algorithm=self.algorithm)
+        except signing_keys.KeyMaterialError as error:
+            raise FieldError(wanted, str(error)) from None
+
+
+class Visitor(Record, tag="visitor", kw_only=True):
+    """A signed-in customer."""
+
+    removable: ClassVar[bool] = True
+
+    organization_id: Id
+    external_id: Name
+
+
+class Contact(Record, tag="contact", kw_only=True):
+    """One way a person was met."""
+
+    removable: ClassVar[bool] = True
+
+    organization_id: Id
+    visitor_id: Id | UnsetType | None = UNSET
+    first_name: Text | UnsetType | None = UNSET
+    last_name: Text | UnsetType | None = UNSET
+    email: Text | UnsetType | None = UNSET
+    phone: Text | UnsetType | None = UNSET
+    created_at: Time | UnsetType | None = UNSET
+    updated_at: Time | UnsetType | None = UNSET
+
+
+class CaseFunnelStage(Record, tag="case_funnel_stage", kw_only=True):
+    """A step that an organization moves its cases through."""
+
+    removable: ClassVar[bool] = True
+
+    organization_id: Id
+    name: Text
+    position: Position
+
+
+class Case(Record, tag="case", kw_only=True):
+    """A case."""
+
+    removable: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, Any]] = {"is_waiting": False, "unread_message_count": 0}
+
+    organization_id: Id
+    case_number: Name
+    contact_id: Id | UnsetType | None = UNSET
+    owner_id: Id | UnsetType | None = UNSET
+    subject: Subject | UnsetType | None = UNSET
+    description: Description | UnsetType | None = UNSET
+    status: Status
+    priority: Priority
+    latest_messaging_channel: Channel | UnsetType | None = UNSET
+    channel_priority: ChannelPriority | UnsetType | None = UNSET
+    closed_at: Time | UnsetType | None = UNSET
+    is_waiting: Flag | UnsetType = UNSET
+    unread_message_count: Count | UnsetType = UNSET
+    created_at: Time
+    updated_at: Time
+    created_by_user_id: Id | UnsetType | None = UNSET
+    updated_by_user_id: Id | UnsetType | None = UNSET
+    case_funnel_stage_id: Id | UnsetType | None = UNSET
+
+    def check(self) -> None:
+        """Raise FieldError unless a closed case, and no other, says when it was closed."""
+        if bool(self.closed_at) != (self.status == "Closed"):
+            raise FieldError("closed_at", "a time is required where status is Closed, and null where it is not")
+
+
+class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
+    """What a line that removes a row holds, of whichever type."""
+
+    type: Literal["visitor", "contact", "case_funnel_stage", "case"]
+    id: Id
+    organization_id: Id
+    deleted: Flag
+
+
+class _Kind(msgspec.Struct, gc=False):
+    """What a line that is refused was meant to be."""
+
+    type: Any = UNSET
+    deleted: Any = UNSET
+
+
+AnyRecord = Organization | User | SigningKey | Visitor | Contact | CaseFunnelStage | Case
+
+RECORDS: Final[dict[str, type[Record]]] = {str(record.__struct_config__.tag): record for record in get_args(AnyRecord)}
+
+_HINTS: Final = {shape: get_type_hints(shape, include_extras=True) for shape in (*RECORDS.values(), Removal)}
+_TIMES: Final = {
+    record: tuple(field for field, hint in _HINTS[record].items() if Time in (hint, *get_args(hint)))
+    for record in RECORDS.values()
+}
+_DEFAULTS: Final = {
+    record: tuple(record.defaults.get(field) for field in record.__struct_fields__) for record in RECORDS.values()
+}
+_RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
+_REMOVAL: Final = msgspec.json.Decoder(Removal)
+_KIND: Final = msgspec.json.Decoder(_Kind)
+_WRONG_FIELD: Final = re.compile(r" - at `\$\.(\w+)`\Z")
+_TOO_LONG: Final = re.compile(r"of length <= (\d+)")
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_NAME_SHOWN: Final = 64
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
+_HALF_PAIR_WRITTEN: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_record(line: bytes) -> Record | Removal:
+    """Return what a line of the load format holds, checked.
+
+    Ids stay texts, in either case. Times become texts that PostgreSQL reads as the same instant; decimals
+    beyond microseconds are cut off.
+
+    Raises:
+        FieldError: The line is not as the format has it.
+
+    """
+    if b'"deleted"' in line and (removal := _removal(line)):
+        return removal
+    try:
+        record = _RECORD.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _fault(line, error) from None
+    given = msgspec.structs.astuple(record)
+    _refuse_repeated_names(line, 1 + len(given) - given.count(UNSET))
+    for name in _TIMES[type(record)]:
+        if isinstance(text := getattr(record, name), str):
+            setattr(record, name, _instant(name, text))
+    record.check()
+    if b"\\u0000" in line:
+        _refuse_nul(record)
+    return record
+
+
+def values(record: Record) -> tuple[Any, ...]:
+    """Return what a record holds, in the order of its fields, with the defaults of those that the line left out."""
+    given = msgspec.structs.astuple(record)
+    if UNSET not in given:
+        return given
+    return tuple(
+        [default if value is UNSET else value for value, default in zip(given, _DEFAULTS[type(record)], strict=True)]
+    )
+
+
+def _removal(line: bytes) -> Removal | None:
+    """Return the removal that a line is, or None where its text only looks like one, or it is a wrong one."""
+    try:
+        removal = _REMOVAL.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not removal.deleted:
+        raise FieldError("deleted", "expected true; a row that stays has no such field")
+    _refuse_repeated_names(line, len(removal.__struct_fields__))
+    return removal
+
+
+def _fault(line: bytes, error: Exception) -> FieldError:
+    """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
+    match error:
+        case msgspec.ValidationError():
+            return _fault_of_field(line, str(error))
+        case RecursionError():
+            return FieldError(None, "nested too deeply")
+        case UnicodeDecodeError():
+            return FieldError(None, "not a JSON object in UTF-8")
+        case _:
+            return _half_pair(line) or FieldError(None, f"not a JSON object ({error})")
+
+
+def _fault_of_field(line: bytes, message: str) -> FieldError:
+    try:
+        kind = _KIND.decode(line)
+    except msgspec.ValidationError:
+        return FieldError(None, "not a JSON object")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _fault(line, error)
+    record = RECORDS.get(kind.type) if isinstance(kind.type, str) else None
+    if record is None:
+        return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(RECORDS)}")
+    if kind.deleted is not UNSET:
+        return _fault_of_removal(line, record)
+    return _named(message, record, stranger="unknown field")
+
+
+def _fault_of_removal(line: bytes, record: type[Record]) -> FieldError:
+    if not record.removable:
+        removable = ", ".join(name for name, record in RECORDS.items() if record.removable)
+        return FieldError("deleted", f"only rows of these types can be removed: {removable}")
+    try:
+        _REMOVAL.decode(line)
+    except msgspec.ValidationError as error:
+        return _named(str(error), Removal, stranger="not a field of a line that deletes")
+    return FieldError("deleted", "expected its name without escapes")
+
+
+def _named(message: str, shape: type[msgspec.Struct], *, stranger: str) -> FieldError:
+    """Return what a message of msgspec says about a field."""
+    if found := _UNKNOWN.fullmatch(message):
+        return FieldError(_shown(found[1]), stranger)
+    if found := _MISSING.fullmatch(message):
+        return FieldError(found[1], "required")
+    found = _WRONG_FIELD.search(message)
+    name = found[1] if found else "type"
+    if too_long := _TOO_LONG.search(message):
+        return FieldError(name, f"longer than {int(too_long[1]):,} characters")
+    return FieldError(name, "given twice" if name == "type" else f"expected {_expectation(_HINTS[shape][name])}")
+
+
+def _expectation(hint: Any) -> str:
+    if hasattr(hint, "__metadata__"):
+        return str(hint.__metadata__[0].description)
+    options = [option for option in get_args(hint) if option is not UnsetType]
+    return " or ".join("null" if option is NoneType else _expectation(option) for option in options)
+
+
+def _shown(name: str) -> str:
+    """Return a name from a line in a form that keeps an error on one line of sane length."""
+    return printable(name)[:_NAME_SHOWN]
+
+
+def _instant(name: str, text: str) -> str:
+    try:
+        return instants.to_postgres(text)
+    except ValueError:
+        raise FieldError(name, f"expected {instants.EXPECTED}") from None
+
+
+def _half_pair(line: bytes) -> FieldError | None:
+    """Return which field holds half of a surrogate pair: JSON's grammar allows it, msgspec and UTF-8 do not."""
+    try:
+        fields = json.loads(line) if _HALF_PAIR_WRITTEN.search(line) else None
+    except (ValueError, RecursionError):
+        return None
+    for name, value in fields.items() if isinstance(fields, dict) else ():
+        if isinstance(value, str) and _HALF_PAIR.search(value):
+            return FieldError(_shown(name), "half of a surrogate pair (\\ud800 to \\udfff) cannot be stored")
+    return None
+
+
+def _refuse_repeated_names(line: bytes, names: int) -> None:
+    # Without white space, `":` ends each name and stands elsewhere only inside a text. So where these are no
+    # more than there are different names, no name comes twice; where they are more, it takes a closer look.
+    if line.translate(None, b" \t\r\n").count(b'":') == names:
+        return
+    pairs = json.loads(line, object_pairs_hook=tuple)
+    name, times = Counter(name for name, _ in pairs).most_common(1)[0]
+    if times > 1:
+        raise FieldError(_shown(name), "given twice")
+
+
+def _refuse_nul(record: Record) -> None:
+    for name in record.__struct_fields__:
+        value = getattr(record, name)
+        if isinstance(value, str) and "\0" in value:
+            raise FieldError(name, "a NUL character (\\u0000) cannot be stored")

@@ -1,0 +1,110 @@
+"""Traces requests and their round trips to the database, and keeps to itself what nobody may see.
+
+OpenTelemetry's instrumentation of Flask puts URLs and messages of exceptions into spans. What leaves this process is
+built anew from a short list of attributes, none of which a caller can put anything into.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Final
+from uuid import UUID
+
+from flask import Flask
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind, Status, Tracer
+
+from cases_service import __version__
+from cases_service.database.connection_pool import Connection
+from cases_service.database.pipeline import Query
+
+_SYSTEM: Final = "db.system.name"
+_SUMMARY: Final = "db.query.summary"
+_KEPT: Final = frozenset(
+    {
+        "http.method",
+        "http.request.method",
+        "http.route",
+        "http.status_code",
+        "http.response.status_code",
+        "error.type",
+        _SYSTEM,
+        _SUMMARY,
+    }
+)
+# Found in no token: the whole URL has to be such a one.
+_NOT_TRACED: Final = r"^https?://[^/]*/(healthz|readyz|metrics)/?([?].*)?$"
+
+
+class PrivateExporter(SpanExporter):
+    """Hands on what may be seen of spans."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export the spans, built anew."""
+        return self._exporter.export([_private(span) for span in spans])
+
+    def shutdown(self) -> None:
+        """End the exporter."""
+        self._exporter.shutdown()
+
+
+def trace(app: Flask) -> None:
+    """Trace an application's requests and this process's exchanges; OTEL_* says where they go and how many."""
+    provider = TracerProvider(resource=_resource())
+    provider.add_span_processor(BatchSpanProcessor(PrivateExporter(OTLPSpanExporter())))
+    FlaskInstrumentor.instrument_app(app, tracer_provider=provider, excluded_urls=_NOT_TRACED, enable_commenter=False)
+    _trace_exchanges(provider.get_tracer("cases_service", __version__))
+
+
+def _resource() -> Resource:
+    """Return who sends the spans; what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before."""
+    given = Resource.create()
+    own = {SERVICE_NAME: "visitor-cases-service", SERVICE_VERSION: __version__}
+    is_named = not str(given.attributes[SERVICE_NAME]).startswith("unknown_service")
+    return Resource(own).merge(given) if is_named else given.merge(Resource(own))
+
+
+def _trace_exchanges(tracer: Tracer) -> None:
+    """Make a span of each round trip. The instrumentation of psycopg wraps cursors, which requests do without."""
+
+    def traced(exchange: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        @wraps(exchange)
+        def call(connection: Connection, about: UUID | bytes, *queries: Query[Any]) -> list[Any]:
+            name = " ".join(query.statement.name.decode() for query in queries) or exchange.__name__
+            known = {_SYSTEM: "postgresql", _SUMMARY: name}
+            with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=known):
+                return exchange(connection, about, *queries)
+
+        return call
+
+    Connection.ask = traced(Connection.ask)  # type: ignore[method-assign]
+    Connection.begin = traced(Connection.begin)  # type: ignore[method-assign]
+    Connection.write = traced(Connection.write)  # type: ignore[method-assign]
+    Connection.end = traced(Connection.end)  # type: ignore[method-assign]
+
+
+def _private(span: ReadableSpan) -> ReadableSpan:
+    given = span.attributes or {}
+    name = span.name
+    if span.kind is SpanKind.SERVER:
+        # The instrumentation's own name has the path where no route fits.
+        method = given.get("http.request.method", given.get("http.method"))
+        name = " ".join(str(part) for part in (method, given.get("http.route")) if part)
+    return ReadableSpan(
+        name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes={name: value for name, value in given.items() if name in _KEPT},
+        kind=span.kind,
+        status=Status(span.status.status_code),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )

@@ -1,0 +1,132 @@
+"""Turns a command's process into gunicorn: listens first, hands the sockets over, and cleans up when gunicorn ends.
+
+There is no second process that could outlive the first or hide its end. What has to be known on the other side of
+`exec` passes by inheritance: the sockets and their number as from systemd, the lock of the embedded server, the blocked
+signals, and the settings in the environment. Nothing of it is on the command line, which all users can read.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from cases_service.database.statements import source
+from cases_service.embedded.server import EmbeddedServer
+from cases_service.settings import DemoCredentials, Settings, inherited_lock, process_environment
+
+_BACKLOG: Final = 2048
+_FIRST_SOCKET: Final = 3
+_PREDECESSOR_SECONDS: Final = 2.0
+_SERVER_STOP_SECONDS: Final = 30.0
+_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+
+class ListenError(RuntimeError):
+    """The address cannot be listened on. The message says why, in a line."""
+
+
+def listen(address: str) -> socket.socket:
+    """Return a socket that listens on HOST:PORT.
+
+    Where the port is in use, a moment is given to the workers of a predecessor that was killed: they notice it within
+    a second.
+
+    Raises:
+        ListenError: The address is not this machine's, not permitted, or in use.
+
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    deadline = time.monotonic() + _PREDECESSOR_SECONDS
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, int(port)))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+            time.sleep(0.1)
+        else:
+            return listener
+
+
+def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
+    """Return sockets for the addresses of the settings, and settings that name their ports.
+
+    Raises:
+        ListenError: One of them cannot be listened on.
+
+    """
+    listeners = [listen(address) for address in settings.addresses]
+    names = [
+        f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        for address, listener in zip(settings.addresses, listeners, strict=True)
+    ]
+    changes = dict(zip(("bind", "admin_bind"), names, strict=False))
+    return msgspec.structs.replace(settings, **changes), listeners
+
+
+def become_gunicorn(
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    *,
+    embedded: EmbeddedServer | None,
+    demo_credentials: DemoCredentials | None = None,
+) -> NoReturn:
+    """Replace this program by gunicorn, which serves on the sockets and stays a user of the embedded server."""
+    above = _FIRST_SOCKET + len(listeners)
+    lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, above)
+    # What serves has no need of the rights to change anything.
+    settings = msgspec.structs.replace(settings, admin_database_url=None)
+    environment = process_environment(settings, embedded_lock=lock, demo_credentials=demo_credentials)
+    # What systemd's socket activation says to a service, which gunicorn is able to read.
+    environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(listeners))}
+    arguments = [
+        "-P",
+        "-m",
+        "gunicorn",
+        "-c",
+        str(source("gunicorn.conf.py")),
+        "cases_service.application:create_app()",
+    ]
+    _hold_signals()
+    # Out of each other's way first.
+    copies = [fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, above) for listener in listeners]
+    for number, copy in enumerate(copies, start=_FIRST_SOCKET):
+        os.dup2(copy, number)
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606  this interpreter
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def release_signals() -> None:
+    """Receive the signals that were held back, now that this process can handle them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def hold_signals_in_new_workers() -> None:
+    """Let a signal wait until a new worker releases it; before, it would be lost to the handlers of its master."""
+    os.register_at_fork(before=_hold_signals, after_in_parent=release_signals)
+
+
+def leave_embedded_server(settings: Settings) -> None:
+    """End the use of an embedded server that this program was started with, and wait until it is down if it stops."""
+    lock = inherited_lock()
+    if lock is not None:
+        server = EmbeddedServer(Path(settings.data_dir), settings.require_database_url(), lock)
+        server.leave()
+        server.wait_stopped(_SERVER_STOP_SECONDS)

@@ -1,0 +1,191 @@
+"""The gunicorn worker that repeats nothing of a request, lets no client hold it up, and drops no client as it stops.
+
+gunicorn's own threaded worker quotes what it cannot parse in its answer and in its log, resets the connections that
+wait in the backlog when it stops, and keeps a thread for whoever takes his time: to send the head of a request or its
+body, or to read the answer. Here a thread sees a request whole and waits for no client (`connections`).
+
+    serving ── SIGTERM ──▶ draining ── CASES_DRAIN_SECONDS ──▶ stopping ── all answered, or graceful_timeout ──▶ ended
+       │                 answers as before, not ready        accepts no more                                      ▲
+       └─────────────┴── SIGINT, SIGQUIT ────────────────────────────┴─────────────────────────────────────────────┘
+
+A signal's handler only notes the signal, and the kernel wakes the main loop, which acts: the code that a handler
+interrupts is prepared for nothing (cpython, issue 121649). SIGABRT, by which the master ends a worker whose main loop
+hangs, is the exception, and ends the process where it stands.
+"""
+
+import os
+import selectors
+import signal
+import traceback
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from time import monotonic
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker
+
+from cases_service.server import descriptors
+from cases_service.server.answers import Answer, new_response, whole_answer
+from cases_service.server.connections import Connection, Connections
+from cases_service.server.heads import is_health
+from cases_service.server.queue_time import arrival
+from cases_service.server.refusals import failure
+from cases_service.server.threads import Threads
+from cases_service.settings import read_settings
+
+_OPERATORS_THREADS: Final = 2
+_TURN_SECONDS: Final = 1.0
+_STOPPING_TURN_SECONDS: Final = 0.1
+_QUICK: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
+# The master's: it gets them too where a whole process group does, and does for its workers what is due.
+_MASTERS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_WAKE: Final = b"\0"
+
+log = structlog.get_logger("cases_service.gunicorn")
+
+
+class CasesLogger(Logger):  # type: ignore[misc]
+    """gunicorn's logger without its access log, whose every line has the path; the application writes one without."""
+
+    def access(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+class CasesWorker(Worker):  # type: ignore[misc]
+    """A process that answers requests, with a main loop for the clients and threads for the application."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alive: bool
+        self._noted: set[int] = set()
+        self._drained_at: float | None = None
+        self._answered: deque[tuple[Connection, Answer]] = deque()
+
+    # Signals
+
+    def init_signals(self) -> None:
+        """Note what ends a worker, ignore what is for its master, and let both wake the main loop."""
+        for number in (signal.SIGTERM, *_QUICK):
+            signal.signal(number, self._note)
+        for number in _MASTERS:
+            signal.signal(number, _ignore)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGABRT, _end_here)
+        signal.set_wakeup_fd(self.PIPE[1], warn_on_full_buffer=False)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._noted.add(number)
+
+    @property
+    def _is_quick(self) -> bool:
+        return not _QUICK.isdisjoint(self._noted)
+
+    # The main loop
+
+    def run(self) -> None:
+        """Serve until told to stop, then end the application's connections to the database."""
+        settings = read_settings()
+        self._operators_port = settings.admin_port
+        self._threads = Threads(self.cfg.threads, "requests")
+        # Whether the process lives is told even while every other thread waits for the database.
+        self._health_thread = Threads(1, "requests-health")
+        # Metrics and readiness are of most use while every other thread has too much to do.
+        self._operators_threads = Threads(_OPERATORS_THREADS, "requests-operators")
+        limit = descriptors.connection_limit(settings, self.cfg.worker_connections)
+        self._connections = Connections(cfg=self.cfg, limit=limit, hand_over=self._hand_over)
+        self._connections.poller.register(self.PIPE[0], selectors.EVENT_READ, self._take_answered)
+        try:
+            self._serve()
+            self._stop()
+        finally:
+            self._connections.close()
+            self.wsgi.close()
+
+    def _serve(self) -> None:
+        self._connections.listen(self.sockets)
+        while not (self._is_quick or self._has_to_stop()):
+            self._turn(_TURN_SECONDS)
+
+    def _has_to_stop(self) -> bool:
+        """Tell whether to accept no more. SIGTERM gives those who look at the readiness time to see it first."""
+        if signal.SIGTERM in self._noted and self._drained_at is None:
+            self._drained_at = monotonic() + self.wsgi.begin_to_stop()
+        is_drained = self._drained_at is not None and self._drained_at <= monotonic()
+        return is_drained or not self.alive or not self._has_master()
+
+    def _has_master(self) -> bool:
+        return bool(self.ppid == os.getppid())
+
+    def _stop(self) -> None:
+        self.alive = False
+        if self._is_quick:
+            return
+        self._connections.begin_to_stop()
+        end = monotonic() + self.cfg.graceful_timeout
+        while len(self._connections) and monotonic() < end and not self._is_quick:
+            self._turn(_STOPPING_TURN_SECONDS)
+
+    def _turn(self, seconds: float) -> None:
+        self.notify()
+        if self._drained_at is not None and self.alive:
+            seconds = max(0.0, min(seconds, self._drained_at - monotonic()))
+        self._connections.wait(seconds)
+
+    def _take_answered(self, wakeups: int) -> None:
+        os.read(wakeups, 4096)
+        while self._answered:
+            self._connections.finish(*self._answered.popleft())
+
+    # A request
+
+    def _hand_over(self, conn: Connection) -> None:
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.alive = False
+        self._threads_for(conn).submit(partial(self._answer, conn))
+
+    def _threads_for(self, conn: Connection) -> Threads:
+        if is_health(conn.request):
+            return self._health_thread
+        is_operators = isinstance(conn.server, tuple) and conn.server[1] == self._operators_port
+        return self._operators_threads if is_operators else self._threads
+
+    def _answer(self, conn: Connection) -> None:
+        """Answer a request, in a thread."""
+        arrival.at = conn.arrived
+        try:
+            answer = self._ask_application(conn)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it ends this request alone
+            answer = failure(error)
+        answer.send(conn.sock)
+        self._answered.append((conn, answer))
+        self._wake()
+
+    def _ask_application(self, conn: Connection) -> Answer:
+        response, collected, environ = new_response(conn.request, conn.client, conn.server, self.cfg)
+        environ["wsgi.input"] = BytesIO(conn.content)
+        if conn.problem is not None:
+            environ[conn.problem.value] = True
+            environ["CONTENT_LENGTH"] = "0"
+        if not (self.alive and self.cfg.keepalive):
+            response.force_close()
+        return whole_answer(response, collected, self.wsgi, environ)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # the main loop has reasons enough to wake already
+            os.write(self.PIPE[1], _WAKE)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing. Not SIG_IGN, which children would inherit."""
+
+
+def _end_here(_number: int, frame: FrameType | None) -> None:
+    places = traceback.extract_stack(frame)
+    log.error("worker_hangs", frames=[f"{place.filename}:{place.lineno} {place.name}" for place in places])
+    os._exit(1)

@@ -1,0 +1,271 @@
+"""Writes cases for their organization: what a change makes of a case, and the transaction that makes it.
+
+A transaction takes two round trips: it locks the case, reads it, and looks at what the change refers to; then it
+writes, reads what it has written, and commits. What two of them want at once, one has.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from cases_service.cases.bodies import CaseBody, Error, invalid
+from cases_service.cases.preconditions import Preconditions
+from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.pipeline import Query
+from cases_service.errors import (
+    CaseNotFoundError,
+    CaseNumberTakenError,
+    OutcomeUnknownError,
+    ProblemError,
+    UnavailableError,
+)
+from cases_service.store import organization_cases as case_store
+from cases_service.store.organization_cases import REFERENCES, Situation, StoredCase
+
+_TRIES: Final = 3
+_NOT_FOUND: Final = "The organization has no case with this id."
+_OPTIONAL: Final = (
+    "contact_id",
+    "owner_id",
+    "subject",
+    "description",
+    "latest_messaging_channel",
+    "channel_priority",
+    "case_funnel_stage_id",
+)
+_COLUMNS: Final = ("case_number", "priority", "status", "created_by_user_id", "updated_by_user_id", *_OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A case after a change, and whether the change made it."""
+
+    case: StoredCase
+    is_new: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseWriter:
+    """Writes cases of one organization, in the name of the user whose API token asks.
+
+    Every method raises what `Database.change` does, and OutcomeUnknownError where the connection dies before the
+    server has said that it committed. All of them may be repeated then.
+    """
+
+    database: Database
+    organization_id: UUID
+    user_id: UUID
+
+    def create(self, body: CaseBody) -> Written:
+        """Make a case under a new id.
+
+        Raises:
+            InvalidBodyError: The body is wrong, or refers to what is not there.
+            CaseNumberTakenError: Another case has the number.
+
+        """
+        return self._settle(_Change(uuid4(), body, self.user_id, creates=True, replaces=False))
+
+    def put(self, case_id: UUID | None, body: CaseBody, conditions: Preconditions) -> Written:
+        """Make a case under an id of the caller's, or let it take the place of the one that is there.
+
+        Raises:
+            InvalidBodyError: The body is wrong, or refers to what is not there.
+            CaseNotFoundError: There is no id.
+            PreconditionFailedError: The case is not as expected.
+            CaseNumberTakenError: Another case has the number.
+
+        """
+        return self._settle(
+            _Change(case_id, body, self.user_id, conditions, creates=case_id is not None, replaces=True)
+        )
+
+    def patch(self, case_id: UUID | None, body: CaseBody, conditions: Preconditions) -> Written:
+        """Change of a case what the body names; without an id, there is none.
+
+        Raises:
+            InvalidBodyError: The body is wrong, or refers to what is not there.
+            CaseNotFoundError: There is no such case.
+            PreconditionFailedError: The case is not as expected.
+            CaseNumberTakenError: Another case has the number.
+
+        """
+        return self._settle(_Change(case_id, body, self.user_id, conditions, creates=False, replaces=False))
+
+    def remove(self, case_id: UUID | None, conditions: Preconditions) -> None:
+        """Remove a case.
+
+        Raises:
+            CaseNotFoundError: There is no such case.
+            PreconditionFailedError: The case is not as expected.
+
+        """
+        about: dict[str, Any] = {"organization_id": self.organization_id, "case_id": case_id}
+        removal = case_store.remove_case(**about)
+
+        def work(connection: Connection) -> bool:
+            with Transaction(connection, self.organization_id) as transaction:
+                if not conditions.are_set:
+                    (is_removed,) = transaction.write(removal)
+                    return bool(is_removed)
+                _, found = transaction.begin(case_store.lock_case(**about), case_store.get_case(**about))
+                if found is None:
+                    return False
+                conditions.check(found.tag)
+                transaction.commit(removal)
+                return True
+
+        if not self.database.change(work):
+            raise CaseNotFoundError(_NOT_FOUND)
+
+    def _settle(self, change: "_Change") -> Written:
+        """Make a change. What only somebody else's change can have upset is looked at again."""
+        for _ in range(_TRIES):
+            try:
+                written = self.database.change(lambda connection: self._attempt(connection, change))
+            except psycopg.errors.UniqueViolation:
+                continue
+            except psycopg.errors.ForeignKeyViolation as error:
+                raise _dangling(change.body, error) from None
+            if written is not None:
+                return written
+        raise UnavailableError("Others change the same. Nothing was changed. Try again.")
+
+    def _attempt(self, connection: Connection, change: "_Change") -> Written | None:
+        """Return the case after the change, None where another one made it in between."""
+        about: dict[str, Any] = {"organization_id": self.organization_id, "case_id": change.case_id}
+        read = case_store.get_case(**about)
+        look = case_store.check_case(**about, values=change.body.values)
+        with Transaction(connection, self.organization_id) as transaction:
+            if change.replaces or not change.creates:
+                _, found, situation = transaction.begin(case_store.lock_case(**about), read, look)
+            else:
+                found, (situation,) = None, transaction.begin(look)
+            values = change.decide(found, situation)
+            given = {**about, "now": situation.now, "values": values}
+            if found is None:
+                is_new, case = transaction.commit(case_store.add_case(**given), read)
+                return Written(case, is_new=True) if is_new else None
+            if values == _written(found.document):
+                return Written(found)
+            _, case = transaction.commit(case_store.change_case(**given), read)
+            return Written(case)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is wanted of a case, by whom and on which conditions."""
+
+    case_id: UUID | None
+    body: CaseBody
+    user_id: UUID
+    conditions: Preconditions = field(default_factory=Preconditions)
+    creates: bool = field(kw_only=True)
+    replaces: bool = field(kw_only=True)
+
+    def decide(self, found: StoredCase | None, situation: Situation) -> dict[str, Any]:
+        """Return what is to be written, given what is there.
+
+        Raises:
+            ProblemError: It is not to be; the first reason in the order of the checks.
+
+        """
+        self.body.check(*self._missing(found, situation))
+        if found is None and not self.creates:
+            raise CaseNotFoundError(_NOT_FOUND)
+        self.conditions.check(None if found is None else found.tag)
+        if situation.holder_id is not None:
+            raise CaseNumberTakenError(situation.holder_id)
+        return self._values(None if found is None else _written(found.document))
+
+    def _missing(self, found: StoredCase | None, situation: Situation) -> list[Error]:
+        # Who has made a case is not changed, so that it does not matter who is said to have.
+        ignored = set() if found is None else {"created_by_user_id"}
+        return [_no_such(self.body, name) for name in REFERENCES if name in situation.missing - ignored]
+
+    def _values(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what is to be in the columns, where `before` is in them now."""
+        given = dict(self.body.values)
+        closes = given.pop("is_closed", None)
+        if before is None:
+            made = {"created_by_user_id": str(self.user_id), "updated_by_user_id": str(self.user_id)}
+            given = {**dict.fromkeys(_OPTIONAL), **made, **given}
+            return {**given, "status": _status(given["owner_id"], before=None, closes=bool(closes))}
+        if self.replaces:
+            given, closes = {**dict.fromkeys(_OPTIONAL), **given}, bool(closes)
+        after = {**before, **given, "created_by_user_id": before["created_by_user_id"]}
+        after["status"] = _status(after["owner_id"], before=before["status"], closes=closes)
+        if after != before and "updated_by_user_id" not in given:
+            after["updated_by_user_id"] = str(self.user_id)
+        return after
+
+
+def _written(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is in the columns that a change writes, of a case as an answer shows it."""
+    return {name: document[name] for name in _COLUMNS}
+
+
+def _status(owner_id: str | None, *, before: str | None, closes: bool | None) -> str:
+    """Return the status after a change that closes or opens a case, or leaves it as it is (None)."""
+    is_closed = before == "Closed"
+    if closes:
+        return "Closed"
+    if before is None or (closes is False and is_closed):
+        return "Open" if owner_id is None else "In Progress"
+    return before
+
+
+def _no_such(body: CaseBody, name: str) -> Error:
+    thing = {"contact_id": "contact", "case_funnel_stage_id": "stage"}.get(name, "user")
+    return {"pointer": body.pointers.get(name, f"/{name}"), "detail": f"The organization has no such {thing}."}
+
+
+def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> ProblemError:
+    """Return what a reference amounts to whose object went while it was written."""
+    names = [name for name, constraint in REFERENCES.items() if constraint == error.diag.constraint_name]
+    return invalid(*(_no_such(body, name) for name in names)) if names else UnavailableError()
+
+
+class Transaction:
+    """A transaction that writes, of one round trip or two; what is left open at its end is rolled back."""
+
+    def __init__(self, connection: Connection, organization_id: UUID) -> None:
+        self._connection = connection
+        self._organization_id = organization_id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection.info.transaction_status == TransactionStatus.INTRANS:
+            self._connection.end(b"rollback")
+
+    def begin(self, *queries: Query[Any]) -> Sequence[Any]:
+        """Return the answers to queries in a new transaction."""
+        return self._connection.begin(self._organization_id, *queries)
+
+    def commit(self, *queries: Query[Any]) -> Sequence[Any]:
+        """Return the answers to queries, once the server has committed."""
+        with self._committing():
+            return self._connection.end(b"commit", *queries)
+
+    def write(self, *queries: Query[Any]) -> Sequence[Any]:
+        """Return the answers to queries in a transaction of their own, once the server has committed it."""
+        with self._committing():
+            return self._connection.write(self._organization_id, *queries)
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.OperationalError:
+            is_open = self._connection.info.transaction_status == TransactionStatus.ACTIVE
+            if not self._connection.closed and not is_open:
+                raise
+            self._connection.close()
+            raise OutcomeUnknownError from None

@@ -1,0 +1,118 @@
+"""Knows how one case is read and written on its organization's side: a statement each, as in `store`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+from cases_service.cases import timestamps as instants
+from cases_service.cases.preconditions import tag_of
+from cases_service.cases.schemas import Instant, OrganizationCaseSchema
+from cases_service.cases.serialization import RowDump, compile_row_dump
+from cases_service.database.pipeline import Query, Result
+from cases_service.database.statements import numbered
+
+_WRITING: Final = numbered("writing")
+
+REFERENCES: Final = {
+    "contact_id": "cases_contact_fk",
+    "owner_id": "cases_owner_fk",
+    "created_by_user_id": "cases_created_by_user_fk",
+    "updated_by_user_id": "cases_updated_by_user_fk",
+    "case_funnel_stage_id": "cases_funnel_stage_fk",
+}
+"""What a case refers to by a column, in the order of `check_case`, and the constraint that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """A case as its organization sees it, and its ETag."""
+
+    document: dict[str, Any]
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a change finds: the time of its transaction, who has the number, and what is not there of what it names."""
+
+    now: str
+    holder_id: str | None
+    missing: frozenset[str]
+
+
+def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase | None]:
+    """Ask for a case of the organization, with what it refers to: None where there is no such case."""
+
+    def read(result: Result) -> StoredCase | None:
+        if not result.rows:
+            return None
+        (row,) = result.rows
+        return StoredCase(_dump_of(result).dump([row])[0], tag_of(row))
+
+    return _query("get_case_of_organization", read, organization_id=organization_id, case_id=case_id)
+
+
+def lock_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
+    """Let nobody else change a case until the transaction ends, and tell whether there is such a case."""
+    return _query("lock_case", _has_row, organization_id=organization_id, case_id=case_id)
+
+
+def check_case(*, organization_id: UUID, case_id: UUID | None, values: Mapping[str, Any]) -> Query[Situation]:
+    """Ask what stands in the way of values for a case, or for a new one where there is no id."""
+    asked = {name: values.get(name) for name in REFERENCES}
+
+    def read(result: Result) -> Situation:
+        now, holder_id, *found = result.rows[0]
+        absent = (name for name, is_there in zip(REFERENCES, found, strict=True) if not is_there)
+        return Situation(now, holder_id, frozenset(name for name in absent if asked[name] is not None))
+
+    number = values.get("case_number")
+    return _query("check_case", read, organization_id=organization_id, case_id=case_id, case_number=number, **asked)
+
+
+def add_case(*, organization_id: UUID, case_id: UUID | None, now: str, values: Mapping[str, Any]) -> Query[bool]:
+    """Make a case, and tell whether its id was still free."""
+    return _query("add_case", _has_row, organization_id=organization_id, case_id=case_id, now=now, **values)
+
+
+def change_case(*, organization_id: UUID, case_id: UUID | None, now: str, values: Mapping[str, Any]) -> Query[None]:
+    """Write all that may be written of a case."""
+    return _query("change_case", _nothing, organization_id=organization_id, case_id=case_id, now=now, **values)
+
+
+def remove_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
+    """Remove a case, and tell whether it was there."""
+    return _query("remove_case", _has_row, organization_id=organization_id, case_id=case_id)
+
+
+@lru_cache(maxsize=256)
+def only(fields: frozenset[str]) -> tuple[str, ...]:
+    """Return attributes in the order in which an answer has them."""
+    return tuple(name for name in OrganizationCaseSchema().fields if name in fields)
+
+
+def _query(name: str, read: Any, **parameters: Any) -> Query[Any]:
+    return Query(_WRITING[name], parameters, read)
+
+
+def _has_row(result: Result) -> bool:
+    return bool(result.rows)
+
+
+def _nothing(_: Result) -> None:
+    """Read nothing."""
+
+
+def _dump_of(result: Result) -> RowDump:
+    # The statement lists its columns, so that they are the same each time.
+    if not _dump:
+        described = result.pgresult
+        columns = [(described.fname(index) or b"").decode() for index in range(described.nfields)]
+        schema = OrganizationCaseSchema()
+        _dump.append(compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}))
+    return _dump[0]
+
+
+_dump: Final[list[RowDump]] = []
