@@ -1,7 +1,10 @@
 """The shape of the house: who may know what."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,3 +180,13 @@ def test_every_package_is_locked_by_its_hashes(lock: Path) -> None:
     for requirement in requirements:
         assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", requirement, re.DOTALL), requirement
     assert "://" not in text
+
+
+def test_what_gunicorn_imports_before_it_makes_the_files_of_the_metrics_counts_nothing() -> None:
+    """Whatever is counted before is counted in the process alone, and `/metrics` has nothing of it."""
+    program = "import runpy, sys; runpy.run_path('gunicorn.conf.py'); import cases_service.server.worker"
+    found = "print('cases_service.observability.metrics' in sys.modules)"
+    given = os.environ | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    command = [sys.executable, "-c", f"{program}; {found}"]
+    ran = subprocess.run(command, cwd=PACKAGE.parent, env=given, check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "False\n"

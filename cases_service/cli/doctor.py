@@ -19,8 +19,9 @@ from cases_service.cases import timestamps as instants
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.database import server_state
 from cases_service.database.connection_pool import Connection, connection_parameters, dropped_settings, session_settings
+from cases_service.database.hosts import single_hosts
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
-from cases_service.database.replicas import name_of, single_hosts
+from cases_service.database.replicas import name_of
 from cases_service.database.statements import statements
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.embedded.data_directory import ForeignDirectoryError

@@ -15,10 +15,11 @@ from typing import Final, NamedTuple, TypeVar
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from cases_service.database import server_state
 from cases_service.database.connection_pool import Connection, Database, Reader
+from cases_service.database.hosts import single_hosts
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
 from cases_service.settings import Settings
@@ -164,16 +165,3 @@ class Replica:
 def name_of(url: str) -> str:
     """Return where a connection string leads, without who enters."""
     return ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
-
-
-def single_hosts(url: str | None) -> list[str]:
-    """Return a connection string for each host that a libpq URI or key-value string names; none for None."""
-    if url is None:
-        return []
-    given = conninfo_to_dict(url)
-    places = {name: str(given[name]).split(",") for name in _PLACE if given.get(name)}
-    number = max(map(len, places.values()), default=1)
-    return [
-        make_conninfo("", **given | {name: values[i % len(values)] for name, values in places.items()})
-        for i in range(number)
-    ]

@@ -3,7 +3,7 @@
 import resource
 from typing import Final
 
-from cases_service.database.replicas import single_hosts
+from cases_service.database.hosts import single_hosts
 from cases_service.settings import Settings
 
 CONNECTIONS: Final = 1000
