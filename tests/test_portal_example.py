@@ -68,6 +68,26 @@ def test_a_signed_in_customer_gets_the_cases_of_all_their_contacts(company: Flas
     assert company.get("/support/api/summary").get_json()["total"] == 12
 
 
+def test_what_the_browser_has_already_is_not_sent_again(company: FlaskClient, visitor: Visitor) -> None:
+    case_id = visitor.cases(1)[0]
+    sign_in(company)
+    for path in ("summary", "cases/open", "cases/waiting", f"cases/{case_id}"):
+        etag = company.get(f"/support/api/{path}").headers["ETag"]
+        again = company.get(f"/support/api/{path}", headers={"If-None-Match": etag})
+        assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", etag)
+        assert again.headers["Cache-Control"] == "private, no-store"
+    visitor.cases(1)
+    assert company.get("/support/api/cases/open", headers={"If-None-Match": etag}).status_code == 200
+
+
+def test_only_what_concerns_the_customer_goes_out(company: FlaskClient, visitor: Visitor) -> None:
+    visitor.cases(1)
+    sign_in(company)
+    (case,) = company.get("/support/api/cases/open").get_json()["cases"]
+    assert not {"priority", "priority_label", "unread_message_count", "case_funnel_stage"} & set(case)
+    assert set(company.get("/support/api/summary").get_json()) == {"total", "by_status", "waiting_count"}
+
+
 def test_of_those_who_handle_a_case_only_the_name_goes_out(
     company: FlaskClient, organization: Organization, visitor: Visitor
 ) -> None:

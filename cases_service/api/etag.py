@@ -10,6 +10,8 @@ from cases_service import __version__
 
 # What is represented is data; another release may write it differently.
 _RELEASE: Final = __version__.encode()
+# What proxies append where they compress: Apache and Caddy, Apache before 2.4, Jetty.
+_SUFFIXES: Final = ("", "-gzip", "-br", "-zstd", ";gzip", "--gzip")
 
 
 def answer(request: Request, document: Callable[[], bytes], *represented: bytes) -> Response:
@@ -24,14 +26,20 @@ def answer(request: Request, document: Callable[[], bytes], *represented: bytes)
     """
     digest = _digest(represented)
     headers = [("ETag", f'W/"{digest}"'), ("Cache-Control", "private, no-cache")]
-    if request.if_none_match.contains_weak(digest):
+    if _has(request, digest):
         return Response(status=304, headers=headers)
     return Response(document(), headers=headers, content_type="application/json")
 
 
 def is_known(request: Request, *represented: bytes) -> bool:
     """Tell whether `answer` would be 304."""
-    return request.if_none_match.contains_weak(_digest(represented))
+    return _has(request, _digest(represented))
+
+
+def _has(request: Request, digest: str) -> bool:
+    """Tell whether If-None-Match has the ETag, which a proxy may have marked as that of a compressed answer."""
+    known = request.if_none_match
+    return any(known.contains_weak(digest + suffix) for suffix in _SUFFIXES) if known else known.star_tag
 
 
 def _digest(represented: tuple[bytes, ...]) -> str:

@@ -3,6 +3,7 @@
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
 import dataclasses
+import errno
 import gzip
 import json
 import signal
@@ -36,6 +37,7 @@ from cases_service.cli.option_types import (
     parse_id,
     parse_url,
 )
+from cases_service.cli.standard_streams import finish_output, is_input_open
 from cases_service.credentials import administration
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.administration import AdministrationError
@@ -97,6 +99,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     status = run(sys.argv[1:])
+    if (error := finish_output()) is not None and status == 0:
+        click.echo(f"{_NAME}: {_last_words(error)}", err=True)
+        status = _FAILURE
     # The work is done, and what ends the interpreter is not prepared for an exception.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -124,6 +129,8 @@ def _last_words(error: Exception) -> str:
             words = error.format_message()
         case psycopg.Error():
             words = explain(error)
+        case OSError(errno=errno.EBADF, filename=None):
+            words = "standard input or output is closed"
         case OSError():
             words = f"{error.filename or 'input or output'}: {error.strerror}"
         case _ if isinstance(error, _EXPLAINED):
@@ -255,13 +262,19 @@ def load_files(files: tuple[str, ...]) -> None:
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
-        yield sys.stdin.buffer
+        yield _standard_input()
     elif name.endswith(".gz"):
         with gzip.open(name) as unpacked:
             yield cast("BinaryIO", unpacked)
     else:
         with Path(name).open("rb") as file:
             yield file
+
+
+def _standard_input() -> BinaryIO:
+    if not is_input_open():
+        raise click.UsageError("standard input is closed: name a file, or pipe something in.")
+    return sys.stdin.buffer
 
 
 def _progress(files: tuple[str, ...]) -> Any:
@@ -353,7 +366,8 @@ def create_token(
       cases-service create-token --organization ID --user ID --scope cases:write
       cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
     """
-    with _connection() as (connection, _):
+    # Printed before it is there: a token that could not be printed is not made.
+    with _connection() as (connection, _), connection.transaction():
         token_id, token = administration.create_token(
             connection,
             organization_id=organization_id,
@@ -362,8 +376,8 @@ def create_token(
             description=description,
             expires_at=expires_at,
         )
-    click.echo(f"token id: {token_id}", err=True)
-    click.echo(token)
+        click.echo(f"token id: {token_id}", err=True)
+        click.echo(token)
 
 
 @cli.command("revoke-token")
@@ -430,12 +444,13 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
         needs = "takes no --public-key" if public_key_file else "needs a --public-key"
         raise click.UsageError(f"--algorithm {algorithm} {needs}.")
     public_key = None if public_key_file is None else public_key_file.read_bytes().decode("ascii", "replace")
-    with _connection() as (connection, box):
+    # Printed before it is there: a key whose secret could not be printed is not made.
+    with _connection() as (connection, box), connection.transaction():
         key = administration.create_key(
             connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
         )
-    shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
-    click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
+        shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
+        click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
 
 
 @cli.command("retire-key")
@@ -567,7 +582,7 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
       cases-service sign --organization ID --external-id customer-4711 |
         cases-service check-token --organization ID
     """
-    text = sys.stdin.buffer.read().decode("latin-1") if token is None else token
+    text = _standard_input().read().decode("latin-1") if token is None else token
     settings = read_settings()
     with _connection() as (connection, box):
         live = administration.live_keys(connection, organization_id=organization_id)

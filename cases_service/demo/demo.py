@@ -1,12 +1,13 @@
 """Shows the service to a newcomer: real data on an embedded PostgreSQL, a page of it, and curl lines to paste."""
 
+import io
 import json
 import os
-import shlex
 import signal
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from cases_service.database.statements import statements
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.command_database import database_at_hand
+from cases_service.embedded.server import require_programs
 from cases_service.loading.load import LoadFile, load
 from cases_service.server.launch import become_gunicorn, listen
 from cases_service.settings import DemoCredentials, Settings, is_under_make
@@ -34,7 +36,9 @@ DEMO_DATA: Final = Path(__file__).parent / "data" / "nyc311.ndjson"
 _ORGANIZATION: Final = UUID("53b97666-d364-5ae6-931e-d7745d57c1ac")
 _USER: Final = UUID("65f33228-72e5-5b5b-a48f-152fe9c2e8d8")
 _VISITOR: Final = "zip-11233"
-_PAGE_SIZE: Final = 5
+_PAGE_SIZE: Final = 3
+_FIELDS: Final = "case_number,subject,status,updated_at"
+_TIMES: Final = ("created_at", "updated_at", "closed_at")
 _DESCRIPTION: Final = "cases-service demo"
 _TOKEN_LIFETIME: Final = timedelta(hours=24)
 _JWT_SECONDS: Final = 12 * 3600
@@ -59,21 +63,40 @@ class Visit:
     api_token: str
     jwt: str
 
-    @property
-    def cases_url(self) -> str:
-        """The address of the visitor's cases."""
-        return f"{self.base_url}/api/v5/orgs/{_ORGANIZATION}/external-visitors/{self.jwt}/cases"
+    def cases_url(self, organization: str = str(_ORGANIZATION)) -> str:
+        """Return the address of the visitor's cases. The JWT travels in a header."""
+        return f"{self.base_url}/api/v5/orgs/{organization}/external-visitors/-/cases"
 
-    def get(self, url: str) -> Any:
-        """Return the JSON at a URL of the API."""
-        request = urllib.request.Request(url, headers={"Authorization": f"Token {self.api_token}"})  # noqa: S310  http
+    def get(self, query: str) -> Any:
+        """Return the visitor's cases that a query asks for."""
+        headers = {"Authorization": f"Token {self.api_token}", "X-External-Identity": self.jwt}
+        request = urllib.request.Request(f"{self.cases_url()}?{query}", headers=headers)  # noqa: S310  http
         with _http.open(request, timeout=_START_SECONDS) as answer:
             return json.load(answer)
 
-    def curl(self, url: str) -> str:
-        """Return a command that shows what is at a URL of the API, for any POSIX shell."""
-        header = shlex.quote(f"Authorization: Token {self.api_token}")
-        return f"curl -s -H {header} {shlex.quote(url)} | python3 -m json.tool"
+    def variables(self) -> str:
+        """Return what the commands of `curl` refer to, for any POSIX shell."""
+        return (
+            f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nJWT={self.jwt}\n"
+            f'CASES="{self.cases_url("$ORGANIZATION")}"\n'
+            f'ALL_CASES="{self.base_url}/api/v5/orgs/$ORGANIZATION/cases"'
+        )
+
+
+def _curl(rest: str) -> str:
+    """Return a command that shows what is at an address below the visitor's cases."""
+    return (
+        'curl -s -H "Authorization: Token $TOKEN" -H "X-External-Identity: $JWT" \\\n'
+        f'    "$CASES{rest}" | python3 -m json.tool'
+    )
+
+
+def _curl_change(case_id: str) -> str:
+    """Return a command that changes a case as the organization's own system would."""
+    return (
+        'curl -s -X PATCH -H "Authorization: Token $TOKEN" -H "Content-Type: application/json" \\\n'
+        f'    -d \'{{"subject": "Changed from a shell"}}\' "$ALL_CASES/{case_id}" | python3 -m json.tool'
+    )
 
 
 def run_demo(settings: Settings) -> NoReturn:
@@ -85,11 +108,17 @@ def run_demo(settings: Settings) -> NoReturn:
     portal_listener = listen_beside(settings.bind)
     portal_url = f"http://{_reachable(settings.bind)}:{portal_listener.getsockname()[1]}/"
     settings = _for_demo(settings, port=listener.getsockname()[1])
-    data_directory.claim_for_demo(Path(settings.data_dir).absolute())
+    data_dir = Path(settings.data_dir).absolute()
+    require_programs(None if settings.postgres_bin is None else Path(settings.postgres_bin))
+    data_directory.claim_for_demo(data_dir)
+    is_new = not (data_dir / supervisor.CLUSTER).exists()
+    _say(f"{'making' if is_new else 'starting'} a PostgreSQL in {data_dir}{' (once: half a minute)' if is_new else ''}")
     with database_at_hand(settings, may_make=True) as database:
         database.initialize()
+        _say("loading 1,000 real cases, moved in time so that the newest is of today")
         with database.connect() as connection:
             visit, plan = _prepare(connection, database.settings)
+        _say("starting the service and the page of a customer's cases")
         hand_over(start_portal(plan, portal_listener))
         sys.stdout.flush()
         if os.fork() == 0:
@@ -97,6 +126,12 @@ def run_demo(settings: Settings) -> NoReturn:
             _print_lines(visit, portal_url, database.settings)
         credentials = DemoCredentials(visit.api_token, visit.jwt)
         become_gunicorn(database.settings, [listener], embedded=database.embedded, demo_credentials=credentials)
+
+
+def _say(what: str) -> None:
+    """Tell whoever waits what is being done."""
+    sys.stderr.write(f"cases-service: {what} ...\n")
+    sys.stderr.flush()
 
 
 def _end_with_parent() -> None:
@@ -129,13 +164,14 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
 def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[Visit, Plan]:
     """Bring data, an API token and a signing key into being; of an earlier demo all but its token is kept."""
     box = SecretBox(settings.secret_keys)
-    with DEMO_DATA.open("rb") as file:
-        load(connection, [LoadFile(DEMO_DATA.name, file)], box=box)
+    stream = io.BytesIO(moved_to(datetime.now(UTC), DEMO_DATA.read_bytes()))
+    load(connection, [LoadFile(DEMO_DATA.name, stream)], box=box)
     administration.revoke_tokens_described(connection, organization_id=_ORGANIZATION, description=_DESCRIPTION)
     _, api_token = administration.create_token(
         connection,
         organization_id=_ORGANIZATION,
         user_id=_USER,
+        scopes=("visitors:read", "cases:write"),
         description=_DESCRIPTION,
         expires_at=datetime.now(UTC) + _TOKEN_LIFETIME,
     )
@@ -144,6 +180,21 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[V
         f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}", api_token, _sign(key, settings)
     )
     return visit, _plan(visit, key, settings, _visitors(connection))
+
+
+def moved_to(now: datetime, lines: bytes) -> bytes:
+    """Return lines of the load format, all times moved by the same whole days so that the newest case is of today.
+
+    What would then lie ahead, later today or some days after the newest case, is of now instead.
+    """
+    rows = [json.loads(line) for line in lines.splitlines()]
+    newest = max(datetime.fromisoformat(row["created_at"]) for row in rows if row["type"] == "case")
+    days = timedelta(days=(now.date() - newest.date()).days)
+    for row in rows:
+        for name in _TIMES:
+            if row.get(name):
+                row[name] = min(datetime.fromisoformat(row[name]) + days, now).isoformat()
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 def _plan(visit: Visit, key: tuple[UUID, str, str], settings: Settings, visitors: list[DemoVisitor]) -> Plan:
@@ -225,26 +276,32 @@ def _wait_until_ready(visit: Visit, *, parent: int) -> bool:
 
 
 def _lines(visit: Visit, portal_url: str, settings: Settings) -> str:
-    first = f"{visit.cases_url}?page_size={_PAGE_SIZE}"
-    page = visit.get(first)
-    one = f"{visit.cases_url}/{page['results'][0]['id']}"
+    query = f"page_size={_PAGE_SIZE}&fields={_FIELDS}"
+    page, (case,) = visit.get(query), visit.get("page_size=1&fields=id")["results"]
+    cursor = urllib.parse.parse_qs(urllib.parse.urlsplit(page["next"]).query)["cursor"][0]
     return f"""
 What a signed-in customer sees, to open in a browser:
 {portal_url}
 
 The service answers. Its data, 1,000 real service requests from New York, are in {settings.data_dir}.
 {_docs_line(visit, settings)}
-The first page of a visitor's cases:
-{visit.curl(first)}
+What a request needs, to paste into a shell first, or into a script of your own:
+{visit.variables()}
 
-The next page, by the link of the first:
-{visit.curl(page["next"])}
+The first of a visitor's cases:
+{_curl(f"?{query}")}
 
-One case:
-{visit.curl(one)}
+The next ones, by the cursor in the link "next":
+{_curl(f"?{query}&cursor={cursor}")}
+
+One case, whole:
+{_curl(f"/{case['id']}")}
+
+A change of that case by the organization's own system, which the customer's page above shows:
+{_curl_change(case["id"])}
 
 An error:
-{visit.curl(f"{visit.cases_url}?page_size=1000")}
+{_curl("?page_size=1000")}
 
 The lines work for {_hours(settings)} hours, on this machine. Ctrl-C ends the service and its database.
 """

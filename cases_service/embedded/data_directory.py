@@ -29,7 +29,7 @@ def exists(data_dir: Path) -> bool:
 def make_own(data_dir: Path, *, may_hold: AbstractSet[str] = frozenset()) -> set[str]:
     """Make the directory where it is missing, and return the names in it, once it is proven to be the caller's own.
 
-    One that holds nothing else than `may_hold` is closed to other users.
+    One that holds nothing else than `may_hold` is closed to other users, unless they could have put that there.
 
     Raises:
         ForeignDirectoryError: It is no directory, another user's, or one that other users may change.
@@ -37,15 +37,18 @@ def make_own(data_dir: Path, *, may_hold: AbstractSet[str] = frozenset()) -> set
     """
     require_own(data_dir)
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = data_dir.stat()
-    if not _names(data_dir) - may_hold and found.st_uid == os.geteuid():
+    require_own(data_dir)  # somebody else may have been quicker
+    found, names = data_dir.stat(), _names(data_dir)
+    is_open = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    if not names - (set() if is_open else may_hold) and found.st_uid == os.geteuid():
         data_dir.chmod(0o700)
-    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        names = _names(data_dir)  # once nobody else can add to them
+    if is_open and names:
         raise ForeignDirectoryError(
             f"other users may write to {data_dir}: if you trust what is in it, run chmod -R go-w on it;"
             " else set CASES_DATA_DIR to a new directory"
         )
-    return _names(data_dir)  # once nobody else can add to them
+    return names
 
 
 def require_own(data_dir: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -211,7 +212,7 @@ def _connect(data_dir: Path) -> str:
         raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
     socket = data_dir / supervisor.SOCKET
     directory = socket.readlink() if socket.is_symlink() else socket
-    if directory != socket and not _is_ours(directory, data_dir):
+    if not _is_ours(directory, data_dir):
         # Where all may write, a directory that a crash left behind may be another user's by now.
         raise PermissionError(f"{directory} is somebody else's")
     conninfo = make_conninfo(
@@ -224,7 +225,10 @@ def _connect(data_dir: Path) -> str:
 
 
 def _is_ours(socket_dir: Path, data_dir: Path) -> bool:
-    """Tell whether a socket's directory elsewhere belongs to this data directory."""
+    """Tell whether nobody else can have put a socket there; elsewhere a mark says whose directory it is."""
+    if socket_dir.parent == data_dir:
+        found = socket_dir.lstat()
+        return found.st_uid == data_dir.stat().st_uid and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     directory = os.open(socket_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         return supervisor.is_marked(directory, data_dir)

@@ -4,10 +4,14 @@ No line carries a path, a token or an external identity. A traceback therefore n
 leaves out the message of the exception, which may quote what a caller sent.
 """
 
+import io
 import logging
 import os
+import re
 import sys
+import threading
 import traceback
+import warnings
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
@@ -18,6 +22,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from cases_service.settings import Settings
 
+_SYSTEM_ERROR: Final = re.compile(r"\[Errno \d+\] [A-Za-z ]+")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
@@ -42,6 +47,45 @@ class _StandardError:
         """Do nothing: nothing is kept back."""
 
 
+class _Unstructured(io.TextIOBase):
+    """Stands in for `sys.stderr`: makes a line of the log of what somebody prints.
+
+    Such a text may quote what nobody is to read. What an operator needs, the error of the system, is in a closed form.
+    """
+
+    def write(self, text: str) -> int:
+        for line in filter(None, map(str.strip, text.splitlines())):
+            known = _SYSTEM_ERROR.search(line)
+            structlog.get_logger().warning("printed", error=known[0] if known else None, characters=len(line))
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def isatty(self) -> bool:
+        return sys.__stderr__ is not None and sys.__stderr__.isatty()
+
+
+def structure_everything() -> None:
+    """Make lines of the log of what Python and libraries write to standard error by themselves."""
+    sys.stderr = _Unstructured()
+    sys.excepthook = lambda _kind, error, _trace: _log_error("unexpected_error", error)
+    sys.unraisablehook = lambda found: _log_error("unraisable_error", found.exc_value)
+    threading.excepthook = lambda found: _log_error("thread_ended", found.exc_value)
+    warnings.showwarning = _log_warning  # type: ignore[assignment]
+
+
+def _log_error(event: str, error: BaseException | None) -> None:
+    structlog.get_logger().error(event, exc_info=error)
+
+
+def _log_warning(_message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    structlog.get_logger().warning("python_warning", kind=category.__name__, place=f"{filename}:{lineno}")
+
+
 def logging_config(settings: Settings) -> dict[str, Any]:
     """Return what `logging.config.dictConfig` takes, for the lines of gunicorn and of the libraries."""
     level = settings.log_level.upper()
@@ -61,7 +105,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         },
         "filters": {"without_messages": {"()": ExceptionsWithoutMessages}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "stream": "ext://sys.stderr"}
+            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "stream": "ext://sys.__stderr__"}
         },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {

@@ -16,7 +16,6 @@ hangs, is the exception, and ends the process where it stands.
 import os
 import selectors
 import signal
-import threading
 import traceback
 from collections import deque
 from contextlib import suppress
@@ -90,7 +89,6 @@ class CasesWorker(Worker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
-        threading.excepthook = _log_end_of_thread
         settings = read_settings()
         self._operators_port = settings.admin_port
         self._threads = Threads(self.cfg.threads, "requests")
@@ -191,8 +189,3 @@ def _end_here(_number: int, frame: FrameType | None) -> None:
     places = traceback.extract_stack(frame)
     log.error("worker_hangs", frames=[f"{place.filename}:{place.lineno} {place.name}" for place in places])
     os._exit(1)
-
-
-def _log_end_of_thread(end: threading.ExceptHookArgs) -> None:
-    # Python's own would write a traceback with the exception's message.
-    log.error("thread_ended", exc_info=end.exc_value)

@@ -1,7 +1,8 @@
 """A page of a signed-in customer's own cases, as a blueprint to mount in a Flask application behind its login.
 
 The browser talks to this module alone. The API token, the signing secret and the JWT stay in it: they are in no URL, no
-cookie and no answer, and of an agent the browser learns the name, nothing else.
+cookie and no answer. Of an agent the browser learns the name, and of a case what concerns its customer: priority,
+funnel stage and what agents have not read yet are the company's own.
 """
 
 import http.client
@@ -17,16 +18,20 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from uuid import UUID
 
 import jwt
-from flask import Blueprint, Response, redirect, render_template, request
+from flask import Blueprint, Response, jsonify, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-PAGE_SIZE = 10
-LISTED = (
-    "id", "case_number", "contact", "owner", "subject", "status", "priority", "priority_label", "is_waiting",
-    "unread_message_count", "created_at", "updated_at", "case_funnel_stage",
-)  # fmt: skip
+LISTED = ("id", "case_number", "contact", "owner", "subject", "status", "is_waiting", "created_at", "updated_at")
 DETAILED = (*LISTED, "description", "latest_messaging_channel", "closed_at")
-NO_CASES = {"total": 0, "by_status": {}, "unread_message_count": 0, "waiting_count": 0, "latest_updated_at": None}
+SUMMARIZED = ("total", "by_status", "waiting_count")
+NO_CASES = {"total": 0, "by_status": {}, "waiting_count": 0}
+# What each list of the page asks the service for.
+LISTS = {
+    "open": {"is_closed": "false", "page_size": "10"},
+    "progress": {"status": "In Progress", "page_size": "10"},
+    "waiting": {"is_closed": "false", "page_size": "100"},  # the service has no such filter: see _Views.cases
+    "closed": {"is_closed": "true", "page_size": "10"},
+}
 # For frame-ancestors, name your own site where it shows the page in a frame.
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
@@ -48,6 +53,13 @@ class Customer(NamedTuple):
 
     external_id: str
     name: str
+
+
+class Answer(NamedTuple):
+    """What the service says: a JSON body, None where the caller knows it already, and the `ETag` to know it by."""
+
+    body: Any
+    etag: str | None
 
 
 class PortalError(Exception):
@@ -83,20 +95,22 @@ class CasesService:
             secret=os.environ["PORTAL_SECRET"],
         )
 
-    def get(self, customer: Customer, path: str = "", /, **query: str) -> Any:
+    def get(self, customer: Customer, path: str = "", /, *, known: str | None = None, **query: str) -> Answer | None:
         """Return what the service answers below a customer's cases; None where it knows no such visitor.
+
+        `known` is the `ETag` of what the caller has already.
 
         Raises:
             PortalError: 404 for a case that is not the customer's, 400 for a cursor, else 503 or 502.
 
         """
         try:
-            status, body = self._ask(customer.external_id, path, query)
+            status, body, etag = self._ask(customer.external_id, path, query, known)
         except (OSError, http.client.HTTPException, ValueError) as error:
             log.warning("the cases service does not answer: %s", type(error).__name__)
             raise PortalError(503, "unavailable") from None
-        if status == http.client.OK:
-            return body
+        if status in (http.client.OK, http.client.NOT_MODIFIED):
+            return Answer(body, etag)
         code = body.get("code")
         if code == "visitor_not_found":
             return None
@@ -105,17 +119,22 @@ class CasesService:
         log.warning("the cases service answers %s %s", status, code)
         raise PortalError(503 if status in (429, 503, 504) else 502, "unavailable")
 
-    def _ask(self, external_id: str, path: str, query: dict[str, str]) -> tuple[int, Any]:
+    def _ask(
+        self, external_id: str, path: str, query: dict[str, str], known: str | None
+    ) -> tuple[int, Any, str | None]:
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.netloc, timeout=_TIMEOUT_SECONDS)
         # The JWT travels in its header; the path, which proxies write into their logs, has "-" in its place.
         cases = f"{parts.path.rstrip('/')}/api/v5/orgs/{self.organization}/external-visitors/-/cases"
         headers = {"Authorization": f"Token {self.api_token}", "X-External-Identity": self._sign(external_id)}
+        if known is not None:
+            headers["If-None-Match"] = known
         try:
             connection.request("GET", f"{cases}{path}?{urlencode(query)}", headers=headers)
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            body = None if answer.status == http.client.NOT_MODIFIED else json.loads(answer.read())
+            return answer.status, body, answer.headers["ETag"]
         finally:
             connection.close()
 
@@ -148,7 +167,7 @@ def create_portal(
     views = _Views(service, customer, sign_in, template)
     portal.add_url_rule("/", view_func=views.page)
     portal.add_url_rule("/api/summary", view_func=views.summary)
-    portal.add_url_rule("/api/cases/<any(open, closed):state>", view_func=views.cases)
+    portal.add_url_rule(f"/api/cases/<any({', '.join(LISTS)}):name>", view_func=views.cases)
     portal.add_url_rule("/api/cases/<uuid:case_id>", view_func=views.case)
     portal.register_error_handler(PortalError, lambda error: ({"code": error.code}, error.status))
     portal.after_request(secure)
@@ -167,27 +186,34 @@ class _Views:
         return redirect(self.sign_in) if customer is None else render_template(self.template, customer=customer)
 
     def summary(self) -> Any:
-        return self.service.get(self._signed_in(), "/summary") or NO_CASES
+        def counts(found: dict[str, Any]) -> dict[str, Any]:
+            if found["waiting_count"] and found["by_status"]["Closed"]:
+                # A closed case may wait, too, but is not listed as waiting.
+                open_ones = self.service.get(self._signed_in(), "/summary", is_closed="false")
+                found["waiting_count"] = open_ones.body["waiting_count"] if open_ones else 0
+            return {name: found[name] for name in SUMMARIZED}
 
-    def cases(self, state: str) -> Any:
-        query = {
-            "is_closed": "true" if state == "closed" else "false",
-            "ordering": "-created_at",
-            "page_size": str(PAGE_SIZE),
-            "fields": ",".join(LISTED),
-        }
+        return respond(self._get("/summary"), counts, unknown=NO_CASES)
+
+    def cases(self, name: str) -> Any:
+        query = LISTS[name] | {"ordering": "-created_at", "fields": ",".join(LISTED)}
         if "cursor" in request.args:
             query["cursor"] = request.args["cursor"]
-        found = self.service.get(self._signed_in(), **query)
-        if found is None:
-            return {"cases": [], "next": None}
-        return {"cases": [for_browser(case) for case in found["results"]], "next": cursor_of(found["next"])}
+
+        def page(found: dict[str, Any]) -> dict[str, Any]:
+            cases = [case for case in found["results"] if name != "waiting" or case["is_waiting"]]
+            return {"cases": [for_browser(case) for case in cases], "next": cursor_of(found["next"])}
+
+        return respond(self._get(**query), page, unknown={"cases": [], "next": None})
 
     def case(self, case_id: UUID) -> Any:
-        found = self.service.get(self._signed_in(), f"/{case_id}", fields=",".join(DETAILED))
+        found = self._get(f"/{case_id}", fields=",".join(DETAILED))
         if found is None:
             raise PortalError(404, "case_not_found")
-        return for_browser(found)
+        return respond(found, for_browser)
+
+    def _get(self, path: str = "", /, **query: str) -> Answer | None:
+        return self.service.get(self._signed_in(), path, known=request.headers.get("If-None-Match"), **query)
 
     def _signed_in(self) -> Customer:
         customer = self.customer()
@@ -204,14 +230,21 @@ def secure(response: Response) -> Response:
     return response
 
 
+def respond(found: Answer | None, make: Callable[[Any], Any], *, unknown: Any = None) -> Response:
+    """Return the response that shows what was found, or 304 where the browser has it already."""
+    if found is None:
+        return jsonify(unknown)
+    response = Response(status=304) if found.body is None else jsonify(make(found.body))
+    if found.etag is not None:
+        response.headers["ETag"] = found.etag
+    return response
+
+
 def for_browser(case: dict[str, Any]) -> dict[str, Any]:
     """Return a case with the names of those it refers to, and nothing else of them."""
-    owner, contact, stage = (case[name] or {} for name in ("owner", "contact", "case_funnel_stage"))
-    return case | {
-        "owner": owner.get("alias") or owner.get("full_name"),
-        "contact": contact.get("full_name"),
-        "case_funnel_stage": stage.get("name"),
-    }
+    owner, contact = (case[name] or {} for name in ("owner", "contact"))
+    names = {"owner": owner.get("alias") or owner.get("full_name"), "contact": contact.get("full_name")}
+    return case | names | {"is_waiting": case["is_waiting"] and case["status"] != "Closed"}
 
 
 def cursor_of(link: str | None) -> str | None:

@@ -51,6 +51,19 @@ def test_what_has_not_changed_is_304_without_a_body(client: FlaskClient, visitor
         assert get(client, visitor.organization, path, **{"If-None-Match": '"other"'}).status_code == 200
 
 
+@pytest.mark.parametrize("suffix", ["-gzip", "-br", "-zstd", ";gzip", "--gzip"])
+def test_a_tag_that_a_proxy_has_marked_as_compressed_is_known(
+    client: FlaskClient, visitor: Visitor, suffix: str
+) -> None:
+    for path in paths(client, visitor):
+        tag = get(client, visitor.organization, path).headers["ETag"]
+        for given in (tag, tag.removeprefix("W/")):
+            marked = given.removesuffix('"') + suffix + '"'
+            assert get(client, visitor.organization, path, **{"If-None-Match": marked}).status_code == 304
+        other = tag.removesuffix('"') + '-other"'
+        assert get(client, visitor.organization, path, **{"If-None-Match": other}).status_code == 200
+
+
 @pytest.mark.parametrize("given", ["", "x", '"', "W/", ",,,", '"a" "b"', "\u00e9"])
 def test_what_is_no_tag_is_ignored(client: FlaskClient, visitor: Visitor, given: str) -> None:
     assert get(client, visitor.organization, visitor.path, **{"If-None-Match": given}).status_code == 200

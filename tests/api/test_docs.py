@@ -30,6 +30,14 @@ def test_they_need_no_token(client: FlaskClient) -> None:
     }
 
 
+def test_only_a_demos_address_leads_to_the_page(client: FlaskClient, demo_client: FlaskClient) -> None:
+    answer = demo_client.get("/")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/docs")
+    assert demo_client.get("/openapi.json").json == client.get("/openapi.json").json
+    assert_problem(client.get("/"), 404, "not_found")
+    assert_problem(client.post("/"), 404, "not_found")
+
+
 def test_they_are_off_where_the_operator_says_so(make_client: Callable[..., FlaskClient]) -> None:
     client = make_client(docs="off")
     for path in PATHS:

@@ -52,6 +52,19 @@ class World:
             stop(self.server)
         self.server = None
 
+    @contextmanager
+    def changed(self, statement: str, *values: Any) -> Iterator[None]:
+        """Make a change of one case, which the statement names last, and take it back at the end."""
+        columns = "subject, description, status, closed_at, is_waiting, updated_at"
+        with psycopg.connect(url_of(self.data_dir, user="postgres"), autocommit=True) as connection:
+            before = connection.execute(f"select {columns} from cases where id = %s".encode(), values[-1:]).fetchone()
+            connection.execute(statement.encode(), values)
+            try:
+                yield
+            finally:
+                back = f"update cases set ({columns}) = row(%s, %s, %s, %s, %s, %s) where id = %s"
+                connection.execute(back.encode(), (*(before or ()), values[-1]))
+
     def fill(self, organization: Organization) -> None:
         self.organization_id, self.api_token = organization.id, organization.token
         self.key_id, self.secret = organization.kid, organization.secret

@@ -12,15 +12,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.process.embedded_data import is_down
+from tests.process.embedded_data import is_down, url_of
 from tests.process.running import COMMAND, LOOPBACK, PATIENCE, PROJECT, Service, environment, is_alive, wait_for
-
-LINES = 4
 
 
 @pytest.fixture
@@ -32,9 +31,10 @@ def demo(start: Callable[..., Service]) -> Callable[..., Service]:
 
 
 def lines_of(demo: Service) -> list[str]:
-    """Wait for the end of what the demo prints, and return the lines to paste."""
+    """Wait for the end of what the demo prints, and return each command to paste, behind its variables."""
     wait_for(lambda: "Ctrl-C" in demo.out, lambda: demo.process.poll() is not None, demo)
-    return [line for line in demo.out.splitlines() if line.startswith("curl ")]
+    variables = "\n".join(re.findall(r"^[A-Z_]+=.*$", demo.out, re.MULTILINE))
+    return [f"{variables}\n{command}" for command in re.findall(r"^curl .*\\\n.*$", demo.out, re.MULTILINE)]
 
 
 def paste(line: str, shell: str = "sh") -> dict[str, object]:
@@ -84,14 +84,17 @@ def last_line(demo: Service) -> str:
     return line
 
 
-def test_its_lines_show_two_pages_a_case_and_an_error(demo: Callable[..., Service], place: Path) -> None:
+def test_its_lines_show_two_pages_a_case_a_change_of_it_and_an_error(demo: Callable[..., Service], place: Path) -> None:
     running = demo()
     lines = lines_of(running)
-    assert [status_of(line) for line in lines] == [200, 200, 200, 400]
-    first, second, case, problem = (paste(line) for line in lines)
+    assert [status_of(line) for line in lines] == [200, 200, 200, 200, 400]
+    first, second, case, changed, problem = (paste(line) for line in lines)
+    assert changed["subject"] == paste(lines[2])["subject"] == "Changed from a shell"
+    assert changed["id"] == case["id"]
     pages = [page["results"] for page in (first, second)]
-    assert [len(page) for page in pages] == [5, 5]  # type: ignore[arg-type]
-    assert case in pages[0]  # type: ignore[operator]
+    assert [len(page) for page in pages] == [3, 3]  # type: ignore[arg-type]
+    assert pages[0] != pages[1]
+    assert {name: case[name] for name in pages[0][0]} == pages[0][0]  # type: ignore[index]
     assert (problem["code"], problem["status"]) == ("invalid_parameter", 400)
     assert str(place / ".cases-data") in running.out
     assert running.url("/docs") in running.out
@@ -99,6 +102,49 @@ def test_its_lines_show_two_pages_a_case_and_an_error(demo: Callable[..., Servic
     running.interrupt()
     assert running.process.wait(PATIENCE) == 0
     assert_gone(running, place / ".cases-data")
+
+
+def test_its_lines_are_short_and_keep_the_jwt_out_of_urls(demo: Callable[..., Service]) -> None:
+    running = demo()
+    lines_of(running)
+    assert not re.search(r"https?://\S*eyJ", running.out)
+    assert [line[:4] for line in running.out.splitlines() if len(line) > 120 and "cursor=" not in line] == ["JWT="]
+    running.end()
+
+
+def test_its_newest_case_is_of_today_and_none_is_ahead(demo: Callable[..., Service], place: Path) -> None:
+    running = demo()
+    lines_of(running)
+    with psycopg.connect(url_of(place / ".cases-data", user="postgres")) as connection:
+        newest, latest, ahead = connection.execute(
+            "select max(created_at), max(updated_at), count(*) filter (where updated_at > now()) from cases"
+        ).fetchone() or (None, None, None)
+    assert newest.astimezone(UTC).date() == latest.astimezone(UTC).date() == datetime.now(UTC).date()
+    assert ahead == 0
+    running.end()
+
+
+def test_it_says_what_it_does_while_it_starts(demo: Callable[..., Service], place: Path) -> None:
+    running = demo()
+    lines_of(running)
+    said = [line for line in running.log.splitlines() if line.endswith(" ...")]
+    assert [line.split()[1] for line in said] == ["making", "loading", "starting"]
+    assert str(place / ".cases-data") in said[0]
+    running.end()
+
+
+def test_its_address_leads_to_the_page_that_tries_the_api(demo: Callable[..., Service]) -> None:
+    running = demo()
+    lines_of(running)
+    assert "swagger" in read(running.url("/"))
+    running.end()
+
+
+def test_without_a_postgresql_nothing_is_made(demo: Callable[..., Service], place: Path) -> None:
+    (place / "empty").mkdir()
+    line = last_line(demo(CASES_POSTGRES_BIN=str(place / "empty")))
+    assert line == f"cases-service: {place}/empty has no program postgres that may be run"
+    assert not (place / ".cases-data").exists()
 
 
 def test_its_portal_shows_visitors_with_open_and_closed_cases(demo: Callable[..., Service]) -> None:
@@ -151,8 +197,8 @@ def test_sigterm_ends_it_and_a_second_time_works_on_the_data_of_the_first(
 
 
 def _kid(line: str) -> str:
-    """Return the part of the first line's URL that names the key: the JWT's header."""
-    return line.partition("/external-visitors/")[2].partition(".")[0]
+    """Return the part of the JWT that names the key: its header."""
+    return line.partition("JWT=")[2].partition(".")[0]
 
 
 def test_after_a_kill_it_starts_again_on_the_same_port(demo: Callable[..., Service], place: Path) -> None:
@@ -237,7 +283,7 @@ def test_its_lines_work_whatever_the_environment_says(demo: Callable[..., Servic
         "http_proxy": "http://192.0.2.1:9",
     }
     running = demo(address="0.0.0.0:0", **settings)
-    assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 400]
+    assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 200, 400]
     assert json.loads(read(f"{portal_of(running)}api/summary"))["total"] > 0
     running.end()
 

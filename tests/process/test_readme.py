@@ -51,12 +51,13 @@ def test_the_first_requests_are_answered_as_the_documents_show(start: Callable[.
         return link.partition("cursor=")[0], answer["previous"], answer["results"]
 
     assert page(paste()) == page(json.loads(block("README.md", "json", "results")))
-    query = "page_size=1&fields=case_number,subject,status,priority_label,created_at"
+    query = "page_size=1&fields=case_number,subject,status,priority_label"
     assert page(paste(query, "page_size=2&fields=case_number,status")) == page(
         json.loads(block(API, "json", '"results"'))
     )
     pasted = pasted.replace("zip-11233", "zip-11368")
-    assert paste(f"cases?{query}", "cases/summary") == json.loads(block(API, "json", '"by_status"'))
+    summary, shown = paste(f"cases?{query}", "cases/summary"), json.loads(block(API, "json", '"by_status"'))
+    assert summary | {"latest_updated_at": shown["latest_updated_at"]} == shown  # a demo's times move with the days
     assert demo.end() == 0
 
 

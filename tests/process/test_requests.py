@@ -187,3 +187,26 @@ def test_request_ids_are_the_callers_or_new(service: Service) -> None:
     given = f"test-{uuid4()}"
     assert service.curl("/healthz", "--header", f"X-Request-ID: {given}").headers["x-request-id"] == given
     assert given in service.log
+
+
+@pytest.mark.parametrize(("number", "status"), [(64, 200), (65, 431)])
+def test_a_request_has_up_to_64_header_fields(service: Service, number: int, status: int) -> None:
+    fields = b"Connection: close\r\nHost: localhost\r\n" + b"A: b\r\n" * (number - 2)
+    assert service.send(b"GET /healthz HTTP/1.1\r\n" + fields + b"\r\n").startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("fields", ["close, te", "te, Close", "TE ,\tclose", "te\r\nConnection: close"])
+def test_close_among_other_options_closes(service: Service, fields: str) -> None:
+    """RFC 9112, section 9.6."""
+    request = f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTE: trailers\r\nConnection: {fields}\r\n\r\n"
+    with service.connect() as client:
+        client.settimeout(5)
+        client.sendall(request.encode())
+        assert read_answer(client).headers["connection"] == "close"
+        assert read_all(client) == b""
+
+
+def test_an_answer_names_no_version_that_the_service_does_not_speak(service: Service) -> None:
+    """RFC 9110, section 2.5."""
+    request = b"GET /healthz HTTP/1.9\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert service.send(request).startswith(b"HTTP/1.1 200 ")

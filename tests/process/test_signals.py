@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.running import Service, is_alive, wait_for
+from tests.process.test_stopping import Client
 
 # Makes the moment in which a thread runs that its starter has not noted yet last a second.
 SLOW_START = """
@@ -45,3 +46,44 @@ def test_an_interrupt_while_a_thread_starts_ends_every_process(
     assert not [worker for worker in service.workers() if is_alive(worker)]
     assert "Traceback" not in service.log
     client.close()
+
+
+def test_hup_to_the_whole_group_replaces_the_workers_and_loses_no_request(serve: Callable[..., Service]) -> None:
+    service = serve()
+    service.wait_until_ready()
+    clients = [Client(service.port, keeps=False) for _ in range(4)]
+    for client in clients:
+        client.start()
+    os.killpg(service.process.pid, signal.SIGHUP)
+    wait_for(lambda: len(service.workers()) == 4, story=service)
+    time.sleep(1)
+    assert service.end() == 0
+    for client in clients:
+        client.join(60)
+        assert set(client.results) == {"200"}
+    assert "was sent" not in service.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
+def test_other_signals_to_the_whole_group_leave_the_service_as_it_is(
+    serve: Callable[..., Service], number: signal.Signals
+) -> None:
+    service = serve()
+    service.wait_until_ready()
+    os.killpg(service.process.pid, number)
+    time.sleep(1.5)
+    assert service.curl("/readyz").status == 200
+    assert len(service.workers()) == 2
+    assert ("SIGUSR2 is not supported" in service.log) == (number == signal.SIGUSR2)
+    assert {event["level"] for event in service.events} <= {"info", "warning"}
+
+
+def test_a_worker_whose_main_loop_hangs_is_ended_and_says_where(serve: Callable[..., Service]) -> None:
+    service = serve(CASES_WORKERS="1")
+    service.wait_until_ready()
+    (worker,) = service.workers()
+    os.kill(worker, signal.SIGABRT)
+    wait_for(lambda: len(service.workers()) == 2, story=service)
+    assert service.curl("/readyz").status == 200
+    (said,) = [event for event in service.events if event["event"] == "worker_hangs"]
+    assert any("connections.py" in frame for frame in said["frames"])

@@ -1,15 +1,17 @@
 """Clients that take their time, on bare gunicorn: they cost connections, and no thread."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.factories import SECRET_KEY, Organization
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
-from tests.process.running import LOOPBACK, PATIENCE, Service, environment, read_all, read_answer, wait_for
+from tests.process.running import LOOPBACK, PATIENCE, PROJECT, Service, environment, read_all, read_answer, wait_for
 from tests.torture import times
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -119,21 +121,59 @@ def test_a_body_that_never_comes_holds_no_thread(
             assert read_all(client) == b""
 
 
-def test_answers_that_nobody_reads_hold_no_thread(
+@contextmanager
+def slow_readers(service: Service, request: bytes) -> Iterator[list[socket.socket]]:
+    """Connect three clients for each thread, who ask and read nothing yet."""
+    with ExitStack() as stack:
+        readers = [stack.enter_context(unread(service.port)) for _ in range(24)]
+        for client in readers:
+            client.sendall(request)
+        yield readers
+
+
+def test_a_page_that_nobody_reads_holds_no_thread(
     single: Service, organization: Organization, others_are_answered: Callable[[], None]
 ) -> None:
     visitor = organization.visitor()
     for _ in range(100):
-        organization.case(visitor.contact_ids[0], description="x" * 1000)
+        organization.case(visitor.contact_ids[0], description="x" * 20_000)
     request = (
-        f"GET {visitor.path}?page_size=100 HTTP/1.1\r\nHost: localhost\r\n"
+        f"GET {visitor.path}?page_size=100 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Authorization: Token {organization.token}\r\n\r\n"
     ).encode()
-    with ExitStack() as stack:
-        for _ in range(24):
-            client = stack.enter_context(unread(single.port))
-            client.sendall(request)
-        others_are_answered()
+    with slow_readers(single, request) as readers:
+        for _ in range(10):
+            others_are_answered()
+        assert len(read_answer(readers[0]).json["results"]) == 100
+    assert '"status":503' not in single.log
+
+
+def test_a_file_that_nobody_reads_holds_no_thread_and_no_memory(
+    single: Service, others_are_answered: Callable[[], None]
+) -> None:
+    assert len(single.curl("/docs/swagger-ui-bundle.js").body) > 1_000_000
+    earlier = resident_bytes(single)
+    request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with slow_readers(single, request) as readers:
+        for _ in range(10):
+            others_are_answered()
+        assert resident_bytes(single) - earlier < 8_000_000
+        for client in readers[:3]:
+            answer = read_answer(client)
+            assert answer.status == 200
+            assert answer.body == read_file("swagger-ui-bundle.js")
+            client.sendall(HEAD + b"\r\n")
+            assert read_answer(client).status == 200, "the connection is kept"
+
+
+def read_file(name: str) -> bytes:
+    return (PROJECT / "cases_service/api/docs_page/swagger-ui" / name).read_bytes()
+
+
+def resident_bytes(service: Service) -> int:
+    (worker,) = service.workers()
+    pages = int(Path(f"/proc/{worker}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_client_that_asks_and_asks_and_never_reads_is_dropped(

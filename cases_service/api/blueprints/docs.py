@@ -26,6 +26,17 @@ _POLICY: Final = (
 blueprint = Blueprint("docs", __name__, template_folder=str(_PAGE))
 
 
+demo = Blueprint("demo", __name__)
+
+
+@demo.get("/")
+def root() -> Response:
+    """Lead whoever opens the address of a demo to the page."""
+    response = Response(status=303, headers={"Location": f"{urlsplit(current_request().service_url).path}/docs"})
+    del response.headers["Content-Type"]
+    return response
+
+
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """Answer the interface as an OpenAPI document."""

@@ -6,6 +6,15 @@ const timeFormat = new Intl.DateTimeFormat(language, { dateStyle: "long", timeSt
 const relativeFormat = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 const UNITS = [["year", 31557600], ["month", 2629800], ["week", 604800], ["day", 86400], ["hour", 3600], ["minute", 60]];
 const CHANNELS = { email: "E-mail", whatsapp: "WhatsApp", webchat: "Web chat" };
+const STATUSES = { "In Progress": "In progress" };
+const EMPTY = {
+  open: ["No open cases", "When you contact us, your case is listed here until it is closed."],
+  progress: ["No cases in progress", "Cases that somebody is working on are listed here."],
+  waiting: ["No case is waiting for us", "Cases in which the next step is ours are listed here."],
+  closed: ["No closed cases", "Cases stay here after they are closed."],
+};
+const REFRESH_SECONDS = 30;
+const REFRESH_SECONDS_HIDDEN = 300;
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const panel = $("#panel");
@@ -17,7 +26,8 @@ const dialog = $("#details");
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
 const counts = {};
-let view = { state: null, cursor: null, shown: 0, request: null };
+const etags = new Map(); // by path, of what the page shows
+let view = { name: null, cursor: null, shown: 0, request: null };
 let opened = false; // whether a click on this page opened the details, so that closing them is going back
 
 class Refusal extends Error {
@@ -27,15 +37,22 @@ class Refusal extends Error {
   }
 }
 
-/** Return the JSON at a path of the backend. Who is no longer signed in is sent to the login by the page itself. */
-async function ask(path, signal) {
-  const answer = await fetch(path, { signal, credentials: "same-origin" });
+/**
+ * Return the JSON at a path of the backend; with ifChanged, null where it is what the page got last.
+ * Who is no longer signed in is sent to the login by the page itself.
+ */
+async function ask(path, { signal, ifChanged = false } = {}) {
+  const headers = ifChanged && etags.has(path) ? { "If-None-Match": etags.get(path) } : {};
+  const answer = await fetch(path, { signal, headers, credentials: "same-origin", cache: "no-store" });
   if (answer.status === 401) {
     location.reload();
     return new Promise(() => {});
   }
+  if (answer.status === 304) return null;
   if (!answer.ok) throw new Refusal(answer.status);
-  return answer.json();
+  const found = await answer.json();
+  if (answer.headers.has("ETag")) etags.set(path, answer.headers.get("ETag"));
+  return found;
 }
 
 function element(name, className, text) {
@@ -57,23 +74,67 @@ function ago(instant) {
   return relativeFormat.format(Math.trunc(seconds / size), unit);
 }
 
+/** Return how long ago something was, as an element that refreshAges keeps right. */
+function age(instant) {
+  const made = element("span", "age", ago(instant));
+  made.dataset.instant = instant;
+  return made;
+}
+
+function refreshAges() {
+  for (const place of document.querySelectorAll(".age")) place.textContent = ago(place.dataset.instant);
+}
+
+/** Return a text with its web addresses as links. They are not followed by crawlers and learn nothing of this page. */
+function withLinks(text) {
+  const made = document.createDocumentFragment();
+  let end = 0;
+  for (const { 0: found, index } of text.matchAll(/\bhttps?:\/\/[^\s<>"“”„«»]+/gi)) {
+    const address = withoutPunctuation(found);
+    if (!isPlainAddress(address)) continue;
+    made.append(text.slice(end, index), link(address));
+    end = index + address.length;
+  }
+  made.append(text.slice(end));
+  return made;
+}
+
+/** Leave out what ends the sentence and not the address, such as a full stop or a bracket that was opened before. */
+function withoutPunctuation(address) {
+  let rest = address;
+  for (;;) {
+    const last = rest.at(-1);
+    const isOpened = last === ")" && rest.split("(").length >= rest.split(")").length;
+    if (!/[.,;:!?)\]}'’]/.test(last) || isOpened) return rest;
+    rest = rest.slice(0, -1);
+  }
+}
+
+/** Tell whether this is an address that shows where it leads: without a name or password before the host. */
+function isPlainAddress(address) {
+  try {
+    const url = new URL(address);
+    return ["http:", "https:"].includes(url.protocol) && !url.username && !url.password;
+  } catch {
+    return false;
+  }
+}
+
+function link(address) {
+  const made = element("a", "", address);
+  made.href = address;
+  made.target = "_blank";
+  made.rel = "noopener noreferrer nofollow ugc";
+  return made;
+}
+
 const plural = (number, one, many) => `${number} ${number === 1 ? one : many}`;
 
 /** Show what a row and the details have in common. */
 function showState(root, found) {
   const status = $(".status", root);
-  status.textContent = found.status;
+  status.textContent = STATUSES[found.status] ?? found.status;
   status.dataset.status = found.status;
-  const priority = $(".priority", root);
-  priority.dataset.priority = found.priority;
-  const bars = element("span", "bars");
-  bars.setAttribute("aria-hidden", "true");
-  for (let level = 2; level <= 5; level += 1) bars.append(element("i", level <= found.priority ? "on" : ""));
-  priority.append(bars, found.priority === 1 ? "No priority" : `${found.priority_label} priority`);
-  const unread = $(".unread", root);
-  unread.hidden = found.unread_message_count === 0;
-  unread.textContent = `${found.unread_message_count} unread`;
-  unread.title = `${plural(found.unread_message_count, "message", "messages")} in this case not read by us yet`;
   $(".waiting", root).hidden = !found.is_waiting;
 }
 
@@ -81,12 +142,11 @@ function makeRow(found) {
   const row = $("#case-row").content.cloneNode(true);
   const link = $(".case-subject", row);
   link.textContent = found.subject || "Without a subject";
-  link.href = `#${view.state}/${found.id}`;
+  link.href = `#${view.name}/${found.id}`;
   $(".case-number", row).textContent = `#${found.case_number}`;
-  $(".case-owner", row).textContent = found.owner || "Not assigned yet";
+  $(".case-owner", row).textContent = found.owner ? `Handled by ${found.owner}` : "Not assigned yet";
   $(".case-contact", row).textContent = found.contact ? `via ${found.contact}` : "";
-  $(".case-stage", row).textContent = found.case_funnel_stage ? `Stage: ${found.case_funnel_stage}` : "";
-  $(".case-updated", row).append(`Updated ${ago(found.updated_at)}, `, moment(found.updated_at));
+  $(".case-updated", row).append("Updated ", age(found.updated_at), ", ", moment(found.updated_at));
   showState(row, found);
   return row;
 }
@@ -94,20 +154,23 @@ function makeRow(found) {
 function showCounts() {
   for (const place of document.querySelectorAll("[data-count]")) {
     const number = counts[place.dataset.count];
-    place.textContent = number ?? (place.tagName === "DD" ? "–" : "");
-    place.closest(".figure")?.classList.toggle("is-zero", number === 0);
+    place.textContent = number ?? "–";
+    place.closest(".tile").classList.toggle("is-zero", number === 0);
   }
+}
+
+function takeSummary(summary) {
+  counts.closed = summary.by_status.Closed ?? 0;
+  counts.progress = summary.by_status["In Progress"] ?? 0;
+  counts.open = summary.total - counts.closed;
+  counts.waiting = summary.waiting_count;
+  showCounts();
+  showProgress();
 }
 
 async function loadSummary() {
   try {
-    const summary = await ask("api/summary");
-    counts.closed = summary.by_status.Closed ?? 0;
-    counts.open = summary.total - counts.closed;
-    counts.waiting = summary.waiting_count;
-    counts.unread = summary.unread_message_count;
-    showCounts();
-    showProgress();
+    takeSummary(await ask("api/summary"));
   } catch {
     // The list says what is wrong, and repeats this, too.
   }
@@ -115,10 +178,10 @@ async function loadSummary() {
 }
 
 function showProgress() {
-  const total = counts[view.state];
+  const total = counts[view.name];
   if (view.shown === 0 || !notice.hidden) progress.textContent = "";
-  else if (view.cursor === null) progress.textContent = `That is all: ${plural(view.shown, "case", "cases")}`;
-  else progress.textContent = total === undefined ? `${view.shown} shown` : `${view.shown} of ${total} shown`;
+  else if (view.cursor === null) progress.textContent = plural(view.shown, "case", "cases");
+  else progress.textContent = total === undefined ? `${view.shown} shown` : `${view.shown} of ${total} cases`;
 }
 
 function showNotice(title, text, retry) {
@@ -131,9 +194,12 @@ function showNotice(title, text, retry) {
   notice.hidden = false;
 }
 
-function showEmpty() {
-  if (view.state === "closed") showNotice("No closed cases yet", "Cases that are settled will be listed here.");
-  else showNotice("No open cases", "Everything is settled. What was solved before is under Closed.");
+function pathOf(name, cursor) {
+  return `api/cases/${name}${cursor ? `?cursor=${encodeURIComponent(cursor)}` : ""}`;
+}
+
+function removePlaceholders() {
+  for (const placeholder of list.querySelectorAll(".placeholder")) placeholder.remove();
 }
 
 /** Load the page that follows, and put it below what is there. */
@@ -145,27 +211,22 @@ async function loadMore({ focus = false } = {}) {
   notice.hidden = true;
   more.disabled = true;
   watcher.unobserve(more);
-  const query = current.cursor ? `?cursor=${encodeURIComponent(current.cursor)}` : "";
   try {
-    const page = await ask(`api/cases/${current.state}${query}`, current.request.signal);
+    const page = await ask(pathOf(current.name, current.cursor), { signal: current.request.signal });
     const rows = page.cases.map(makeRow);
-    const firstLink = rows[0] && $("a", rows[0]);
-    for (const placeholder of list.querySelectorAll(".placeholder")) placeholder.remove();
+    removePlaceholders();
     list.append(...rows);
-    current.shown += rows.length;
-    current.cursor = page.next;
+    const firstLink = list.querySelectorAll(".case a")[current.shown];
     current.request = null;
-    if (current.shown === 0) showEmpty();
-    more.hidden = page.next === null;
+    showEnd(current, current.shown + rows.length, page.next);
     if (focus && more.hidden) firstLink?.focus();
-    if (!more.hidden) watcher.observe(more);
   } catch (error) {
     if (error.name === "AbortError") return;
     current.request = null;
-    for (const placeholder of list.querySelectorAll(".placeholder")) placeholder.remove();
+    removePlaceholders();
     more.hidden = true;
-    if (error.status === 400) show(current.state); // the place in the list is gone: begin anew
-    else showNotice("Your cases cannot be shown right now", "Nothing is lost. Please try again in a moment.", retry);
+    if (error.status === 400) show(current.name); // the place in the list is gone: begin anew
+    else showNotice("Your cases cannot be shown right now", "Please try again in a moment.", retry);
   } finally {
     if (current === view) {
       more.disabled = false;
@@ -175,18 +236,86 @@ async function loadMore({ focus = false } = {}) {
   }
 }
 
+/** Show, below the list, whether there is more. */
+function showEnd(current, shown, cursor) {
+  Object.assign(current, { shown, cursor });
+  watcher.unobserve(more);
+  more.hidden = cursor === null;
+  notice.hidden = shown > 0 || cursor !== null;
+  if (!notice.hidden) showNotice(...EMPTY[current.name]);
+  if (!more.hidden) watcher.observe(more);
+}
+
+/** Load the list anew as far as it is shown, and exchange it in one go: focus and scrolling stay. */
+async function reloadList() {
+  const current = view;
+  if (current.request || !current.isLoaded()) return;
+  current.request = new AbortController();
+  current.isStale = true; // until all of it has come
+  try {
+    const { cases, next } = await loadUpTo(current.shown, current);
+    if (current !== view) return;
+    const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    list.replaceChildren(...cases.map(makeRow));
+    if (focused) list.querySelector(`a[href="${focused}"]`)?.focus({ preventScroll: true });
+    current.isStale = false;
+    current.request = null;
+    showEnd(current, cases.length, next);
+    showProgress();
+  } finally {
+    current.request = null;
+  }
+}
+
+/** Return as many of a list's cases as are shown, at least its first page, and where the rest begins. */
+async function loadUpTo(shown, { name, request }) {
+  const cases = [];
+  let next = null;
+  do {
+    const page = await ask(pathOf(name, next), { signal: request.signal });
+    cases.push(...page.cases);
+    next = page.next;
+  } while (next !== null && cases.length < shown);
+  return { cases, next };
+}
+
+/** Ask whether anything has changed, and show what has. What fails is asked again the next time. */
+async function refresh() {
+  try {
+    const [summary, page] = await Promise.all([
+      ask("api/summary", { ifChanged: true }),
+      view.isLoaded() ? ask(pathOf(view.name), { ifChanged: true }) : null,
+    ]);
+    if (summary) takeSummary(summary);
+    if (summary || page || view.isStale) await reloadList();
+    if (dialog.open) await refreshDetails(dialog.dataset.id);
+  } catch {
+    // It shows what was there last.
+  }
+  refreshAges();
+}
+
+let refreshing; // the timer
+
+/** Refresh from time to time; less often while nobody sees the page. */
+function scheduleRefresh() {
+  clearTimeout(refreshing);
+  const seconds = document.hidden ? REFRESH_SECONDS_HIDDEN : REFRESH_SECONDS;
+  refreshing = setTimeout(() => refresh().finally(scheduleRefresh), seconds * 1000);
+}
+
 function retry() {
   panel.focus({ preventScroll: true });
   if (counts.open === undefined) loadSummary();
   loadMore();
 }
 
-/** Show the cases of a state from the newest on. */
-function show(state) {
+/** Show one of the lists, from the newest case on. */
+function show(name) {
   view.request?.abort();
-  view = { state, cursor: null, shown: 0, request: null };
+  view = { name, cursor: null, shown: 0, request: null, isLoaded: () => !$(".placeholder", list) };
   for (const tab of tabs) {
-    const selected = tab.dataset.state === state;
+    const selected = tab.dataset.list === name;
     tab.setAttribute("aria-selected", String(selected));
     tab.tabIndex = selected ? 0 : -1;
     if (selected) panel.setAttribute("aria-labelledby", tab.id);
@@ -211,20 +340,19 @@ function fact(label, ...values) {
 
 function event(label, instant) {
   const made = element("li");
-  made.append(element("strong", "", label), moment(instant, timeFormat), element("span", "", ago(instant)));
+  made.append(element("strong", "", label), moment(instant, timeFormat), age(instant));
   return made;
 }
 
 function makeDetails(found) {
   const made = $("#case-details").content.cloneNode(true);
   showState(made, found);
-  $(".description", made).textContent = found.description || "There is no description.";
+  $(".description", made).append(withLinks(found.description || "There is no description."));
   $(".facts", made).append(
     fact("Handled by", found.owner || "Not assigned yet"),
     ...(found.contact ? [fact("Came through", found.contact)] : []),
     ...(found.latest_messaging_channel
       ? [fact("Latest message by", CHANNELS[found.latest_messaging_channel] ?? found.latest_messaging_channel)] : []),
-    ...(found.case_funnel_stage ? [fact("Stage", found.case_funnel_stage)] : []),
   );
   $(".history", made).append(event("Opened", found.created_at));
   if (![found.created_at, found.closed_at].includes(found.updated_at)) {
@@ -246,32 +374,43 @@ async function showDetails(id) {
   $("#details-title").focus();
   try {
     const found = await ask(`api/cases/${id}`);
-    if (dialog.dataset.id !== id) return;
-    $("#details-number").textContent = `Case #${found.case_number}`;
-    $("#details-title").textContent = found.subject || "Without a subject";
-    body.replaceChildren(makeDetails(found));
+    if (dialog.dataset.id === id) fillDetails(found);
   } catch (error) {
-    if (dialog.dataset.id !== id) return;
-    const missing = error.status === 404;
-    const told = element("div", "notice is-error");
-    told.setAttribute("role", "alert");
-    told.append(
-      element("p", "", missing ? "There is no such case among yours." : "This case cannot be shown right now."));
-    if (!missing) {
-      const again = element("button", "button", "Try again");
-      again.type = "button";
-      again.onclick = () => showDetails(id);
-      told.append(again);
-    }
-    body.replaceChildren(told);
+    if (dialog.dataset.id === id) showNoDetails(id, error.status === 404);
   }
-  body.removeAttribute("aria-busy");
+  if (dialog.dataset.id === id) body.removeAttribute("aria-busy");
 }
 
-/** Show what the address names: #open, #closed, and a case in either, so that Back closes and links lead to it. */
+function fillDetails(found) {
+  $("#details-number").textContent = `Case #${found.case_number}`;
+  $("#details-title").textContent = found.subject || "Without a subject";
+  $("#details-body").replaceChildren(makeDetails(found));
+}
+
+/** Say that a case does not exist, or is not to be had right now. */
+function showNoDetails(id, missing) {
+  const told = element("div", "notice is-error");
+  told.setAttribute("role", "alert");
+  told.append(element("p", "", missing ? "There is no such case among yours." : "This case cannot be shown right now."));
+  if (!missing) {
+    const again = element("button", "button", "Try again");
+    again.type = "button";
+    again.onclick = () => showDetails(id);
+    told.append(again);
+  }
+  $("#details-body").replaceChildren(told);
+}
+
+async function refreshDetails(id) {
+  const found = await ask(`api/cases/${id}`, { ifChanged: true });
+  if (found && dialog.dataset.id === id) fillDetails(found);
+}
+
+/** Show what the address names: a list, such as #open, and a case in it, so that Back closes and links lead to it. */
 function route() {
-  const [, state, id] = /^#(open|closed)(?:\/([0-9a-f-]{36}))?$/.exec(location.hash) ?? [null, "open"];
-  if (state !== view.state) show(state);
+  const [, name, id] = /^#(\w+)(?:\/([0-9a-f-]{36}))?$/.exec(location.hash) ?? [];
+  const known = Object.hasOwn(EMPTY, name ?? "") ? name : "open";
+  if (known !== view.name) show(known);
   if (id) showDetails(id);
   else if (dialog.open) dialog.close();
 }
@@ -285,7 +424,7 @@ dialog.addEventListener("close", () => {
   dialog.dataset.id = "";
   if (!location.hash.includes("/")) return;
   if (opened) history.back();
-  else goTo(`#${view.state}`);
+  else goTo(`#${view.name}`);
 });
 dialog.addEventListener("click", (click) => {
   if (click.target === dialog || click.target.closest(".close")) dialog.close();
@@ -295,7 +434,7 @@ list.addEventListener("click", (click) => {
 });
 
 for (const tab of tabs) {
-  tab.addEventListener("click", () => goTo(`#${tab.dataset.state}`));
+  tab.addEventListener("click", () => goTo(`#${tab.dataset.list}`));
   tab.addEventListener("keydown", (key) => {
     const place = { ArrowLeft: tabs.indexOf(tab) - 1, ArrowRight: tabs.indexOf(tab) + 1, Home: 0, End: -1 }[key.key];
     if (place === undefined) return;
@@ -311,5 +450,10 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 more.addEventListener("click", () => loadMore({ focus: true }));
 addEventListener("hashchange", route);
+document.addEventListener("visibilitychange", () => {
+  scheduleRefresh();
+  if (!document.hidden) refresh();
+});
 loadSummary();
 route();
+scheduleRefresh();
