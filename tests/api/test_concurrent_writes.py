@@ -95,6 +95,14 @@ class TestConditions:
         assert writer.get(f"{case['id']}?fields=id", If_None_Match=tags[1]).status_code == 304
         assert writer.get(f"{case['id']}?fields=id", If_None_Match=tags[0]).status_code == 200
 
+    @pytest.mark.parametrize("suffix", ["-gzip", "-br", "-zstd", ";gzip", "--gzip"])
+    def test_a_tag_that_a_compressing_proxy_has_marked_is_understood(self, writer: Writer, suffix: str) -> None:
+        case = writer.create()
+        marked = writer.get(case["id"]).headers["ETag"][:-1] + suffix + '"'
+        assert writer.get(case["id"], If_None_Match=marked).status_code == 304
+        assert writer.send("PATCH", case["id"], {"priority": 1}, If_Match=marked).status_code == 200
+        assert_problem(writer.send("PATCH", case["id"], {"priority": 2}, If_Match=marked), 412, "precondition_failed")
+
     def test_two_changes_within_a_millisecond_have_two_tags(self, writer: Writer) -> None:
         """Their answers may be the same byte for byte: the times in them have three decimals."""
         case = writer.create(subject="a")

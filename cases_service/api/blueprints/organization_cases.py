@@ -13,7 +13,7 @@ from cases_service.api.request import CasesRequest, current_request
 from cases_service.api.request_body import read_body
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
-from cases_service.cases.preconditions import Preconditions, tag_of_some
+from cases_service.cases.preconditions import Preconditions, is_known, tag_of_some
 from cases_service.credentials.scopes import Scope, check_scope
 from cases_service.errors import CaseNotFoundError, ReadOnlyDeploymentError
 from cases_service.service import current_service
@@ -58,7 +58,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     if case is None:
         raise CaseNotFoundError("The organization has no case with this id.")
     tag = tag_of_some(case.tag, fields)
-    if request.if_none_match.contains_weak(tag):
+    if is_known(request.if_none_match, tag):
         return _tagged(Response(status=304), tag)
     document = case.document if fields is None else {name: case.document[name] for name in case_store.only(fields)}
     return _tagged(Response(msgspec.json.encode(document), content_type="application/json"), tag)
