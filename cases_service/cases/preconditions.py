@@ -76,7 +76,10 @@ def _names(tags: ETags, tag: str) -> bool:
     return tags.star_tag or any(_read(each)[1] == tag for each in tags.as_set(include_weak=True))
 
 
-def _read(text: str) -> tuple[str, str]:
-    """Return the tag that a proxy was given, and that of the whole case; '' for what is none."""
-    found = _TAG.fullmatch(text)
+def _read(text: str | None) -> tuple[str, str]:
+    """Return the tag that a proxy was given, and that of the whole case; '' for what is none.
+
+    Of an empty tag Werkzeug makes None.
+    """
+    found = _TAG.fullmatch(text or "")
     return ("", "") if found is None else (found[1], found[2])
