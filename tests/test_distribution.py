@@ -15,7 +15,8 @@ from cases_service.settings import Settings
 from tests.statements import ORGANIZATION, Statement, calls
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "summary")
+PAGES = ("cases", "cases_by_status", "cases_by_priority", "cases_by_channel", "organization_page")
+REQUESTS = ("access", *PAGES, "summary")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.

@@ -17,8 +17,10 @@ from werkzeug.routing import Map, Rule
 from cases_service import __version__, errors
 from cases_service.api import parameters
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
+from cases_service.api.organization_parameters import Identifiers, OrganizationCollectionParameters
 from cases_service.cases import schemas
 from cases_service.cases.bodies import CHANGE, WHOLE, Kind, Reference
+from cases_service.cases.organization_filters import NONE
 from cases_service.errors import ProblemError
 
 Json = dict[str, Any]
@@ -314,6 +316,21 @@ OPERATIONS: Final[dict[str, Operation]] = {
         etag="ETag",
         takes=("IfNoneMatch",),
         problems=_of_visitors(errors.InvalidCursorError),
+    ),
+    "organization_cases.list_cases": Operation(
+        summary="List an organization's cases",
+        description="A page of all cases of the organization, with or without a contact, as they are now. To walk on,"
+        " follow `next` as it is. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=OrganizationCollectionParameters,
+        schema=schemas.OrganizationPageSchema,
+        example={"next": None, "previous": None, "results": [_CASE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=(
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+            errors.InvalidCursorError,
+        ),
     ),
     "organization_cases.get_case": Operation(
         summary="Show one case to its organization",
@@ -634,9 +651,7 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         ret["type"] = "string"
     match field:
         case parameters.CommaSeparated():
-            choices = list(field.choices.values())
-            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
-            return {"type": "array", "minItems": 1, "items": items}
+            return {"type": "array", "minItems": 1, "items": _items(field)}
         case parameters.Flag():
             return {"type": "boolean"}
         case parameters.Moment():
@@ -646,6 +661,13 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         case schemas.Instant():
             return {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
     return {}
+
+
+def _items(field: parameters.CommaSeparated) -> Json:
+    if isinstance(field, Identifiers):
+        return {"anyOf": [_UUID, {"const": NONE}]}
+    choices = list(field.choices.values())
+    return {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
 
 
 def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
