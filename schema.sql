@@ -5,10 +5,11 @@
 -- on one shard. Constraints are named, because the service maps errors by these names.
 -- What upgrades an older database to this schema is in migrations/.
 
--- Where the service stands: one row.
+-- Where the service stands: one row. Of the next migration so many steps are done.
 create table schema_version (
     only_row boolean not null default true,
     version integer not null,
+    steps_done integer not null default 0,
     constraint schema_version_pk primary key (only_row),
     constraint schema_version_has_one_row check (only_row)
 );
@@ -23,7 +24,8 @@ create table organizations (
     constraint organizations_subscription_status_known check (subscription_status in ('active', 'inactive')),
     constraint organizations_times_in_range check (
         subscription_ends_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
-    )
+    ),
+    constraint organizations_text_lengths check (char_length(name) <= 256)
 );
 
 -- The people who work for an organization: owners and authors of cases, holders of API tokens.
@@ -51,7 +53,15 @@ create table users (
     ) stored,
     constraint users_pk primary key (organization_id, id),
     constraint users_organization_fk foreign key (organization_id)
-        references organizations (organization_id)
+        references organizations (organization_id),
+    constraint users_text_lengths check (
+        char_length(email) <= 256
+        and char_length(first_name) <= 256
+        and char_length(last_name) <= 256
+        and char_length(alias) <= 256
+        and char_length(title) <= 256
+        and char_length(avatar_url) <= 2048
+    )
 );
 
 -- What an organization's backend authenticates with. Only the SHA-256 of a token is kept. When it was last used is
@@ -74,7 +84,8 @@ create table api_tokens (
         scopes <@ '{visitors:read,visitors:write,cases:read,cases:write}'::text[] and cardinality(scopes) > 0
     ),
     constraint api_tokens_user_fk foreign key (organization_id, user_id)
-        references users (organization_id, id)
+        references users (organization_id, id),
+    constraint api_tokens_text_lengths check (char_length(description) <= 256)
 );
 
 -- What verifies the JWT of a visitor. The id is the token's "kid". An HMAC secret is kept encrypted
@@ -97,6 +108,10 @@ create table signing_keys (
     constraint signing_keys_material_fits_algorithm check (
         (encrypted_secret is not null) = (algorithm like 'HS%')
         and (public_key is not null) = (algorithm not like 'HS%')
+    ),
+    constraint signing_keys_text_lengths check (
+        char_length(encrypted_secret) <= 8192
+        and char_length(public_key) <= 8192
     )
 );
 
@@ -146,6 +161,12 @@ create table contacts (
     constraint contacts_times_in_range check (
         created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    ),
+    constraint contacts_text_lengths check (
+        char_length(first_name) <= 256
+        and char_length(last_name) <= 256
+        and char_length(email) <= 256
+        and char_length(phone) <= 256
     )
 );
 
@@ -165,7 +186,8 @@ create table case_funnel_stages (
     ) stored,
     constraint case_funnel_stages_pk primary key (organization_id, id),
     constraint case_funnel_stages_organization_fk foreign key (organization_id)
-        references organizations (organization_id)
+        references organizations (organization_id),
+    constraint case_funnel_stages_text_lengths check (char_length(name) <= 256)
 );
 
 create table cases (
@@ -234,6 +256,10 @@ create table cases (
         created_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and closed_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    ),
+    constraint cases_text_lengths check (
+        char_length(subject) <= 1000
+        and char_length(description) <= 65536
     )
 );
 

@@ -8,7 +8,7 @@
 \getenv writer_password WRITER_PASSWORD
 select :'writer_password' <> '' as has_writer \gset
 
--- Owns the schema. Nobody logs in as it: init-db takes its place for one transaction.
+-- Owns the schema. Nobody logs in as it: init-db takes its place.
 create role cases_owner nologin;
 
 -- For init-db, load, and the commands for tokens and keys. Without `set role` it cannot change the schema.

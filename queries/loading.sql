@@ -36,6 +36,10 @@ where {earlier_is_last} and earlier.place < last.place;
 select pg_advisory_xact_lock(x'63617365'::integer, 1);
 set constraints cases_case_number_unique, visitors_external_id_unique deferred;
 
+-- name: limit_waiting
+-- For a row or table that somebody else holds. The turn above may take as long as another load does.
+select set_config('lock_timeout', :milliseconds, true);
+
 -- name: fill_times_of_contacts!
 -- Times that a line leaves out stay as they are, and are the time of loading for a new contact.
 update staged_contacts s

@@ -8,7 +8,68 @@ select to_regclass('schema_version') is not null;
 
 -- name: lock_schema
 -- One init-db at a time in a database; the number is the service's own.
-select pg_advisory_xact_lock(7215398844120);
+select pg_try_advisory_lock(7215398844120);
+
+-- name: unlock_schema
+select pg_advisory_unlock(7215398844120);
+
+-- name: list_others_at_work
+-- Who has the lock of lock_schema: its number stands in two halves.
+select l.virtualtransaction, format('another init-db, process %s', l.pid)
+from pg_locks l
+where l.locktype = 'advisory'
+    and l.granted
+    and l.database = (select oid from pg_database where datname = current_database())
+    and (l.classid::bigint << 32 | l.objid::bigint) = 7215398844120
+    and l.objsubid = 1;
+
+-- name: list_holders
+-- Who uses tables of the service, apart from this session. What somebody asks them is nobody's business.
+select
+    l.virtualtransaction,
+    format(
+        '%s, which uses %s',
+        case
+            when l.pid is null then 'a prepared transaction'
+            else format('process %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), a.backend_type, 'unnamed'))
+        end,
+        string_agg(distinct c.relname, ', ' order by c.relname)
+    )
+from pg_locks l
+join pg_class c on c.oid = l.relation
+left join pg_stat_activity a on a.pid = l.pid
+where l.granted
+    and l.pid is distinct from pg_backend_pid()
+    and l.database = (select oid from pg_database where datname = current_database())
+    and c.relkind = 'r'
+    and c.relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
+group by l.virtualtransaction, l.pid, a.application_name, a.backend_type, a.xact_start
+order by a.xact_start nulls last, l.pid;
+
+-- name: set_lock_timeout
+select set_config('lock_timeout', :milliseconds, :is_local);
+
+-- name: reset_role!
+reset role;
+
+-- name: reset_lock_timeout!
+reset lock_timeout;
+
+-- name: has_progress
+select exists (
+    select from pg_attribute where attrelid = to_regclass('schema_version') and attname = 'steps_done'
+);
+
+-- name: add_progress!
+-- Schemas up to version 6 have no such column.
+alter table schema_version add column steps_done integer not null default 0;
+
+-- name: get_steps_done
+-- Of the migration after this version.
+select steps_done from schema_version;
+
+-- name: record_progress!
+update schema_version set version = :version, steps_done = :steps_done;
 
 -- name: see_every_organization!
 -- What a migration changes, it changes for all.
@@ -16,8 +77,9 @@ set local cases.every_organization = 'on';
 
 -- name: find_owner
 -- Who the schema belongs to, or will: the owner of its tables, before there are any the owner of the database; and a
--- statement that makes a transaction theirs. No row: it is this role itself, or a role that it is no member of.
-select format('set local role %I', rolname)
+-- statement that makes a transaction or session theirs. No row: it is this role itself, or a role that it is no member
+-- of.
+select format(case when :is_local then 'set local role %%I' else 'set role %%I' end, rolname)
 from pg_roles
 where oid = coalesce(
         (select relowner from pg_class where oid = to_regclass('schema_version')),

@@ -55,3 +55,14 @@ select not row_security_active('signing_keys')
                 and pg_has_role(member.name, 'usage')
         )
     );
+
+-- name: list_unknown_to_the_planner
+-- Tables with rows that nobody has ever analyzed.
+select relname
+from pg_class
+where relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
+    and relkind = 'r'
+    and relname <> 'schema_version'
+    and reltuples < 0
+    and pg_relation_size(oid) > 0
+order by relname;

@@ -298,6 +298,10 @@ class TestTokens:
             ("--expires-at", "9999-12-31T23:59:59-14:00", "expected a time before the year 10000"),
             ("--description", "", "expected 1 to 256 characters"),
             ("--description", "\udcff", "expected UTF-8"),
+            ("--description", "CI\x1b[2J", "expected a text without control characters"),
+            ("--description", "two\nlines", "expected a text without control characters"),
+            ("--description", "CI\x9b2J", "expected a text without control characters"),
+            ("--description", "CI\u202e", "expected a text without control characters"),
             ("--user", "me", "expected a UUID"),
             ("--scope", "cases", "'cases' is not one of 'visitors:read'"),
         ],
@@ -307,6 +311,14 @@ class TestTokens:
     ) -> None:
         owner = ("--organization", organization.id, "--user", organization.user_id)
         assert_fails(run("create-token", *owner, option, value), 2, f"'{option}': {pattern}")
+
+    def test_control_characters_that_are_stored_are_shown_in_escapes(
+        self, run: Run, organization: Organization
+    ) -> None:
+        organization.update("api_tokens", "user_id", organization.user_id, description="für\x1b[2J\x07\n\x9b1m\u202e")
+        shown = run("list-tokens", "--organization", organization.id).out
+        assert r"für\x1b[2J\x07\n\x9b1m\u202e" in shown
+        assert len(shown.splitlines()) == 2
 
     def test_a_user_of_another_organization_is_none(self, run: Run, organization: Organization) -> None:
         result = run("create-token", "--organization", uuid4(), "--user", organization.user_id)

@@ -1157,6 +1157,18 @@ class TestTwoAtOnce:
             for loading in loads:
                 assert loading.result(timeout=30).lines == 2
 
+    def test_a_load_gives_up_and_names_whom_it_waits_for(self, company: Company) -> None:
+        case = company.case()
+        company.load(company.organization(), case)
+        with another_connection(company) as holder, holder.transaction():
+            holder.execute("update cases set subject = 'mine' where id = %s", [case["id"]])
+            pid = holder.info.backend_pid
+            with pytest.raises(LoadError) as caught:
+                load(company.connection, [file_of({**case, "subject": "yours"})], box=company.box, wait=0.5)
+        assert f"process {pid} (" in str(caught.value)
+        assert str(caught.value).endswith(": nothing was loaded, try again")
+        assert company.rows("cases")[case["id"]]["subject"] == "mine"
+
     def test_a_load_that_waits_for_its_input_holds_nobody_up(self, company: Company) -> None:
         waiting, end_of_input = threading.Event(), threading.Event()
 
@@ -1339,6 +1351,37 @@ class TestStatistics:
 
         load(empty_schema, [file_of(user, company.user(), removal(visitor))], box=company.box)
         assert known_rows(empty_schema) == {"organizations": 1, "users": 2, "visitors": 0, "cases": 7}
+
+    def test_a_table_that_somebody_holds_is_left_out_and_told(
+        self, empty_schema: psycopg.Connection, company: Company
+    ) -> None:
+        (schema,) = empty_schema.execute("select current_schema").fetchone() or ("",)
+        with another_connection(company) as holder, holder.transaction():
+            holder.execute(f"lock table {schema}.users in share update exclusive mode".encode())
+            summary = load(empty_schema, [file_of(company.organization(), company.user())], box=company.box)
+
+        assert summary.without_statistics == ["users"]
+        assert known_rows(empty_schema) == {"organizations": 1}
+
+    def test_a_load_that_waits_for_a_table_keeps_no_reader_waiting(
+        self, empty_schema: psycopg.Connection, company: Company
+    ) -> None:
+        (schema,) = empty_schema.execute("select current_schema").fetchone() or ("",)
+        with (
+            another_connection(company) as holder,
+            another_connection(company) as reader,
+            ThreadPoolExecutor() as threads,
+        ):
+            reader.execute("set statement_timeout = '2s'")
+            with holder.transaction():
+                # As an index in the making does.
+                holder.execute(f"lock table {schema}.cases in share mode".encode())
+                lines = file_of(company.organization(), company.case())
+                loading = threads.submit(load, empty_schema, [lines], box=company.box)
+                wait_until_blocks(holder, 1)
+                for table in TABLES:
+                    reader.execute(f"select from {schema}.{table}".encode())
+            assert loading.result(timeout=30).lines == 2
 
 
 def known_rows(connection: psycopg.Connection) -> dict[str, int]:

@@ -172,6 +172,39 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
     app.close()
 
 
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_a_load_lets_the_planner_know(kind: str, request: pytest.FixtureRequest) -> None:
+    """Also before PostgreSQL 17, where the owner alone may do that."""
+    given: Roles = request.getfixturevalue(kind)
+    at_hand = DatabaseAtHand(given.settings if kind == "roles" else given.plain_settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        with DEMO_DATA.open("rb") as file:
+            summary = load(connection, [LoadFile(DEMO_DATA.name, file)], box=BOX)
+        known = connection.execute("select reltuples from pg_class where oid = 'cases'::regclass").fetchone()
+    assert summary.without_statistics == []
+    assert known == (1000,)
+
+
+def test_a_load_says_what_the_planner_does_not_know_and_the_doctor_sees_it(roles: Roles) -> None:
+    """The administrator of a database whose owner is somebody else's, with all rights but that one."""
+    DatabaseAtHand(roles.settings, None).initialize()
+    with psycopg.connect(roles.superuser_url, autocommit=True) as superuser:
+        superuser.execute(f"revoke {roles.owner} from {roles.admin}".encode())
+        if superuser.info.server_version >= 170000:
+            superuser.execute(f"revoke maintain on all tables in schema public from {roles.admin}".encode())
+    variables = environment(**environment_of(msgspec.structs.replace(roles.settings, bind="127.0.0.1:1")))
+    loaded = subprocess.run([COMMAND, "load", DEMO_DATA], check=True, capture_output=True, env=variables, text=True)
+    assert loaded.stderr == (
+        "the planner knows nothing new of organizations, users, visitors, contacts, case_funnel_stages, cases:"
+        " have their owner run analyze, or wait for autovacuum\n"
+    )
+    ran = subprocess.run([COMMAND, "doctor", "--json"], check=True, capture_output=True, env=variables)
+    (finding,) = [row for row in msgspec.json.decode(ran.stdout) if row["check"] == "statistics"]
+    assert finding["status"] == "warning"
+    assert finding["message"].startswith("the planner has never looked at case_funnel_stages, cases, contacts and ")
+
+
 def listed(connection: psycopg.Connection, organization: Organization) -> list[KnownKey | KnownToken]:
     return [
         *administration.list_keys(connection, organization_id=organization.id),

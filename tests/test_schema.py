@@ -28,6 +28,8 @@ def constraint(error: pytest.ExceptionInfo[psycopg.errors.IntegrityError]) -> st
         ({"unread_message_count": -1}, "cases_unread_message_count_not_negative"),
         ({"case_number": ""}, "cases_case_number_length"),
         ({"case_number": "x" * 257}, "cases_case_number_length"),
+        ({"subject": "x" * 1001}, "cases_text_lengths"),
+        ({"description": "x" * 65537}, "cases_text_lengths"),
         ({"created_at": "infinity"}, "cases_times_in_range"),
         ({"updated_at": "-infinity"}, "cases_times_in_range"),
         ({"updated_at": "10000-01-01"}, "cases_times_in_range"),
@@ -112,6 +114,37 @@ def test_a_contact_has_times_of_the_years_1_to_9999(organization: Organization) 
     with pytest.raises(psycopg.errors.CheckViolation) as error:
         organization.visitor().contact(updated_at="infinity")
     assert constraint(error) == "contacts_times_in_range"
+
+
+@pytest.mark.parametrize(
+    ("table", "bounds"),
+    [
+        ("organizations", {"name": 256}),
+        ("users", {"email": 256, "first_name": 256, "last_name": 256, "alias": 256, "title": 256, "avatar_url": 2048}),
+        ("api_tokens", {"description": 256}),
+        ("signing_keys", {"encrypted_secret": 8192, "public_key": 8192}),
+        ("visitors", {"external_id": 256}),
+        ("contacts", {"first_name": 256, "last_name": 256, "email": 256, "phone": 256}),
+        ("case_funnel_stages", {"name": 256}),
+        ("cases", {"case_number": 256, "subject": 1000, "description": 65536}),
+    ],
+)
+def test_every_text_has_a_bound(connection: psycopg.Connection, table: str, bounds: dict[str, int]) -> None:
+    checks = " ".join(
+        text
+        for (text,) in connection.execute(
+            "select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' and conrelid = %s::regclass",
+            [table],
+        )
+    )
+    texts = connection.execute(
+        "select column_name from information_schema.columns where table_schema = 'public' and table_name = %s"
+        " and data_type = 'text' and is_generated = 'NEVER'",
+        [table],
+    ).fetchall()
+    for (column,) in texts:
+        limits = (f"char_length({column}) <= {bounds.get(column)}", f"(char_length({column}) >= 1) AND (char_length")
+        assert any(limit in checks for limit in limits) or f"({column} = ANY" in checks, column
 
 
 def test_every_table_carries_the_organization_and_every_key_begins_with_it(

@@ -44,7 +44,7 @@ from cases_service.credentials.administration import AdministrationError
 from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
 from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
-from cases_service.database.migrations import SchemaError
+from cases_service.database.migrations import DEFAULT_WAIT, SchemaError
 from cases_service.demo.demo import DemoError, run_demo
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.embedded.data_directory import ForeignDirectoryError
@@ -53,6 +53,7 @@ from cases_service.loading.load import LoadError, LoadFile, LoadSummary, load
 from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
 from cases_service.settings import SettingsError, read_settings
 from cases_service.store.cases import StoredKey
+from cases_service.terminal import printable
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1
@@ -115,7 +116,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  a command's last words are one line, whatever happens
-        click.echo(f"{_NAME}: {' '.join(_last_words(error).split())}", err=True)
+        click.echo(f"{_NAME}: {printable(' '.join(_last_words(error).split()))}", err=True)
         return _WRONG_CALL if isinstance(error, click.UsageError) else _FAILURE
     return status or 0
 
@@ -215,18 +216,27 @@ def demo(bind: str | None) -> None:
 
 
 @cli.command("init-db")
-def init_db() -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a table.",
+)
+def init_db(wait: float) -> None:
     """Create the schema, or upgrade an older one.
 
-    Safe to repeat, and while the service runs. Where CASES_ADMIN_DATABASE_URL is set, the role of
-    DATABASE_URL gets the rights to serve.
+    Safe to repeat, and while the service runs: a table is locked for a moment only, and tried again where
+    somebody holds it. What was done is kept, and the next call goes on from there. Where
+    CASES_ADMIN_DATABASE_URL is set, the role of DATABASE_URL gets the rights to serve.
 
     \b
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service init-db
     """
     with _database(may_make=True) as database:
-        before, after = database.initialize()
+        before, after = database.initialize(wait=wait, say=partial(click.echo, err=True))
     click.echo(f"schema version {after}" + ("" if before in (0, after) else f", upgraded from {before}"))
 
 
@@ -238,7 +248,15 @@ def init_db() -> None:
     metavar="FILE...",
     type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
 )
-def load_files(files: tuple[str, ...]) -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=DEFAULT_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a row or table.",
+)
+def load_files(files: tuple[str, ...], wait: float) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
@@ -255,8 +273,14 @@ def load_files(files: tuple[str, ...]) -> None:
         names = ["standard input" if name == "-" else name for name in files]
         named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, advance=bar.update)
+            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
     click.echo(_summary(summary))
+    if summary.without_statistics:
+        tables = ", ".join(summary.without_statistics)
+        click.echo(
+            f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
+        )
+        click.echo(" autovacuum", err=True)
 
 
 @contextmanager
@@ -306,7 +330,7 @@ def _show(things: Sequence[Any], *, as_json: bool) -> None:
 
 
 def _cell(value: str | list[str] | None) -> str:
-    return (",".join(value) if isinstance(value, list) else value) or "-"
+    return printable((",".join(value) if isinstance(value, list) else value) or "-")
 
 
 def _shown(value: object) -> str | list[str] | None:
@@ -627,7 +651,7 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     for finding in doctor.examine(url):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}")
+            click.echo(printable(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}"))
     if as_json:
         _show(findings, as_json=True)
     if failed := [finding.check for finding in findings if finding.status == "failure"]:

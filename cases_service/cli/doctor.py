@@ -127,6 +127,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
         if schema.status != "failure":
             yield _found("rights", partial(_check_rights, service))
             yield _found("row security", partial(_check_row_security, service))
+            yield _found("statistics", partial(_check_statistics, admin))
             yield from _examine_organizations(admin, settings)
             yield from _examine_replicas(service, settings)
 
@@ -199,6 +200,12 @@ def _check_row_security(connection: AnyConnection) -> Verdict:
         return "ok", f"holds for {name}"
     why = "is a superuser" if is_superuser else "has BYPASSRLS" if bypasses else "owns tables that do not force it"
     return "warning", f"does not hold for {name}, which {why}: serve with another role (docs/security.md)"
+
+
+def _check_statistics(connection: AnyConnection) -> Verdict:
+    if tables := [name for (name,) in connection.execute(_SESSION["list_unknown_to_the_planner"]).fetchall()]:
+        return "warning", f"the planner has never looked at {_some(tables)}: run analyze as their owner"
+    return "ok", "the planner has looked at every table that has rows"
 
 
 def _examine_organizations(connection: AnyConnection, settings: Settings) -> Iterator[Finding]:

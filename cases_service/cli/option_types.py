@@ -9,6 +9,7 @@ from uuid import UUID
 import click
 
 from cases_service.settings import check_bind, check_url
+from cases_service.terminal import has_controls
 
 T = TypeVar("T")
 
@@ -72,4 +73,10 @@ def _parse_text(text: str, *, lengths: range) -> str:
 
 
 parse_external_id: Final = partial(_parse_text, lengths=range(1, 257))
-parse_description: Final = partial(_parse_text, lengths=range(1, 257))
+
+
+def parse_description(text: str) -> str:
+    """Return a text that is shown in lists."""
+    if has_controls(_parse_text(text, lengths=range(1, 257))):
+        raise ValueError("expected a text without control characters")
+    return text

@@ -3,6 +3,7 @@
 What would be lost is refused: reading from a stream that is missing fails, and so does writing to standard output.
 """
 
+import io
 import os
 import sys
 from typing import Final
@@ -35,6 +36,8 @@ def is_input_open() -> bool:
     """Tell whether there is a standard input to read from."""
     try:
         os.read(sys.stdin.fileno(), 0)
+    except io.UnsupportedOperation:  # something in memory stands in for it
+        return True
     except OSError:
         return False
     return True

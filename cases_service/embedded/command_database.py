@@ -52,14 +52,15 @@ class DatabaseAtHand:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
 
-    def initialize(self) -> tuple[int, int]:
-        """Do what `migrations.init_db` does, and let the role of DATABASE_URL serve, and that of the writer write."""
+    def initialize(self, **options: Any) -> tuple[int, int]:
+        """Do what `migrations.init_db` does, with its options, and give the roles of the settings their rights."""
         writer = self.settings.write_database_url
         with self.connect(with_schema=False) as connection:
             return init_db(
                 connection,
                 service_role=_user_of(self.settings.require_database_url()),
                 writer_role=None if writer is None else _user_of(writer),
+                **options,
             )
 
 

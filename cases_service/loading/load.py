@@ -4,7 +4,7 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
+from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.loading.records import RECORDS, FieldError, Record, Removal, SigningKey, read_record, values
 from cases_service.loading.statements import REFERENCES, STATEMENTS, TABLES, Reference
 
@@ -47,6 +48,8 @@ class LoadSummary:
     lines: int
     written: Mapping[str, int]
     removed: Mapping[str, int]
+    without_statistics: Sequence[str] = ()
+    """Tables that changed, and that the server did not let this role look at for the planner."""
 
 
 class LoadError(Exception):
@@ -74,21 +77,23 @@ def load(
     files: Sequence[LoadFile],
     *,
     box: SecretBox,
+    wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
 ) -> LoadSummary:
     """Load files in one transaction, and update the planner's statistics of the tables that changed.
 
     The files are read once, front to end, in memory that does not depend on their size. `advance` is told
-    how many bytes have been read since the last call. The connection is in autocommit mode.
+    how many bytes have been read since the last call. The connection is in autocommit mode. `wait` is for how many
+    seconds to wait for a row or table that somebody else holds.
 
     Raises:
-        LoadError: A line is wrong. Nothing has been loaded.
+        LoadError: A line is wrong, or the wait was in vain. Nothing has been loaded.
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
     try:
         with connection.transaction():
-            work = Load(connection, box=box)
+            work = Load(connection, box=box, wait=wait)
             for file in files:
                 work.stage(file.name, _lines(file, advance))
             summary = work.write()
@@ -96,18 +101,40 @@ def load(
         # Not an error that a line is known to cause. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
-    for record_type, table in TABLES.items():
-        if summary.written[record_type] or summary.removed[record_type]:
-            connection.execute(_SQL[f"analyze {table.name}"], prepare=False)
-    return summary
+    except psycopg.errors.LockNotAvailable:
+        holders = ", ".join(list_holders(connection)) or "another session"
+        raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
+    changed = [table.name for name, table in TABLES.items() if summary.written[name] or summary.removed[name]]
+    return replace(summary, without_statistics=[table for table in changed if not _analyze(connection, table)])
+
+
+def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
+    """Update the planner's statistics of a table, and return whether the server has done so.
+
+    Before PostgreSQL 17 the owner alone may. The server warns where it leaves a table out, and goes on.
+    """
+    severities: list[str | None] = []
+
+    def note(notice: psycopg.errors.Diagnostic) -> None:
+        severities.append(notice.severity_nonlocalized)
+
+    connection.add_notice_handler(note)
+    try:
+        with connection.transaction():
+            become_owner(connection)
+            connection.execute(_SQL[f"analyze {table}"], prepare=False)
+    finally:
+        connection.remove_notice_handler(note)
+    return "WARNING" not in severities
 
 
 class Load:
     """One load, inside its transaction: lines are staged, source by source, and then written."""
 
-    def __init__(self, connection: psycopg.Connection[Any], *, box: SecretBox) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], *, box: SecretBox, wait: float = DEFAULT_WAIT) -> None:
         self._connection = connection
         self._box = box
+        self._wait = wait
         self._sources: list[str] = []
         self._lines = 0
         self._batch: dict[str, list[tuple[Any, ...]]] = {record_type: [] for record_type in TABLES}
@@ -134,6 +161,7 @@ class Load:
         for record_type in staged_types:
             self._execute(f"keep_last_lines {TABLES[record_type].name}")
         self._execute("begin_writing")
+        self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
         written = {record_type: self._write(record_type) for record_type in staged_types}
         self._limit_live_keys()
         removed = {record_type: self._remove(record_type) for record_type in reversed(staged_types)}

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from cases_service.cases import timestamps as instants
 from cases_service.credentials import signing_keys
+from cases_service.terminal import printable
 
 
 def _text(maximum: int, *, minimum: int = 0) -> Meta:
@@ -333,7 +334,7 @@ def _expectation(hint: Any) -> str:
 
 def _shown(name: str) -> str:
     """Return a name from a line in a form that keeps an error on one line of sane length."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:_NAME_SHOWN]
+    return printable(name)[:_NAME_SHOWN]
 
 
 def _instant(name: str, text: str) -> str:
