@@ -44,6 +44,9 @@ forwarded_allow_ips = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
+# Of a unix: socket that gunicorn itself makes, where `serve` is not used.
+umask = 0o117
+
 # Its socket would be made in the home directory, for commands that nobody needs.
 control_socket_disable = True
 

@@ -24,6 +24,7 @@ from cases_service.errors import (
     UnavailableError,
 )
 from cases_service.observability import metrics
+from cases_service.server.listener import LISTENER
 from cases_service.settings import DemoCredentials, Settings
 
 if TYPE_CHECKING:
@@ -144,11 +145,9 @@ class Service:
 
     def check_address(self, request: Request) -> None:
         """Raise NotFoundError where the operators have an address of their own, and the path is the other one's."""
-        if self.settings.admin_port is None:
+        if self.settings.admin_bind is None:
             return
-        # What gunicorn's listener says, past what a proxy may have put in its place.
-        environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
-        at_operators = environ["SERVER_PORT"] == str(self.settings.admin_port)
+        at_operators = self.settings.is_admin_address(_listener_of(request))
         path = request.path.rstrip("/")
         if path != _AT_BOTH and at_operators != (path in OPERATION):
             raise NotFoundError
@@ -182,3 +181,12 @@ def current_service() -> Service:
     """Return the service of the application that handles the request."""
     service: Service = current_app.extensions["cases_service"]
     return service
+
+
+def _listener_of(request: Request) -> object:
+    """Return the name of the socket that a request came by, past what a proxy may have put in its place."""
+    # The worker tells it: for a socket with a path, gunicorn takes SERVER_PORT from the client's Host.
+    if LISTENER in request.environ:
+        return request.environ[LISTENER]
+    environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
+    return environ["SERVER_NAME"], int(environ["SERVER_PORT"])

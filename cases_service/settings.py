@@ -4,6 +4,8 @@ import base64
 import binascii
 import os
 import re
+import typing
+import unicodedata
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +15,23 @@ from urllib.parse import urlsplit
 import msgspec
 import psycopg
 from msgspec import Meta, field
+from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, Metadata, UnionType, type_info
 from psycopg.conninfo import conninfo_to_dict
+
+from cases_service.database.connection_strings import UnresolvedError, resolve
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 # What libpq reads from the environment, past everything that a connection asks for.
 _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
+# Control characters, line and paragraph separators, and what stands for bytes that are not UTF-8.
+_NO_TEXT = ("Cc", "Zl", "Zp", "Cs")
+UNIX = "unix:"
+_SOCKET_BYTES = len(UNIX) + 103  # on macOS; 107 on Linux
+_URL = re.compile(
+    r"(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?"
+    r"(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
+)
 _LOOPBACK = "localhost,127.0.0.1,[::1]"
 _YEAR = 366 * 86400
 _EMBEDDED_LOCK = "EMBEDDED_SERVER_LOCK"
@@ -85,9 +98,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secret_key_file: Annotated[
         str | None, Meta(description="A file to read `CASES_SECRET_KEY` from, instead of the variable.")
     ] = field(name="CASES_SECRET_KEY_FILE", default=None)
-    bind: Annotated[str, Meta(description="Address that `serve` listens on, as HOST:PORT.")] = field(
-        name="CASES_BIND", default="127.0.0.1:8000"
-    )
+    bind: Annotated[
+        str, Meta(description="Address that `serve` listens on, as HOST:PORT, or a socket for a proxy, as unix:/PATH.")
+    ] = field(name="CASES_BIND", default="127.0.0.1:8000")
     admin_bind: Annotated[
         str | None,
         Meta(description="Address for `/metrics` and `/readyz` alone, as HOST:PORT. Without it, that of the API."),
@@ -213,8 +226,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         check_bind(self.bind)
         if self.admin_bind is not None:
             check_bind(self.admin_bind, "CASES_ADMIN_BIND")
-            if self.admin_port != 0 and self.admin_port == _port(self.bind):
-                raise SettingsError("CASES_ADMIN_BIND: expected another port than that of CASES_BIND")
+            is_same_port = self.admin_port == _port(self.bind) and self.admin_port != 0
+            if is_same_port and (self.admin_port or self.admin_bind == self.bind):
+                raise SettingsError(
+                    "CASES_ADMIN_BIND: expected another address than that of CASES_BIND, or another port"
+                )
         if not all(re.fullmatch(r"\[[0-9a-f:.]+\]|[0-9a-z_.-]+", name) for name in self.allowed_host_names):
             raise SettingsError("CASES_ALLOWED_HOSTS: expected names without a port, an IPv6 address in brackets")
         _check_rate_limit(self.rate_limit_failed_authentications, "CASES_RATE_LIMIT_FAILED_AUTHENTICATIONS")
@@ -258,8 +274,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def admin_port(self) -> int | None:
-        """The port of the operators' address, where they have one."""
+        """The port of the operators' address, where it has one."""
         return None if self.admin_bind is None else _port(self.admin_bind)
+
+    def is_admin_address(self, name: object) -> bool:
+        """Tell whether a listening socket's own name, as getsockname() gives it, is the operators' address."""
+        match name:
+            case str():
+                return self.admin_bind == f"{UNIX}{name}"
+            case (_, int(port), *_):
+                return port == self.admin_port
+        return False
 
     @property
     def allowed_host_names(self) -> frozenset[str]:
@@ -306,12 +331,27 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         raise SettingsError(
             "SCRIPT_NAME: unset it; let the proxy in front take a prefix off the path, and name it in CASES_PUBLIC_URL"
         )
+    if environment.get("PGSERVICE"):
+        _check_database_url("", "PGSERVICE")
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
-    values = {name: value for name, value in environment.items() if name in known and value != ""}
+    values = {name: clean(value, name) for name, value in environment.items() if name in known and value.strip()}
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(error)) from None
+
+
+def clean(text: str, variable: str) -> str:
+    """Return the text of a setting without outer blanks and line ends.
+
+    Raises:
+        SettingsError: It holds a control character, or what is not UTF-8.
+
+    """
+    text = text.strip()
+    if any(unicodedata.category(character) in _NO_TEXT for character in text):
+        raise SettingsError(f"{variable}: expected UTF-8 without line ends and other control characters")
+    return text
 
 
 def unknown_names(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -387,8 +427,31 @@ def inherited_demo_credentials() -> DemoCredentials | None:
 
 
 def _sentence(error: msgspec.ValidationError) -> str:
-    reason, _, name = str(error).partition(" - at `$.")
-    return f"{name.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if name else reason
+    """Return what was expected, in words and without the value that msgspec's own message may quote."""
+    reason, _, path = str(error).partition(" - at `$.")
+    return f"{path.rstrip('`')}: {_expected(path.rstrip('`'))}" if path else reason
+
+
+def _expected(variable: str) -> str:
+    (attribute,) = (f.name for f in msgspec.structs.fields(Settings) if f.encode_name == variable)
+    kind = type_info(typing.get_type_hints(Settings, include_extras=True)[attribute])
+    while isinstance(kind, Metadata | UnionType):
+        kind = kind.types[0] if isinstance(kind, UnionType) else kind.type
+    match kind:
+        case BoolType():
+            return "expected true or false"
+        case LiteralType(values=values):
+            return f"expected {', '.join(map(str, values[:-1]))} or {values[-1]}"
+        case IntType():
+            return f"expected a whole number {_range(kind)}"
+        case FloatType():
+            return f"expected a number {_range(kind)}"
+    return "expected text"
+
+
+def _range(kind: IntType | FloatType) -> str:
+    least = f"above {kind.gt:g}" if kind.gt is not None else f"from {kind.ge:g}"
+    return least if kind.le is None else f"{least} to {kind.le:g}"
 
 
 def _split_keys(text: str, variable: str) -> tuple[str, ...]:
@@ -418,9 +481,12 @@ def _check_database_url(url: str | None, variable: str) -> None:
         return
     try:
         given = conninfo_to_dict(url)
+        resolved = resolve(url)
     except psycopg.ProgrammingError:
         raise SettingsError(f"{variable}: expected a libpq URI or key-value string") from None
-    if given.get("target_session_attrs") == "read-write":
+    except UnresolvedError:
+        raise SettingsError(f"{variable}: expected a service that the service file of libpq has") from None
+    if resolved.get("target_session_attrs") == "read-write":
         # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
         raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
     # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
@@ -458,30 +524,35 @@ def _check_rate_limit_storage(url: str) -> None:
     if not is_redis or parts.query or parts.fragment or not re.fullmatch("(/[0-9]{0,4})?", parts.path):
         raise SettingsError(expected)
     if find_spec("redis") is None:
-        raise SettingsError("CASES_RATE_LIMIT_STORAGE: needs a package: pip install redis")
+        raise SettingsError(
+            "CASES_RATE_LIMIT_STORAGE: Redis needs an extra: pip install '.[redis]' in the project's folder"
+        )
 
 
 def _is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= 65535  # noqa: PLR2004
 
 
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])
+def _port(address: str) -> int | None:
+    return None if address.startswith(UNIX) else int(address.rpartition(":")[2])
 
 
 def check_bind(address: str, variable: str = "CASES_BIND") -> None:
-    """Raise SettingsError unless this is an address to listen on, as HOST:PORT."""
+    """Raise SettingsError unless this is an address to listen on, as HOST:PORT or unix:/PATH."""
+    if address.startswith(f"{UNIX}/"):
+        if not re.fullmatch(r"[^\s,:]+", address.removeprefix(UNIX)) or len(os.fsencode(address)) > _SOCKET_BYTES:
+            raise SettingsError(
+                f"{variable}: expected unix: and an absolute path of {_SOCKET_BYTES - len(UNIX)} bytes at the most,"
+                " without blank, comma and colon"
+            )
+        return
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})", address)
     if not match or not _is_port(match[2]):
-        raise SettingsError(f"{variable}: expected HOST:PORT, such as 127.0.0.1:8000")
+        raise SettingsError(f"{variable}: expected HOST:PORT, such as 127.0.0.1:8000, or unix:/PATH")
 
 
 def check_url(url: str, variable: str = "CASES_PUBLIC_URL") -> None:
     """Raise SettingsError unless this is an address of HTTP, with a port and a path at the most."""
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address or parts.query or parts.fragment or parts.username is not None:
-        raise SettingsError(f"{variable}: expected http(s)://host, with a port and a path at the most")
+    match = _URL.fullmatch(url)
+    if not match or (match[1] and not (_is_port(match[1]) and int(match[1]))):
+        raise SettingsError(f"{variable}: expected http(s)://host, with a port and a path at the most, percent-encoded")

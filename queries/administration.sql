@@ -17,6 +17,23 @@ select exists (
     select from organizations where organization_id = :organization_id
 );
 
+-- name: list_organizations
+select organization_id, name, subscription_status, subscription_ends_at
+from organizations
+order by name, organization_id;
+
+-- name: has_active_subscription
+-- As get_access has it. No row: there is no such organization.
+select subscription_status = 'active' and (subscription_ends_at is null or subscription_ends_at > now())
+from organizations
+where organization_id = :organization_id;
+
+-- name: list_users
+select id, email, first_name, last_name
+from users
+where organization_id = :organization_id
+order by email, last_name, first_name, id;
+
 -- name: list_tokens
 select id, user_id, scopes, description, created_at, expires_at, revoked_at, last_used_at
 from api_tokens

@@ -28,3 +28,13 @@ where revoked_at is null
     and expires_at > now()
     and expires_at <= now() + :within::interval
 order by expires_at, organization_id, id;
+
+-- name: has_live_token_anywhere
+select exists (
+    select from api_tokens where revoked_at is null and (expires_at is null or expires_at > now())
+);
+
+-- name: has_live_key_anywhere
+select exists (
+    select from signing_keys where retired_at is null or retired_at > now()
+);

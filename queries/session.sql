@@ -5,6 +5,23 @@ select lower(name), setting
 from pg_settings
 where lower(name) = any(:names);
 
+-- name: complete_session
+-- What only a session that exists can be told: settings that older servers do not know; that temporary tables hide none
+-- of the schema's, wherever that is; and that a role which only reads by default may write. A database or a server that
+-- does so is meant to be left alone.
+select set_config('transaction_timeout', '0', false)
+where current_setting('transaction_timeout', true) <> '0'
+union all
+select set_config('restrict_nonsystem_relation_kind', '', false)
+where current_setting('restrict_nonsystem_relation_kind', true) <> ''
+union all
+select set_config('search_path', current_setting('search_path') || ', pg_temp', false)
+where current_schema() is not null and strpos(current_setting('search_path'), 'pg_temp') = 0
+union all
+select set_config(name, 'off', false)
+from pg_settings
+where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
+
 -- name: name_organization
 -- Whose rows the transaction is about, as row security reads it: up to its end.
 select set_config('cases.organization_id', :organization_id, true);
@@ -70,12 +87,12 @@ select not row_security_active('signing_keys')
     );
 
 -- name: list_unknown_to_the_planner
--- Tables with rows that nobody has ever analyzed.
+-- Tables of more than eight pages that nobody has ever analyzed. For a smaller one the planner needs no statistics.
 select relname
 from pg_class
 where relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
     and relkind = 'r'
     and relname <> 'schema_version'
     and reltuples < 0
-    and pg_relation_size(oid) > 0
+    and pg_relation_size(oid) > 65536
 order by relname;

@@ -1,6 +1,7 @@
 """Each command: what it prints, what it changes, and how it fails."""
 
 import gzip
+import inspect
 import io
 import json
 import os
@@ -120,6 +121,28 @@ class TestAllCommands:
         )
         assert (set(ran.stdout.split()), ran.stderr) == (completed, "")
 
+    @pytest.mark.parametrize("arguments", [("--version",), ("load", "--help"), ()])
+    def test_what_needs_no_command_imports_no_more_than_it_needs(self, arguments: tuple[str, ...]) -> None:
+        """The completion runs at each press of the key."""
+        script = f"""
+            import atexit, sys
+            heavy = {{"flask", "psycopg", "cryptography", "msgspec", "jwt", "structlog", "tqdm", "marshmallow"}}
+            atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
+            sys.argv[1:] = {list(arguments)}
+            from cases_service.__main__ import main
+            main()
+        """
+        completing = {"_CASES_SERVICE_COMPLETE": "bash_complete", "COMP_WORDS": "cases-service lo", "COMP_CWORD": "1"}
+        ran = subprocess.run(
+            [sys.executable, "-c", inspect.cleandoc(script)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment(**({} if arguments else completing)),
+        )
+        assert (ran.returncode, ran.stderr) == (0, "[]\n")
+        assert ran.stdout
+
     def test_a_token_in_the_place_of_an_id_is_not_repeated(self, run: Run, organization: Organization) -> None:
         result = run("revoke-token", "--organization", organization.id, organization.token)
         assert_fails(result, 2, "expected a UUID")
@@ -130,7 +153,7 @@ class TestAllCommands:
 
     def test_a_database_that_is_away_is_one_line_without_its_password(self, run: Run) -> None:
         result = run("rotate-secrets", DATABASE_URL="postgresql://cases:hunter2@127.0.0.1:1/cases")
-        assert_fails(result, 1, "cannot reach the database: .*refused")
+        assert_fails(result, 75, "cannot reach the database: .*refused")
         assert "hunter2" not in result.err
 
     def test_a_database_without_the_schema_is_told_what_to_do(self, run: Run, server_url: str) -> None:
@@ -158,7 +181,7 @@ class TestAllCommands:
         began = time.monotonic()
         # An address that answers nothing, or that cannot be reached at all.
         result = run("rotate-secrets", DATABASE_URL="host=192.0.2.1", CASES_CONNECT_TIMEOUT="2")
-        assert_fails(result, 1, "cannot reach the database")
+        assert_fails(result, 75, "cannot reach the database")
         assert time.monotonic() - began < 10
 
 
@@ -550,7 +573,7 @@ class TestSign:
 
 class TestCheckToken:
     def report(self, result: Result) -> dict[str, str]:
-        return {line[:12].strip(): line[12:] for line in result.out.splitlines()}
+        return {line[:14].strip(): line[14:] for line in result.out.splitlines()}
 
     def test_a_good_token_is_explained(self, run: Run, organization: Organization) -> None:
         visitor = organization.visitor(contacts=3)
@@ -567,6 +590,23 @@ class TestCheckToken:
         assert report["visitor"] == repr(visitor.external_id)
         assert (report["contacts"], report["answer"]) == ("3", "200")
         assert run("check-token", "--organization", organization.id, jwt.strip()).status == 0
+
+    @pytest.mark.parametrize(
+        "ended",
+        [{"subscription_status": "inactive"}, {"subscription_ends_at": datetime.now(UTC) - timedelta(seconds=1)}],
+    )
+    def test_a_subscription_that_is_not_active_is_the_answer_whatever_the_token(
+        self, run: Run, organization: Organization, client: FlaskClient, ended: dict[str, object]
+    ) -> None:
+        visitor = organization.visitor()
+        organization.update("organizations", "organization_id", organization.id, **ended)
+        for jwt in (organization.jwt(visitor.external_id), organization.jwt("nobody"), "a.b.c"):
+            report = self.report(self.check(run, organization, jwt))
+            answer = get(client, organization, cases_path(organization.id, jwt))
+            assert (
+                report["answer"] == f"{answer.status_code} {answer.get_json()['code']}" == "403 subscription_inactive"
+            )
+            assert report["subscription"] == "not active"
 
     def check(self, run: Run, organization: Organization, jwt: str, **variables: str) -> Result:
         result = run("check-token", "--organization", organization.id, given=jwt.encode("latin-1"), **variables)
@@ -704,3 +744,31 @@ class TestProcess:
         assert [path.name for path in tmp_path.iterdir()] == ["secret.key"]
         assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
         assert read_settings({"CASES_SECRET_KEY_FILE": str(tmp_path / "secret.key")}).secret_keys
+
+
+class TestListOrganizationsAndUsers:
+    def test_organizations_are_shown_with_their_ids(self, run: Run, organization: Organization) -> None:
+        rows = json.loads(run("list-organizations", "--json").out)
+        (row,) = (row for row in rows if row["id"] == str(organization.id))
+        assert row == {
+            "id": str(organization.id),
+            "name": "Acme",
+            "subscription_status": "active",
+            "subscription_ends_at": None,
+        }
+        assert str(organization.id) in run("list-organizations").out
+
+    def test_users_are_shown_with_the_ids_that_create_token_takes(self, run: Run, organization: Organization) -> None:
+        organization.user(email="zoe@example.com")
+        rows = json.loads(run("list-users", "--organization", organization.id, "--json").out)
+        assert [row["email"] for row in rows] == ["zoe@example.com", None]
+        assert rows[1] == {"id": str(organization.user_id), "email": None, "first_name": "Ada", "last_name": "Byron"}
+        made = run("create-token", "--organization", organization.id, "--user", rows[0]["id"])
+        assert made.status == 0
+
+    def test_a_terminal_is_shown_nothing_that_it_would_obey(self, run: Run, organization: Organization) -> None:
+        organization.user(first_name="\x1b[2J")
+        assert "\x1b" not in run("list-users", "--organization", organization.id).out
+
+    def test_an_organization_that_does_not_exist_is_said(self, run: Run) -> None:
+        assert_fails(run("list-users", "--organization", uuid4()), 1, "there is no organization")

@@ -20,9 +20,12 @@ REQUESTS = ("access", *PAGES, "summary")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
-# doctor looks at what opens the service, whoever's it is.
+# doctor looks at what opens the service, whoever's it is; list-organizations lists them all.
 ACROSS_ORGANIZATIONS = {
+    "list_organizations",
     "list_organizations_with_secrets",
+    "has_live_key_anywhere",
+    "has_live_token_anywhere",
     "list_retiring_keys_everywhere",
     "list_live_secrets_everywhere",
     "list_ending_tokens_everywhere",

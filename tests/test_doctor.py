@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from psycopg.conninfo import make_conninfo
 
 from cases_service.credentials.secret_encryption import SecretBox
@@ -30,8 +32,9 @@ NOWHERE = f"{LOOPBACK}:1"
 SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
-    "settings", "database", "session", "clock", "administration", "schema", "rights", "row security",
-    "signing keys", "stored secrets", "API tokens", "rate limits", "open files", "/healthz", "/readyz",
+    "settings", "database", "session", "clock", "session of commands", "administration", "schema", "rights",
+    "row security", "statistics", "signing keys", "stored secrets", "API tokens", "rate limits", "open files",
+    "/healthz", "/readyz",
 ]  # fmt: skip
 
 
@@ -69,6 +72,14 @@ def variables_of(url: str, service_role: str) -> dict[str, str]:
     }
 
 
+def let_somebody_in(connection: psycopg.Connection) -> None:
+    """Make an organization with a token, and a key that has no secret."""
+    organization = Organization(connection, SecretBox([SECRET_KEY]))
+    connection.execute("delete from signing_keys")
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    organization.public_key("EdDSA", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+
+
 @pytest.fixture
 def installation(server_url: str, service_role: str) -> Iterator[Installation]:
     name = f"doctor_{uuid4().hex[:12]}"
@@ -78,6 +89,7 @@ def installation(server_url: str, service_role: str) -> Iterator[Installation]:
         try:
             with psycopg.connect(url, autocommit=True) as connection:
                 init_db(connection, service_role=service_role)
+                let_somebody_in(connection)
                 yield Installation(variables_of(url, service_role), connection)
         finally:
             server.execute(f"drop database {name} with (force)".encode())
@@ -114,6 +126,17 @@ def test_a_healthy_installation_has_no_problem(installation: Installation) -> No
     assert set(report.findings) == set(CHECKS)
     assert report.findings["stored secrets"] == ("ok", "2 can be opened")
     assert "nobody listens at http://127.0.0.1:1" in report.findings["/readyz"][1]
+
+
+def test_an_installation_that_lets_nobody_in_is_warned_of(installation: Installation) -> None:
+    installation.connection.execute("update api_tokens set revoked_at = now()")
+    report = diagnose(installation.variables)
+    assert report.problems() == {"API tokens": "warning"}
+    assert "create-token" in report.findings["API tokens"][1]
+    installation.connection.execute("update signing_keys set retired_at = now()")
+    report = diagnose(installation.variables)
+    assert report.problems() == {"API tokens": "warning", "signing keys": "warning"}
+    assert "create-key" in report.findings["signing keys"][1]
 
 
 def test_a_program_reads_the_same_as_json(installation: Installation) -> None:
@@ -405,6 +428,7 @@ def test_replicas_are_looked_at(service_role: str) -> None:
         with psycopg.connect(primary.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {service_role} login".encode())
             init_db(connection, service_role=service_role)
+            let_somebody_in(connection)
         variables = variables_of(primary.conninfo, service_role)
         with data_directory() as data_dir, ReplicaServer(primary, data_dir) as replica:
             url = make_conninfo(replica.url, user=service_role, password=PASSWORD)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases_service.cases import timestamps as instants
-from cases_service.credentials import signing_keys
+from cases_service.credentials import algorithms
 from cases_service.loading.records import RECORDS, FieldError, Removal, read_record, values
 
 ORGANIZATION_ID = "53b97666-d364-5ae6-931e-d7745d57c1ac"
@@ -540,7 +540,7 @@ def test_a_line_of_very_many_values_is_refused_in_little_memory() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("algorithm", signing_keys.HMAC_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", algorithms.HMAC_ALGORITHMS)
 def test_an_hmac_key_has_a_secret_of_32_bytes(algorithm: str) -> None:
     assert read_fields(line("signing_key", algorithm=algorithm, secret="s" * 32))["secret"] == "s" * 32
     assert read_fields(line("signing_key", algorithm=algorithm, secret="\u00e9" * 16))["secret"] == "\u00e9" * 16
@@ -587,7 +587,7 @@ def test_an_unknown_algorithm_is_refused_with_those_that_are_known(algorithm: An
 def test_the_algorithms_of_a_line_are_those_of_the_service() -> None:
     _, reason = refusal(line("signing_key", algorithm="none"))
 
-    for algorithm in signing_keys.ALGORITHMS:
+    for algorithm in algorithms.ALGORITHMS:
         assert refusal(line("signing_key", algorithm=algorithm, secret=None))[0] in ("secret", "public_key")
         assert algorithm in reason
 

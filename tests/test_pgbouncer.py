@@ -29,6 +29,7 @@ PROGRAM = os.environ.get("CASES_TEST_PGBOUNCER") or shutil.which("pgbouncer", pa
 AS_SOMEBODY = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
 BOUND_SECONDS = 5.0
 RETURN_SECONDS = 2.0
+CONNECT_QUERY_BYTES = 500
 
 
 def version() -> tuple[int, ...]:
@@ -145,10 +146,18 @@ def backend(connection: Connection) -> int:
     return int(row[0])
 
 
-def test_the_configuration_repeats_the_session_of_the_service(settings: Settings) -> None:
+def test_the_configuration_repeats_what_the_service_asks_for_beyond_defaults(
+    settings: Settings, connection: psycopg.Connection
+) -> None:
+    defaults = connection.execute("select lower(name), boot_val from pg_settings").fetchall()
     line = next(line for line in CONFIGURATION.splitlines() if line.startswith("cases = "))
-    said = dict(re.findall(r"set (\w+) to (\w+)", line)) | dict(re.findall(r"\b(timezone|datestyle)=(\w+)", line))
-    assert said == session_settings(settings)
+    said = dict(re.findall(r"set (\w+) to (\w+)", line)) | dict(
+        re.findall(r"\b(client_encoding|timezone|datestyle)=(\w+)", line)
+    )
+    assert len(re.findall("connect_query='(.*)'", line)[0]) < CONNECT_QUERY_BYTES
+    not_said = session_settings(settings).items() - said.items()
+    assert said.items() <= session_settings(settings).items()
+    assert not_said <= set(defaults)
 
 
 @needs_pgbouncer

@@ -138,7 +138,10 @@ def test_the_doctor_finds_nothing_wrong(kind: str, request: pytest.FixtureReques
     command = [COMMAND, "doctor", "--json"]
     ran = subprocess.run(command, check=True, capture_output=True, env=environment(**variables))
     findings = {row["check"]: row["status"] for row in msgspec.json.decode(ran.stdout)}
-    assert {check for check, status in findings.items() if status != "ok"} == set()
+    assert {check for check, status in findings.items() if status != "ok"} == {
+        "API tokens",
+        "signing keys",
+    }  # there are none yet
     assert {"rights", "row security", "administration", "signing keys"} <= set(findings)
 
 
@@ -202,7 +205,7 @@ def test_a_load_says_what_the_planner_does_not_know_and_the_doctor_sees_it(roles
     ran = subprocess.run([COMMAND, "doctor", "--json"], check=True, capture_output=True, env=variables)
     (finding,) = [row for row in msgspec.json.decode(ran.stdout) if row["check"] == "statistics"]
     assert finding["status"] == "warning"
-    assert finding["message"].startswith("the planner has never looked at case_funnel_stages, cases, contacts and ")
+    assert finding["message"].startswith("the planner has never looked at cases")
 
 
 def listed(connection: psycopg.Connection, organization: Organization) -> list[KnownKey | KnownToken]:

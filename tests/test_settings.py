@@ -3,9 +3,11 @@
 import base64
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cases_service.settings import (
+    Settings,
     SettingsError,
     environment_of,
     read_settings,
@@ -13,6 +15,31 @@ from cases_service.settings import (
 )
 
 KEY = base64.urlsafe_b64encode(b"x" * 32).decode()
+
+NAMES = [field.encode_name for field in msgspec.structs.fields(Settings)]
+
+
+def example(key_file: str) -> dict[str, str]:
+    """Return a value for each setting, but for the secret key, which the file has."""
+    values = {
+        "DATABASE_URL": "host=db",
+        "CASES_ADMIN_DATABASE_URL": "host=db user=admin",
+        "CASES_READ_DATABASE_URL": "host=replica",
+        "CASES_WRITE_DATABASE_URL": "host=db user=writer",
+        "CASES_POSTGRES_BIN": "/usr/bin",
+        "CASES_SECRET_KEY_FILE": key_file,
+        "CASES_ADMIN_BIND": "127.0.0.1:9000",
+        "CASES_PUBLIC_URL": "https://cases.example.com",
+        "CASES_JWT_AUDIENCE": "cases",
+        "CASES_JWT_ISSUER": "issuer",
+        "CASES_RATE_LIMIT_FAILED_AUTHENTICATIONS": "20/minute",
+        "CASES_RATE_LIMIT_TOKEN": "50/second;1000/minute",
+        "CASES_RATE_LIMIT_VISITOR": "5/second",
+        "CASES_POOL_SIZE": "4",
+        "CASES_LOCK_TIMEOUT": "1",
+    }
+    defaults = {name: value for name, value in environment_of(Settings()).items() if name not in values}
+    return {**defaults, **values, "CASES_SECRET_KEY": ""}
 
 
 def test_without_an_environment_everything_has_a_default() -> None:
@@ -124,3 +151,96 @@ def test_settings_do_not_show_their_secrets() -> None:
     settings = read_settings({"CASES_SECRET_KEY": KEY, "DATABASE_URL": "postgresql://u:hunter2@localhost/x"})
     assert KEY not in repr(settings)
     assert "hunter2" not in f"{settings}"
+
+
+def test_every_setting_is_taken_without_outer_blanks_and_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    given = example(str(file))
+    assert read_settings({name: f" \t{value}\r\n" for name, value in given.items()}) == read_settings(given)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\r\n", "\t \u00a0"])
+def test_blanks_alone_are_not_set(blank: str) -> None:
+    assert read_settings(dict.fromkeys(NAMES, blank)) == read_settings({})
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\t", "\0", "\x7f", "\x85", "\u2028", "\udcff"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_character_is_refused_in_every_setting(tmp_path: Path, name: str, character: str) -> None:
+    value = example(str(tmp_path))[name] or KEY
+    with pytest.raises(SettingsError) as error:
+        read_settings({name: f"{value[:1]}{character}{value[1:]}x"})
+    assert str(error.value) == f"{name}: expected UTF-8 without line ends and other control characters"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("CASES_THREADS", "many", "expected a whole number from 1 to 256"),
+        ("CASES_THREADS", "257", "expected a whole number from 1 to 256"),
+        ("CASES_POOL_SIZE", "0", "expected a whole number from 1 to 256"),
+        ("CASES_JWT_MAX_TTL", "0", "expected a whole number above 0"),
+        ("CASES_POOL_TIMEOUT", "0", "expected a number above 0 to 3600"),
+        ("CASES_DRAIN_SECONDS", "-1", "expected a number from 0 to 3600"),
+        ("CASES_LOCK_TIMEOUT", "soon", "expected a number above 0 to 3600"),
+        ("CASES_JWT_REQUIRE_EXP", "maybe", "expected true or false"),
+        ("CASES_DOCS", "On", "expected off or on"),
+        ("CASES_LOG_FORMAT", "xml", "expected auto, console or json"),
+        ("CASES_LOG_LEVEL", "loud", "expected debug, error, info or warning"),
+    ],
+)
+def test_a_message_says_in_words_what_was_expected(name: str, value: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read_settings({name: value})
+    assert str(error.value) == f"{name}: {expected}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        'https://cases.example.com/"onclick',
+        "https://cases.example.com/'",
+        "https://cases.example.com/a b",
+        "https://cases .example.com",
+        "https://f\u00e4lle.example.com",
+        "https://cases.example.com/f\u00e4lle",
+        "https://cases.example.com/%zz",
+        "https://cases.example.com/<b>",
+        "https://cases.example.com:0",
+        "https://cases.example.com:65536",
+        "https://cases.example.com:",
+        "https://",
+    ],
+)
+def test_a_public_url_holds_nothing_that_a_link_cannot_hold(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CASES_PUBLIC_URL: expected http"):
+        read_settings({"CASES_PUBLIC_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8000/", "HTTPS://xn--flle-loa.example.com:443/a%20b/~c", "https://cases_1.example.com"]
+)
+def test_a_public_url_may_have_a_port_and_a_path(url: str) -> None:
+    assert read_settings({"CASES_PUBLIC_URL": url}).public_url == url
+
+
+@pytest.mark.parametrize("bind", ["unix:relative", "unix:/a b", "unix:/a:b", "unix:/a,b", f"unix:/{'x' * 103}"])
+def test_a_socket_has_an_absolute_path_that_fits(bind: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CASES_BIND: expected"):
+        read_settings({"CASES_BIND": bind})
+
+
+def test_the_operators_address_is_told_by_the_name_of_the_listening_socket() -> None:
+    tcp = read_settings({"CASES_BIND": "unix:/run/cases", "CASES_ADMIN_BIND": "127.0.0.1:9000"})
+    assert [tcp.is_admin_address(name) for name in ("/run/cases", ("127.0.0.1", 9000), ("::1", 9000, 0, 0))] == [
+        False,
+        True,
+        True,
+    ]
+    path = read_settings({"CASES_ADMIN_BIND": "unix:/run/admin"})
+    assert [path.is_admin_address(name) for name in ("/run/admin", "", ("127.0.0.1", 8000))] == [True, False, False]
+    both = {"CASES_BIND": "unix:/run/cases", "CASES_ADMIN_BIND": "unix:/run/cases"}
+    with pytest.raises(SettingsError, match="CASES_ADMIN_BIND: expected another address"):
+        read_settings(both)
+    assert not read_settings({"CASES_BIND": "unix:/run/cases"}).is_admin_address("/run/cases")

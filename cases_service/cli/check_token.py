@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cases_service.api.authentication import IN_HEADER, MAXIMUM_IN_PATH, visitor_token
+from cases_service.credentials.algorithms import ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
-from cases_service.credentials.signing_keys import ALGORITHMS
 from cases_service.credentials.visitor_jwt import Rules, VerificationKey, candidates, check_claims, find_key, parse
-from cases_service.errors import InternalError, ProblemError, TokenSignatureInvalidError, VisitorNotFoundError
+from cases_service.errors import (
+    InternalError,
+    ProblemError,
+    SubscriptionInactiveError,
+    TokenSignatureInvalidError,
+    VisitorNotFoundError,
+)
 
 Finding = tuple[str, str]
 
@@ -30,6 +36,7 @@ def examine(
     rules: Rules,
     *,
     now: float,
+    has_subscription: bool,
     count_contacts: Callable[[str], int | None],
 ) -> TokenReport:
     """Return a report on a token, as it would fare in the header, at a time in seconds since 1970.
@@ -39,16 +46,18 @@ def examine(
         keys: All live signing keys of the organization.
         rules: What the claims have to fulfil.
         now: The time of the request.
+        has_subscription: Whether the organization's subscription is active. Without it, nothing else counts.
         count_contacts: Returns how many contacts a visitor has by external id, None where there is no such visitor.
 
     """
-    findings: list[Finding] = []
+    findings: list[Finding] = [("subscription", "active" if has_subscription else "not active")]
+    refusal = None if has_subscription else SubscriptionInactiveError()
     try:
         for finding in _walk(token, keys, rules, now, count_contacts):
             findings.append(finding)  # noqa: PERF402  what was found before an error counts
     except ProblemError as problem:
-        return TokenReport(findings, problem)
-    return TokenReport(findings, None)
+        return TokenReport(findings, refusal or problem)
+    return TokenReport(findings, refusal)
 
 
 def _walk(

@@ -15,19 +15,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, cast
 from uuid import UUID
 
 import click
-import msgspec
-import psycopg
-from tqdm import tqdm
 
 from cases_service import __version__
-from cases_service.api.authentication import verification_keys
 from cases_service.cases import timestamps as instants
-from cases_service.cli import doctor
-from cases_service.cli.check_token import examine
 from cases_service.cli.option_types import (
     accepting,
     parse_address,
@@ -38,45 +32,28 @@ from cases_service.cli.option_types import (
     parse_url,
 )
 from cases_service.cli.standard_streams import finish_output, is_input_open
-from cases_service.credentials import administration
-from cases_service.credentials import visitor_jwt as visitor_tokens
-from cases_service.credentials.administration import AdministrationError
+from cases_service.credentials.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
-from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox
-from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS, KeyMaterialError
-from cases_service.database.migrations import DEFAULT_WAIT, SchemaError
-from cases_service.demo.demo import DemoError, run_demo
-from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
-from cases_service.embedded.data_directory import ForeignDirectoryError
-from cases_service.embedded.server import EmbeddedServerError
-from cases_service.loading.load import LoadError, LoadFile, LoadSummary, load
-from cases_service.server.launch import ListenError, become_gunicorn, listen_as_set
-from cases_service.settings import SettingsError, read_settings
-from cases_service.store.cases import StoredKey
 from cases_service.terminal import printable
+
+# A completion runs this module at each press of the key. What a command needs, it imports itself.
+if TYPE_CHECKING:
+    import psycopg
+
+    from cases_service.credentials.secret_encryption import SecretBox
+    from cases_service.embedded.command_database import DatabaseAtHand
+    from cases_service.loading.load import LoadSummary
+    from cases_service.store.cases import StoredKey
 
 _NAME: Final = "cases-service"
 _FAILURE: Final = 1
+_MAY_PASS: Final = 75  # EX_TEMPFAIL of sysexits.h: the database is away, busy or read-only
+_WAIT_SECONDS: Final = 60.0
 _WRONG_CALL: Final = 2
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
-_LABEL_WIDTH: Final = 12
+_LABEL_WIDTH: Final = 14
 _STATUS_WIDTH: Final = 9
-
-# What says in its message, in one line, what is wrong and what to do.
-_EXPLAINED: Final = (
-    AdministrationError,
-    DemoError,
-    EmbeddedServerError,
-    ForeignDirectoryError,
-    KeyMaterialError,
-    ListenError,
-    LoadError,
-    NoDatabaseError,
-    NoSecretKeyError,
-    SchemaError,
-    SettingsError,
-)
 
 organization_option = click.option(
     "--organization",
@@ -91,7 +68,7 @@ bind_option = click.option(
     "--bind",
     metavar="HOST:PORT",
     callback=accepting(parse_address),
-    help="The address to listen on, instead of CASES_BIND.",
+    help="The address to listen on, instead of CASES_BIND; or unix:/PATH.",
 )
 
 
@@ -117,11 +94,26 @@ def run(arguments: list[str]) -> int:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  a command's last words are one line, whatever happens
         click.echo(f"{_NAME}: {printable(' '.join(_last_words(error).split()))}", err=True)
-        return _WRONG_CALL if isinstance(error, click.UsageError) else _FAILURE
+        return _status_of(error)
     return status or 0
 
 
+def _status_of(error: Exception) -> int:
+    import psycopg
+
+    from cases_service.database.migrations import SchemaBusyError
+
+    if isinstance(error, click.UsageError):
+        return _WRONG_CALL
+    may_pass = psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, SchemaBusyError
+    return _MAY_PASS if isinstance(error, may_pass) else _FAILURE
+
+
 def _last_words(error: Exception) -> str:
+    import psycopg
+
+    from cases_service.embedded.command_database import explain
+
     match error:
         case click.UsageError():
             command = _NAME if error.ctx is None else error.ctx.command_path
@@ -134,7 +126,7 @@ def _last_words(error: Exception) -> str:
             words = "standard input or output is closed"
         case OSError():
             words = f"{error.filename or 'input or output'}: {error.strerror}"
-        case _ if isinstance(error, _EXPLAINED):
+        case _ if isinstance(error, _explained()):
             words = str(error)
         case _:
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -143,15 +135,49 @@ def _last_words(error: Exception) -> str:
     return words
 
 
+def _explained() -> tuple[type[Exception], ...]:
+    """Return what says in its message, in one line, what is wrong and what to do."""
+    from cases_service.credentials.administration import AdministrationError
+    from cases_service.credentials.secret_encryption import NoSecretKeyError
+    from cases_service.credentials.signing_keys import KeyMaterialError
+    from cases_service.database.migrations import SchemaError
+    from cases_service.demo.demo import DemoError
+    from cases_service.embedded.command_database import NoDatabaseError
+    from cases_service.embedded.data_directory import ForeignDirectoryError
+    from cases_service.embedded.server import EmbeddedServerError
+    from cases_service.loading.load import LoadError
+    from cases_service.server.launch import ListenError
+    from cases_service.settings import SettingsError
+
+    return (
+        AdministrationError,
+        DemoError,
+        EmbeddedServerError,
+        ForeignDirectoryError,
+        KeyMaterialError,
+        ListenError,
+        LoadError,
+        NoDatabaseError,
+        NoSecretKeyError,
+        SchemaError,
+        SettingsError,
+    )
+
+
 @contextmanager
-def _database(*, may_make: bool = False) -> Iterator[DatabaseAtHand]:
+def _database(*, may_make: bool = False) -> Iterator["DatabaseAtHand"]:
+    from cases_service.embedded.command_database import database_at_hand
+    from cases_service.settings import read_settings
+
     with database_at_hand(read_settings(), may_make=may_make) as database:
         yield database
 
 
 @contextmanager
-def _connection() -> Iterator[tuple[psycopg.Connection[Any], SecretBox]]:
+def _connection() -> Iterator[tuple["psycopg.Connection[Any]", "SecretBox"]]:
     """Lend a connection to a database that has the schema, and what opens its secrets."""
+    from cases_service.credentials.secret_encryption import SecretBox
+
     with _database() as database, database.connect() as connection:
         yield connection, SecretBox(database.settings.secret_keys)
 
@@ -170,6 +196,7 @@ def cli() -> None:
     To start with cases of your own:
       cases-service init-db
       cases-service load cases.ndjson
+      cases-service list-organizations
       cases-service create-token --organization ID --user ID
       cases-service create-key --organization ID
       cases-service serve
@@ -190,6 +217,12 @@ def serve(bind: str | None) -> None:
     Example:
       DATABASE_URL=postgresql://cases@db/cases cases-service serve --bind 0.0.0.0:8000
     """
+    import msgspec
+
+    from cases_service.embedded.command_database import database_at_hand
+    from cases_service.server.launch import become_gunicorn, listen_as_set
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
     with database_at_hand(settings, may_make=True) as database:
@@ -211,6 +244,11 @@ def demo(bind: str | None) -> None:
     Example, a second demo beside the first:
       CASES_DATA_DIR=/tmp/second cases-service demo --bind 127.0.0.1:8001
     """
+    import msgspec
+
+    from cases_service.demo.demo import run_demo
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     run_demo(msgspec.structs.replace(settings, bind=bind or settings.bind))
 
@@ -219,7 +257,7 @@ def demo(bind: str | None) -> None:
 @click.option(
     "--wait",
     type=click.FloatRange(min=0, max=86400),
-    default=DEFAULT_WAIT,
+    default=_WAIT_SECONDS,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for a session that holds a table.",
@@ -251,7 +289,7 @@ def init_db(wait: float) -> None:
 @click.option(
     "--wait",
     type=click.FloatRange(min=0, max=86400),
-    default=DEFAULT_WAIT,
+    default=_WAIT_SECONDS,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for a session that holds a row or table.",
@@ -267,6 +305,8 @@ def load_files(files: tuple[str, ...], wait: float) -> None:
     Example:
       cases-service load organization.ndjson export.ndjson.gz
     """
+    from cases_service.loading.load import LoadFile, load
+
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
         opened = [stack.enter_context(_opened(name)) for name in files]
@@ -303,12 +343,14 @@ def _standard_input() -> BinaryIO:
 
 def _progress(files: tuple[str, ...]) -> Any:
     """Return a progress bar on a terminal, and elsewhere what does nothing; total where all sizes are known."""
+    from tqdm import tqdm
+
     has_size = all(name != "-" and not name.endswith(".gz") and Path(name).is_file() for name in files)
     total = sum(Path(name).stat().st_size for name in files) if has_size else None
     return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
 
 
-def _summary(summary: LoadSummary) -> str:
+def _summary(summary: "LoadSummary") -> str:
     written, removed = (
         ", ".join(_counted(count, name.replace("_", " ")) for name, count in counts.items() if count)
         for counts in (summary.written, summary.removed)
@@ -343,6 +385,37 @@ def _shown(value: object) -> str | list[str] | None:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@cli.command("list-organizations")
+@json_option
+def list_organizations(as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show all organizations with their ids.
+
+    \b
+    Example:
+      cases-service list-organizations
+    """
+    from cases_service.credentials import administration
+
+    with _connection() as (connection, _):
+        _show(administration.list_organizations(connection), as_json=as_json)
+
+
+@cli.command("list-users")
+@organization_option
+@json_option
+def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's users with their ids.
+
+    \b
+    Example:
+      cases-service list-users --organization ID
+    """
+    from cases_service.credentials import administration
+
+    with _connection() as (connection, _):
+        _show(administration.list_users(connection, organization_id=organization_id), as_json=as_json)
 
 
 @cli.command("create-token")
@@ -390,6 +463,8 @@ def create_token(
       cases-service create-token --organization ID --user ID --scope cases:write
       cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
     """
+    from cases_service.credentials import administration
+
     # Printed before it is there: a token that could not be printed is not made.
     with _connection() as (connection, _), connection.transaction():
         token_id, token = administration.create_token(
@@ -416,6 +491,8 @@ def revoke_token(organization_id: UUID, token_id: UUID) -> None:
     Example:
       cases-service revoke-token --organization ID TOKEN_ID
     """
+    from cases_service.credentials import administration
+
     with _connection() as (connection, _):
         administration.revoke_token(connection, organization_id=organization_id, token_id=token_id)
 
@@ -433,6 +510,8 @@ def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  
     Example:
       cases-service list-tokens --organization ID
     """
+    from cases_service.credentials import administration
+
     with _connection() as (connection, _):
         _show(administration.list_tokens(connection, organization_id=organization_id), as_json=as_json)
 
@@ -464,6 +543,8 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
       cases-service create-key --organization ID
       cases-service create-key --organization ID --algorithm ES256 --public-key es256.pem
     """
+    from cases_service.credentials import administration
+
     if (algorithm in HMAC_ALGORITHMS) != (public_key_file is None):
         needs = "takes no --public-key" if public_key_file else "needs a --public-key"
         raise click.UsageError(f"--algorithm {algorithm} {needs}.")
@@ -487,6 +568,8 @@ def retire_key(organization_id: UUID, kid: UUID) -> None:
     Example:
       cases-service retire-key --organization ID KID
     """
+    from cases_service.credentials import administration
+
     with _connection() as (connection, _):
         administration.retire_key(connection, organization_id=organization_id, key_id=kid)
 
@@ -504,6 +587,8 @@ def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  cl
     Example:
       cases-service list-keys --organization ID
     """
+    from cases_service.credentials import administration
+
     with _connection() as (connection, _):
         _show(administration.list_keys(connection, organization_id=organization_id), as_json=as_json)
 
@@ -520,6 +605,8 @@ def rotate_secrets() -> None:
       2. CASES_SECRET_KEY=NEW,OLD cases-service rotate-secrets
       3. run serve with CASES_SECRET_KEY=NEW
     """
+    from cases_service.credentials import administration
+
     with _connection() as (connection, box):
         count = administration.rotate_secrets(connection, box=box)
     click.echo(f"{_counted(count, 'secret')} encrypted with the first secret key")
@@ -550,6 +637,10 @@ def sign(organization_id: UUID, external_id: str, ttl: int, kid: UUID | None) ->
     Example:
       cases-service sign --organization ID --external-id customer-4711
     """
+    from cases_service.credentials import administration
+    from cases_service.credentials import visitor_jwt as visitor_tokens
+    from cases_service.settings import read_settings
+
     settings = read_settings()
     if ttl > settings.jwt_max_ttl:
         raise click.BadParameter(
@@ -572,7 +663,9 @@ def sign(organization_id: UUID, external_id: str, ttl: int, kid: UUID | None) ->
     click.echo(token)
 
 
-def _signing_key(keys: Sequence[StoredKey], organization_id: UUID, kid: UUID | None) -> StoredKey:
+def _signing_key(keys: "Sequence[StoredKey]", organization_id: UUID, kid: UUID | None) -> "StoredKey":
+    from cases_service.credentials.administration import AdministrationError
+
     if kid is None:
         fitting = [key for key in keys if key.algorithm in HMAC_ALGORITHMS]
         if not fitting:
@@ -606,13 +699,21 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
       cases-service sign --organization ID --external-id customer-4711 |
         cases-service check-token --organization ID
     """
+    from cases_service.api.authentication import verification_keys
+    from cases_service.cli.check_token import examine
+    from cases_service.credentials import administration
+    from cases_service.settings import read_settings
+
     text = _standard_input().read().decode("latin-1") if token is None else token
     settings = read_settings()
     with _connection() as (connection, box):
         live = administration.live_keys(connection, organization_id=organization_id)
         keys = verification_keys(organization_id, live, box)
         count = partial(_count_contacts, connection, organization_id)
-        report = examine(text.strip(), keys, settings, now=time.time(), count_contacts=count)
+        is_active = administration.has_active_subscription(connection, organization_id=organization_id)
+        report = examine(
+            text.strip(), keys, settings, now=time.time(), has_subscription=is_active, count_contacts=count
+        )
     problem = report.problem
     status, code = (200, None) if problem is None else (problem.status, problem.code)
     if as_json:
@@ -624,7 +725,9 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
         raise click.ClickException(f"{problem.code}: {problem.detail}")
 
 
-def _count_contacts(connection: psycopg.Connection[Any], organization_id: UUID, external_id: str) -> int | None:
+def _count_contacts(connection: "psycopg.Connection[Any]", organization_id: UUID, external_id: str) -> int | None:
+    from cases_service.credentials import administration
+
     return administration.count_contacts(connection, organization_id=organization_id, external_id=external_id)
 
 
@@ -647,6 +750,8 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     Example, with the variables of the service:
       cases-service doctor --url http://10.0.0.7:8000
     """
+    from cases_service.cli import doctor
+
     findings = []
     for finding in doctor.examine(url):
         findings.append(finding)

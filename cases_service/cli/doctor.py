@@ -1,5 +1,6 @@
 """Knows what can be wrong with an installation, looks for it, and says in a line each what was found and what to do."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import psycopg
 
 from cases_service.cases import timestamps as instants
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
-from cases_service.database import server_state
+from cases_service.database import server_state, session
 from cases_service.database.connection_pool import Connection, connection_parameters, dropped_settings, session_settings
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
 from cases_service.database.replicas import name_of, single_hosts
@@ -25,7 +26,7 @@ from cases_service.database.statements import statements
 from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
 from cases_service.embedded.data_directory import ForeignDirectoryError
 from cases_service.embedded.server import EmbeddedServerError
-from cases_service.settings import Settings, SettingsError, read_settings, unknown_names
+from cases_service.settings import UNIX, Settings, SettingsError, read_settings, unknown_names
 
 Status: TypeAlias = Literal["ok", "warning", "failure"]
 Verdict: TypeAlias = tuple[Status, str]
@@ -114,7 +115,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
             yield Finding("database", "failure", f"{_line(explain(error))}; check DATABASE_URL")
             return
         yield _found("database", partial(_check_server, service))
-        yield _found("session", partial(_check_session, service, settings))
+        yield _found("session", partial(_check_session, service, session_settings(settings)))
         yield _found("clock", partial(_check_clock, service))
         try:
             admin = stack.enter_context(database.connect(with_schema=False))
@@ -122,6 +123,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
             name = "DATABASE_URL" if settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
             yield Finding("administration", "failure", f"{_line(explain(error))}; check {name}")
             return
+        yield _found("session of commands", partial(_check_session, admin, session.COMMANDS))
         schema = _found("schema", partial(_check_schema, admin))
         yield schema
         if schema.status != "failure":
@@ -138,6 +140,7 @@ def _connect(url: str, settings: Settings) -> Connection:
     """Connect as the service does."""
     connection = Connection.connect(connection_parameters(url, settings), autocommit=True)
     connection.patience = settings.answer_seconds
+    session.complete(connection)
     return connection
 
 
@@ -159,12 +162,12 @@ def _check_server(connection: AnyConnection) -> Verdict:
     return "ok", f"PostgreSQL {version}, {encoding}"
 
 
-def _check_session(connection: AnyConnection, settings: Settings) -> Verdict:
-    asked = session_settings(settings)
-    found: dict[str, str] = dict(connection.execute(_SESSION["get_session"], {"names": list(asked)}).fetchall())
+def _check_session(connection: AnyConnection, asked: dict[str, str]) -> Verdict:
+    names = [*asked, *session.PINNED_WHERE_KNOWN]
+    found: dict[str, str] = dict(connection.execute(_SESSION["get_session"], {"names": names}).fetchall())
     if dropped := dropped_settings(found, asked):
         return "failure", f"not what was asked for: {', '.join(dropped)}; see PgBouncer in docs/scaling.md"
-    return "ok", f"{len(asked)} settings are as the statements need them"
+    return "ok", f"{len(found)} settings are as the statements need them"
 
 
 def _check_clock(connection: AnyConnection) -> Verdict:
@@ -240,6 +243,8 @@ def _check_sight(connection: AnyConnection) -> Verdict:
 
 
 def _check_keys(connection: AnyConnection) -> Verdict:
+    if not _one(connection, _SQL["has_live_key_anywhere"]):
+        return "warning", "there is none, so no visitor's JWT is accepted: cases-service create-key"
     rows = connection.execute(_SQL["list_retiring_keys_everywhere"], {"within": _SOON}).fetchall()
     if not rows:
         return "ok", f"none retires within {_SOON.days} days"
@@ -270,6 +275,8 @@ def _opens(box: SecretBox, organization_id: UUID, key_id: UUID, algorithm: str, 
 
 
 def _check_tokens(connection: AnyConnection) -> Verdict:
+    if not _one(connection, _SQL["has_live_token_anywhere"]):
+        return "warning", "there is none, so every request is refused: cases-service create-token"
     rows = connection.execute(_SQL["list_ending_tokens_everywhere"], {"within": _SOON}).fetchall()
     if not rows:
         return "ok", f"none expires within {_SOON.days} days"
@@ -307,13 +314,15 @@ def _examine_service(settings: Settings, url: str | None) -> Iterator[Finding]:
     at_bind = _url_of(settings.bind)
     operation = at_bind if settings.admin_bind is None else _url_of(settings.admin_bind)
     for base, path in ((url or at_bind, "/healthz"), (url or operation, "/readyz")):
-        yield Finding(path, *_ask(base.rstrip("/"), path, is_expected=url is not None))
+        yield Finding(
+            path, *_ask(base if base.startswith(UNIX) else base.rstrip("/"), path, is_expected=url is not None)
+        )
 
 
 def _ask(base: str, path: str, *, is_expected: bool) -> Verdict:
     try:
-        status, body = _get(base + path)
-    except ConnectionRefusedError:
+        status, body = _get(base, path)
+    except (ConnectionRefusedError, FileNotFoundError):
         advice = "start cases-service serve" if is_expected else "nothing was asked (--url names another address)"
         return ("failure" if is_expected else "ok"), f"nobody listens at {base}: {advice}"
     except (OSError, HTTPException) as error:
@@ -329,16 +338,26 @@ def _ask(base: str, path: str, *, is_expected: bool) -> Verdict:
     return "failure", f"{status} from {base}, which is no answer of this service: check the address"
 
 
-def _get(url: str) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
+def _get(base: str, path: str) -> tuple[int, bytes]:
+    connection, path = _connection_to(base, path)
     try:
-        connection.request("GET", parts.path)
+        connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read(_LONGEST_ANSWER)
     finally:
         connection.close()
+
+
+def _connection_to(base: str, path: str) -> tuple[HTTPConnection, str]:
+    if base.startswith(UNIX):
+        connection = HTTPConnection("localhost", timeout=_ANSWER_SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(_ANSWER_SECONDS)
+        connection.sock.connect(base.removeprefix(UNIX))
+        return connection, path
+    parts = urlsplit(base + path)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS), parts.path
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
@@ -349,7 +368,9 @@ def _decoded(body: bytes) -> dict[str, Any]:
 
 
 def _url_of(address: str) -> str:
-    """Return where to find, from here, who listens at HOST:PORT."""
+    """Return where to find, from here, who listens at an address."""
+    if address.startswith(UNIX):
+        return address
     host, _, port = address.rpartition(":")
     name = host.strip("[]")
     name = _ALL_ADDRESSES.get(name, name)

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import click
 
-from cases_service.settings import check_bind, check_url
 from cases_service.terminal import has_controls
 
 T = TypeVar("T")
@@ -53,13 +52,19 @@ def parse_future_time(text: str) -> datetime:
 
 def parse_address(text: str) -> str:
     """Return an address to listen on."""
-    check_bind(text)
+    from cases_service import settings
+
+    text = settings.clean(text, "--bind")
+    settings.check_bind(text, "--bind")
     return text
 
 
 def parse_url(text: str) -> str:
     """Return an address of HTTP."""
-    check_url(text, "--url")
+    from cases_service import settings
+
+    text = settings.clean(text, "--url")
+    settings.check_url(text, "--url")
     return text
 
 

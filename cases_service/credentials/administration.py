@@ -34,6 +34,26 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownOrganization:
+    """An organization, and whether it may use the service."""
+
+    id: UUID
+    name: str
+    subscription_status: str
+    subscription_ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """A user of an organization, as somebody who picks the owner of a token has to know them."""
+
+    id: UUID
+    email: str | None
+    first_name: str | None
+    last_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class KnownToken:
     """What may be told of an API token: everything but the token and its hash."""
 
@@ -169,6 +189,16 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
         raise _not_opened(key.id) from None
 
 
+def list_organizations(connection: Connection) -> list[KnownOrganization]:
+    """Return all organizations by name."""
+    return [KnownOrganization(*row) for row in connection.execute(_STATEMENTS["list_organizations"]).fetchall()]
+
+
+def list_users(connection: Connection, *, organization_id: UUID) -> list[KnownUser]:
+    """Return all users of an organization, by e-mail address and name."""
+    return [KnownUser(*row) for row in _list(connection, "list_users", organization_id)]
+
+
 def list_tokens(connection: Connection, *, organization_id: UUID) -> list[KnownToken]:
     """Return all API tokens of an organization, ended ones included, the oldest first."""
     return [KnownToken(*row) for row in _list(connection, "list_tokens", organization_id)]
@@ -196,6 +226,11 @@ def _rotate_secrets_of(connection: Connection, organization_id: UUID, box: Secre
         parameters = {"organization_id": organization_id, "id": key_id, "encrypted_secret": resealed}
         connection.execute(_STATEMENTS["replace_secret"], parameters)
     return len(rows)
+
+
+def has_active_subscription(connection: Connection, *, organization_id: UUID) -> bool:
+    """Tell whether an organization exists and may use the service now."""
+    return bool(_one(connection, "has_active_subscription", organization_id=organization_id))
 
 
 def count_contacts(connection: Connection, *, organization_id: UUID, external_id: str) -> int | None:

@@ -10,10 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
-RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512")
-CURVES: Final = {"ES256": SECP256R1, "ES384": SECP384R1}
-ALGORITHMS: Final = (*HMAC_ALGORITHMS, *RSA_ALGORITHMS, *CURVES, "EdDSA")
+from cases_service.credentials.algorithms import EC_ALGORITHMS, RSA_ALGORITHMS
+
+CURVES: Final = dict(zip(EC_ALGORITHMS, (SECP256R1, SECP384R1), strict=True))
 MINIMUM_SECRET_BYTES: Final = 32
 RSA_BITS: Final = range(2048, 4097)
 MAXIMUM_LIVE_KEYS: Final = 10

@@ -19,8 +19,8 @@ from uuid import UUID
 import jwt
 from jwt.algorithms import Algorithm
 
+from cases_service.credentials.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
-from cases_service.credentials.signing_keys import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.errors import (
     TokenAlgorithmNotAllowedError,
     TokenClaimInvalidError,

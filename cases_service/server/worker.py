@@ -90,7 +90,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop, then end the application's connections to the database."""
         settings = read_settings()
-        self._operators_port = settings.admin_port
+        self._is_operators = settings.is_admin_address
         self._threads = Threads(self.cfg.threads, "requests")
         # Whether the process lives is told even while every other thread waits for the database.
         self._health_thread = Threads(1, "requests-health")
@@ -152,8 +152,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
     def _threads_for(self, conn: Connection) -> Threads:
         if is_health(conn.request):
             return self._health_thread
-        is_operators = isinstance(conn.server, tuple) and conn.server[1] == self._operators_port
-        return self._operators_threads if is_operators else self._threads
+        return self._operators_threads if self._is_operators(conn.server) else self._threads
 
     def _answer(self, conn: Connection) -> None:
         """Answer a request, in a thread."""

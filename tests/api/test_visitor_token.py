@@ -86,7 +86,12 @@ def test_path_and_header_together_are_ambiguous(
 def test_the_header_twice_is_ambiguous(ask: Ask, organization: Organization, visitor: Visitor) -> None:
     token = organization.jwt("me")
     assert_problem(ask(f"{token},{token}"), 400, "token_ambiguous")
-    assert_problem(ask(","), 400, "token_ambiguous")
+    assert_problem(ask(f"{token}, {token}"), 400, "token_ambiguous")
+
+
+@pytest.mark.parametrize("value", ["a,", ",a", ",", " , "])
+def test_a_header_with_a_comma_beside_one_value_is_malformed(ask: Ask, value: str) -> None:
+    assert_problem(ask(value), 400, "token_malformed")
 
 
 def padded_token(organization: Organization, length: int) -> str:

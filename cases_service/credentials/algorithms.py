@@ -1,0 +1,8 @@
+"""Names the algorithms that may sign a visitor's JWT. A completion waits for no more than them."""
+
+from typing import Final
+
+HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
+RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512")
+EC_ALGORITHMS: Final = ("ES256", "ES384")
+ALGORITHMS: Final = (*HMAC_ALGORITHMS, *RSA_ALGORITHMS, *EC_ALGORITHMS, "EdDSA")
