@@ -16,7 +16,7 @@ _OTHER_FILES: Final = 64
 
 def reserved_files(settings: Settings) -> int:
     """Return how many files a worker may need for anything but its clients."""
-    pools = 1 + len(single_hosts(settings.read_database_url))
+    pools = 1 + len(single_hosts(settings.read_database_url)) + (settings.write_database_url is not None)
     # A connection to the database takes a second file while it is looked at or made anew.
     return _OTHER_FILES + 2 * pools * settings.connections
 
