@@ -17,8 +17,10 @@ from werkzeug.routing import Map, Rule
 from cases_service import __version__, errors
 from cases_service.api import parameters
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
+from cases_service.api.organization_parameters import Identifiers, OrganizationCollectionParameters
 from cases_service.cases import schemas
 from cases_service.cases.bodies import CHANGE, WHOLE, Kind, Reference
+from cases_service.cases.organization_filters import NONE
 from cases_service.errors import ProblemError
 
 Json = dict[str, Any]
@@ -316,6 +318,22 @@ OPERATIONS: Final[dict[str, Operation]] = {
         etag="ETag",
         takes=("IfNoneMatch",),
         problems=_of_visitors(errors.InvalidCursorError),
+    ),
+    "organization_cases.list_cases": Operation(
+        summary="List an organization's cases",
+        description="A page of all cases of the organization, with or without a contact, as they are now. To walk on,"
+        " follow `next` as it is. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=OrganizationCollectionParameters,
+        schema=schemas.OrganizationPageSchema,
+        with_fields="PageOfPartialOrganizationCases",
+        example={"next": None, "previous": None, "results": [_CASE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=(
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+            errors.InvalidCursorError,
+        ),
     ),
     "organization_cases.get_case": Operation(
         summary="Show one case to its organization",
@@ -661,9 +679,7 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         ret["type"] = "string"
     match field:
         case parameters.CommaSeparated():
-            choices = list(field.choices.values())
-            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
-            return {"type": "array", "minItems": 1, "items": items}
+            return {"type": "array", "minItems": 1, "items": _items(field)}
         case parameters.Flag():
             return {"type": "boolean"}
         case parameters.Moment():
@@ -673,6 +689,13 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         case schemas.Instant():
             return {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
     return {}
+
+
+def _items(field: parameters.CommaSeparated) -> Json:
+    if isinstance(field, Identifiers):
+        return {"anyOf": [_UUID, {"const": NONE}]}
+    choices = list(field.choices.values())
+    return {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
 
 
 def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
@@ -695,10 +718,12 @@ def _narrowed_by_fields(described: Json) -> Json:
     """Return the schemas of what `fields` leaves. Were they one with the others, each attribute could be missing."""
     said = "with the attributes that `fields` names, and no others."
     narrowed = {}
-    for name in ("Case", "OrganizationCase"):
-        narrowed[f"Partial{name}"] = {key: value for key, value in described[name].items() if key != "required"}
-        narrowed[f"Partial{name}"]["description"] = f"A case {said}"
-    results = described["Page"]["properties"]["results"] | {"items": {"$ref": "#/components/schemas/PartialCase"}}
-    properties = described["Page"]["properties"] | {"results": results}
-    page = described["Page"] | {"properties": properties, "description": f"A page whose cases are {said}"}
-    return narrowed | {"PageOfPartialCases": page}
+    for page, name in (("Page", "Case"), ("OrganizationPage", "OrganizationCase")):
+        partial = f"Partial{name}"
+        narrowed[partial] = {key: value for key, value in described[name].items() if key != "required"}
+        narrowed[partial]["description"] = f"A case {said}"
+        results = described[page]["properties"]["results"] | {"items": {"$ref": f"#/components/schemas/{partial}"}}
+        properties = described[page]["properties"] | {"results": results}
+        of_page = {"properties": properties, "description": f"A page whose cases are {said}"}
+        narrowed[f"PageOf{partial}s"] = described[page] | of_page
+    return narrowed
