@@ -30,6 +30,10 @@ select pg_is_in_recovery(), pg_backend_pid();
 -- Whose rows the transaction is about, as row security reads it: up to its end.
 select set_config('cases.organization_id', :organization_id, true);
 
+-- name: show_notes
+-- Of what follows in the transaction: an organization sees the notes of its users.
+select set_config('cases.private_notes', 'shown', true);
+
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.
 -- Null where there is no schema.
@@ -52,7 +56,7 @@ select 'select on ' || name as missing, false as is_dispensable
 from unnest(
     array[
         'schema_version', 'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts',
-        'case_funnel_stages', 'cases'
+        'case_funnel_stages', 'cases', 'activities', 'messages', 'event_positions', 'events'
     ]
 ) as served (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')

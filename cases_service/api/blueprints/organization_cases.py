@@ -1,25 +1,23 @@
 """The routes of an organization's own cases. The order of the calls in a view is the order of the checks."""
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Final
-from uuid import UUID
 
 import msgspec
 from flask import Blueprint, Response
 
 from cases_service.api.etag import answer
 from cases_service.api.organization_parameters import OrganizationCollectionParameters
-from cases_service.api.parameters import DetailParameters, Parameters, read_parameters, without_cursor
-from cases_service.api.request import CasesRequest, current_request
+from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
+from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.routes import for_organization, link_of_organization, writing_database
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.cases.preconditions import Preconditions, is_known, tag_of_some
-from cases_service.credentials.scopes import Scope, check_scope
-from cases_service.errors import CaseNotFoundError, ReadOnlyDeploymentError
+from cases_service.errors import CaseNotFoundError
 from cases_service.service import current_service
 from cases_service.store import organization_cases as case_store
 from cases_service.store import organization_pages
@@ -37,27 +35,9 @@ _NONE: Final = Parameters()
 _JSON: Final = frozenset({"application/json"})
 _JSON_OR_PATCH: Final = _JSON | {"application/merge-patch+json"}
 
-View = Callable[..., Response]
-
-
-def _needs(scope: Scope) -> Callable[[View], View]:
-    """Call a view with the request and what its API token opens, where that has the scope."""
-
-    def decorate(view: View) -> View:
-        @wraps(view)
-        def route(organization_id: UUID, **given: str) -> Response:
-            request = current_request()
-            access = current_service().gate.open(request, organization_id)
-            check_scope(access.scopes, scope)
-            return view(request, access, **given)
-
-        return route
-
-    return decorate
-
 
 @blueprint.get("")
-@_needs("cases:read")
+@for_organization("cases:read")
 def list_cases(request: CasesRequest, access: Access) -> Response:
     """Answer a page of the organization's cases, as the primary has them now."""
     parameters = read_parameters(_COLLECTION, request.query_string)
@@ -76,14 +56,14 @@ def list_cases(request: CasesRequest, access: Access) -> Response:
     following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
 
     def document() -> bytes:
-        link = partial(_link, request, access.organization_id)
+        link = partial(link_of_organization, request, access.organization_id)
         return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
     return answer(request, document, page.represented, f"{following} {preceding}".encode())
 
 
 @blueprint.get("/<case_id>")
-@_needs("cases:read")
+@for_organization("cases:read")
 def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Answer one case of the organization, as the primary has it now."""
     fields = read_parameters(_DETAIL, request.query_string)["attributes"]
@@ -99,7 +79,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.post("")
-@_needs("cases:write")
+@for_organization("cases:write")
 def create_case(request: CasesRequest, access: Access) -> Response:
     """Make a case."""
     writer = _writer(access)
@@ -112,7 +92,7 @@ def create_case(request: CasesRequest, access: Access) -> Response:
 
 
 @blueprint.put("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Make a case under an id of the caller's, or let it take the place of the one that is there."""
     writer = _writer(access)
@@ -122,7 +102,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.patch("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def change_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Change what the body names of a case."""
     writer = _writer(access)
@@ -131,7 +111,7 @@ def change_case(request: CasesRequest, access: Access, case_id: str) -> Response
 
 
 @blueprint.delete("/<case_id>")
-@_needs("cases:write")
+@for_organization("cases:write")
 def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Remove a case."""
     writer = _writer(access)
@@ -140,20 +120,8 @@ def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response
     return Response(status=204)
 
 
-def _link(request: CasesRequest, organization_id: UUID, cursor: str | None) -> str | None:
-    """Return the URL of another page, with the caller's other parameters."""
-    if cursor is None:
-        return None
-    others = without_cursor(request.query_string)
-    path = f"/api/v5/orgs/{organization_id}/cases"
-    return f"{request.service_url}{path}?{others}{'&' if others else ''}cursor={cursor}"
-
-
 def _writer(access: Access) -> CaseWriter:
-    database = current_service().writer
-    if database is None:
-        raise ReadOnlyDeploymentError
-    return CaseWriter(database=database, organization_id=access.organization_id, user_id=access.user_id)
+    return CaseWriter(database=writing_database(), organization_id=access.organization_id, user_id=access.user_id)
 
 
 def _body(request: CasesRequest, media_types: frozenset[str], kind: Kind) -> CaseBody:
