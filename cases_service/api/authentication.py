@@ -1,7 +1,7 @@
 """Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -53,14 +53,16 @@ class Identity(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a view asks the database, for whom, and what makes the response of the answer or asks on."""
+    """What a view asks the database, and for whom."""
 
     query: Query[Any]
     identity: Identity
-    respond: "Callable[[Any], Response | Asked]"
 
 
-View: TypeAlias = Callable[[Access], Asked]
+Steps: TypeAlias = Generator[Asked, Any, Response]
+"""A view: it yields what it asks, is sent the answer, and returns the response."""
+
+View: TypeAlias = Callable[[Access], Steps]
 
 
 class Gate:
@@ -107,21 +109,22 @@ class Gate:
             return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
 
     def _answer(self, token: ApiToken, organization_id: UUID, view: View, *, by_primary: bool) -> Response:
-        access, asked = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
+        begun = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
         if self._limits is not None:
-            self._limits.count_visitor(organization_id, asked.identity.external_id)
+            self._limits.count_visitor(organization_id, begun.asked.identity.external_id)
         for _ in range(_TRIES):
-            found, answer = self._ask(token, organization_id, asked, by_primary=by_primary)
-            if found != access:
-                access = self._admit(token, organization_id, found)
-                asked = view(access)
+            found, answer = self._ask(token, organization_id, begun.asked, by_primary=by_primary)
+            if found != begun.access:
+                begun.steps.close()
+                begun = _begin(self._admit(token, organization_id, found), view)
                 continue
             self._last_use.note(organization_id, token.hash)
-            self._last_use.note(organization_id, asked.identity.key_id)
-            response = asked.respond(answer)
-            if not isinstance(response, Asked):
+            self._last_use.note(organization_id, begun.asked.identity.key_id)
+            try:
+                begun = begun._replace(asked=begun.steps.send(answer))
+            except StopIteration as end:
+                response: Response = end.value
                 return response
-            asked = response
         raise UnavailableError
 
     def _ask(
@@ -133,19 +136,18 @@ class Gate:
         links = store.get_visitor(organization_id=organization_id, external_id=visitor)
         return self._cases.ask_judged(organization_id, _what_opens(token), asked.query, links=links, visitor=visitor)
 
-    def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked] | None:
-        """Return what the token opened the last time with what is to be asked then; None where that is not enough."""
+    def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun | None":
+        """Begin a view with what the token opened the last time; None where that is not enough."""
         access = self._remembered.get(token.hash) if self._limits is None else None
         if access is not None and access.organization_id == organization_id:
-            # Whatever speaks against the request by an old state is said only if it does by the present one.
+            # An old state must not refuse a request that the present one lets pass.
             with suppress(ProblemError, SecretNotOpenedError):
-                return access, view(access)
+                return _begin(access, view)
         return None
 
-    def _open(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked]:
-        """Return what the token opens with what is to be asked then."""
-        access = self._prove(token, organization_id)
-        return access, view(access)
+    def _open(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun":
+        """Begin a view with what the token opens now."""
+        return _begin(self._prove(token, organization_id), view)
 
     def _prove(self, token: ApiToken, organization_id: UUID) -> Access:
         found = self._database.ask(token.organization_id, _what_opens(token))
@@ -167,6 +169,19 @@ class Gate:
             self._remembered.clear()
         self._remembered[token.hash] = access
         return access
+
+
+class _Begun(NamedTuple):
+    """A view that has asked: what it judged by, and what it waits for."""
+
+    access: Access
+    steps: Steps
+    asked: Asked
+
+
+def _begin(access: Access, view: View) -> _Begun:
+    steps = view(access)
+    return _Begun(access, steps, next(steps))
 
 
 def api_token(request: Request) -> ApiToken:
