@@ -26,7 +26,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.statements import statements
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
-from cases_service.embedded.command_database import database_at_hand
+from cases_service.embedded.command_database import open_database
 from cases_service.embedded.server import require_programs
 from cases_service.loading.load import LoadFile, load
 from cases_service.server.launch import become_gunicorn, listen
@@ -106,7 +106,7 @@ def run_demo(settings: Settings) -> NoReturn:
     data_directory.claim_for_demo(data_dir)
     is_new = not (data_dir / supervisor.CLUSTER).exists()
     _say(f"{'making' if is_new else 'starting'} a PostgreSQL in {data_dir}{' (once: half a minute)' if is_new else ''}")
-    with database_at_hand(settings, may_make=True) as database:
+    with open_database(settings, may_make=True) as database:
         database.initialize()
         _say("loading 1,000 real cases, moved in time so that the newest is of today")
         with database.connect() as connection:

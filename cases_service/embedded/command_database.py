@@ -28,7 +28,7 @@ class NoDatabaseError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class DatabaseAtHand:
+class CommandDatabase:
     """A database that can be connected to: `settings` name it and the secret key of its signing secrets."""
 
     settings: Settings
@@ -84,7 +84,7 @@ def explain(error: psycopg.Error) -> str:
 
 
 @contextmanager
-def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[DatabaseAtHand]:
+def open_database(settings: Settings, *, may_make: bool = False) -> Iterator[CommandDatabase]:
     """Lend the database of these settings; an embedded server runs for as long as it has users.
 
     Args:
@@ -98,7 +98,7 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
 
     """
     if settings.database_url is not None:
-        yield DatabaseAtHand(settings, None)
+        yield CommandDatabase(settings, None)
         return
     data_dir = Path(settings.data_dir).absolute()
     data_directory.require_own(data_dir)
@@ -109,7 +109,7 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
     programs = settings.postgres_bin
     server = join(data_dir, bin_dir=None if programs is None else Path(programs))
     try:
-        yield DatabaseAtHand(_with_embedded(settings, server), server)
+        yield CommandDatabase(_with_embedded(settings, server), server)
     finally:
         server.leave()
         server.wait_stopped(_SERVER_STOP_SECONDS)

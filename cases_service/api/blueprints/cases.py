@@ -9,7 +9,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, Asked, Identity, identify
-from cases_service.api.etag import answer, is_known
+from cases_service.api.etag import answer, matches_etag
 from cases_service.api.parameters import (
     CollectionParameters,
     DetailParameters,
@@ -137,7 +137,7 @@ def _respond_with_page(
         return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
     represented = page.represented, f"{following} {preceding}".encode()
-    if instead is not None and not is_known(request, *represented):
+    if instead is not None and not matches_etag(request, *represented):
         return instead()
     return answer(request, document, *represented)
 
