@@ -141,7 +141,7 @@ def _examine_database(database: CommandDatabase) -> Iterator[Finding]:
 def _connect(url: str, settings: Settings) -> Connection:
     """Connect as the service does."""
     connection = Connection.connect(connection_parameters(url, settings), autocommit=True)
-    connection.patience = settings.answer_seconds
+    connection.answer_timeout = settings.answer_seconds
     session.complete(connection)
     return connection
 
