@@ -275,7 +275,7 @@ class VisitorNotFoundError(ProblemError):
 
 
 class CaseNotFoundError(ProblemError):
-    """The visitor has no such case."""
+    """The case does not exist."""
 
     status = 404
     code = "case_not_found"
@@ -304,6 +304,38 @@ class CaseNumberTakenError(ProblemError):
     def as_dict(self) -> dict[str, Any]:
         """Return the document with the case that has the number."""
         return super().as_dict() | ({} if self._case_id is None else {"case_id": self._case_id})
+
+
+class IdTakenError(ProblemError):
+    """Another message has this id."""
+
+    status = 409
+    code = "id_taken"
+    default_detail = "A message with this id is there, and it is another one: send this one under a new id."
+
+
+class CaseClosedError(ProblemError):
+    """The case is closed for good."""
+
+    status = 409
+    code = "case_closed"
+    default_detail = "A closed case is not opened again here: begin a new one."
+
+
+class EventsGoneError(ProblemError):
+    """The events have been pruned."""
+
+    status = 410
+    code = "events_gone"
+    default_detail = "Events behind this position are no longer kept: go on from the position given here."
+
+    def __init__(self, position: int | None = None) -> None:
+        super().__init__()
+        self._position = position
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the document with the position that what is still there begins behind."""
+        return super().as_dict() | ({} if self._position is None else {"position": self._position})
 
 
 class InternalError(ProblemError):

@@ -133,6 +133,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_leeway: Annotated[
         int, Meta(ge=0, le=3600, description="Clock difference tolerated in a visitor's JWT, in seconds.")
     ] = field(name="CASES_JWT_LEEWAY", default=30)
+    closed_is_final: Annotated[
+        bool, Meta(description="Whether a visitor's message, or the visitor, may not reopen a closed case.")
+    ] = field(name="CASES_CLOSED_IS_FINAL", default=False)
     rate_limit_failed_authentications: Annotated[
         str | None,
         Meta(description="How often an address, or an IPv6 /64, may fail to authenticate, such as `20/minute`."),

@@ -26,6 +26,24 @@ alter policy own_organization on case_funnel_stages
     using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
 alter policy own_organization on cases
     using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on activities
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on messages
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on event_positions
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on events
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy private_notes on activities using (
+    not is_private
+    or current_setting('cases.private_notes', true) = 'shown'
+    or current_setting('cases.every_organization', true) = 'on'
+);
+alter policy private_notes on messages using (
+    not is_private
+    or current_setting('cases.private_notes', true) = 'shown'
+    or current_setting('cases.every_organization', true) = 'on'
+);
 
 -- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
 select create_reference_table('schema_version');
@@ -43,5 +61,9 @@ select create_distributed_table('visitors', 'organization_id', colocate_with => 
 select create_distributed_table('contacts', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('case_funnel_stages', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('cases', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('activities', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('messages', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('event_positions', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('events', 'organization_id', colocate_with => 'organizations');
 
 -- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

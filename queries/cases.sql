@@ -194,6 +194,7 @@ select
     d.updated_by_user_id,
     d.case_funnel_stage_id,
     d.channel_priority,
+    d.visitor_unread_message_count,
     -- if contact
     contact.first_name as "contact.first_name",
     contact.last_name as "contact.last_name",

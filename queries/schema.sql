@@ -100,21 +100,27 @@ from (
         ('grant usage on schema %%2$I to %%1$I'),
         (
             'grant select on schema_version, organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases to %%1$I'
+            ' case_funnel_stages, cases, activities, messages, event_positions, events to %%1$I'
         ),
         ('grant update (last_used_at) on api_tokens, signing_keys to %%1$I')
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
 
 -- name: list_writer_grants
--- Statements that let a role write cases for the service: it sees what a case refers to, and no token or key.
+-- Statements that let a role write cases for the service, and what is in them: it sees what a case refers to, and no
+-- token or key.
 -- No row: it is the owner, or the role that administers.
 select format(statement, :role::text, current_schema())
 from (
     values
         ('grant usage on schema %%2$I to %%1$I'),
-        ('grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
-        ('grant insert, update, delete on cases to %%1$I')
+        (
+            'grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases, activities, messages,'
+            ' event_positions to %%1$I'
+        ),
+        ('grant insert, update, delete on cases to %%1$I'),
+        ('grant insert, update on activities, messages, event_positions to %%1$I'),
+        ('grant insert on events to %%1$I')
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
 
@@ -132,13 +138,13 @@ cross join (
         (
             0,
             'grant select, insert, update on organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases to %1$I'
+            ' case_funnel_stages, cases, activities, messages, event_positions, events to %1$I'
         ),
-        (0, 'grant delete on visitors, contacts, case_funnel_stages, cases to %1$I'),
+        (0, 'grant delete on visitors, contacts, case_funnel_stages, cases, activities, messages, events to %1$I'),
         (
             170000,
             'grant maintain on organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases to %1$I'
+            ' case_funnel_stages, cases, activities, messages, event_positions, events to %1$I'
         )
 ) as grants (since, statement)
 where current_setting('server_version_num')::integer >= since

@@ -30,6 +30,10 @@ select pg_is_in_recovery(), pg_backend_pid();
 -- Whose rows the transaction is about, as row security reads it: up to its end.
 select set_config('cases.organization_id', :organization_id, true);
 
+-- name: show_notes
+-- Of what follows in the transaction: an organization sees the notes of its users.
+select set_config('cases.private_notes', 'shown', true);
+
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.
 -- Null where there is no schema.
@@ -52,7 +56,7 @@ select 'select on ' || name as missing, false as is_dispensable
 from unnest(
     array[
         'schema_version', 'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts',
-        'case_funnel_stages', 'cases'
+        'case_funnel_stages', 'cases', 'activities', 'messages', 'event_positions', 'events'
     ]
 ) as served (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
@@ -60,6 +64,19 @@ union all
 select 'update (last_used_at) on ' || name, true
 from unnest(array['api_tokens', 'signing_keys']) as recorded (name)
 where to_regclass(name) is null or not has_column_privilege(to_regclass(name), 'last_used_at', 'update');
+
+-- name: list_missing_writer_rights
+-- What list_writer_grants would give to this role, and it has not; and the server, where it takes no writes.
+select 'select on ' || name as missing
+from unnest(array['schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases']) as seen (name)
+where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
+union all
+select right_ || ' on cases'
+from unnest(array['insert', 'update', 'delete']) as written (right_)
+where to_regclass('cases') is null or not has_table_privilege(to_regclass('cases'), right_)
+union all
+select 'a server that takes writes'
+where pg_is_in_recovery();
 
 -- name: sees_every_organization
 -- Whether this session is shown all rows: row security does not bind it, or it may ask for them and has done so.

@@ -11,7 +11,8 @@ select
     count(c.id) filter (where c.status = 'Closed') as closed,
     coalesce(sum(c.unread_message_count), 0)::bigint as unread_message_count,
     count(c.id) filter (where c.is_waiting) as waiting_count,
-    max(c.updated_at) as latest_updated_at
+    max(c.updated_at) as latest_updated_at,
+    coalesce(sum(c.visitor_unread_message_count), 0)::bigint as visitor_unread_message_count
 from visitors v
 left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
 left join cases c

@@ -63,7 +63,8 @@ select
     stage.id as "case_funnel_stage.id",
     stage.name as "case_funnel_stage.name",
     stage.position as "case_funnel_stage.position",
-    c.channel_priority
+    c.channel_priority,
+    c.visitor_unread_message_count
 from cases c
 left join contacts contact on contact.organization_id = :organization_id and contact.id = c.contact_id
 left join users owner on owner.organization_id = :organization_id and owner.id = c.owner_id

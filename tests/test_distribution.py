@@ -17,11 +17,13 @@ from cases_service.settings import Settings
 from tests.statements import ORGANIZATION, Statement, calls, rendered_statements, statements_of_requests
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "summary")
+REQUESTS = ("access", "cases", "organization_page", "summary")
 PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost")
+ONE_BY_ONE = ("administration", "conversations", "demo", "doctor", "events", "last_use", "writing")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
+# prune-events goes through the organizations that have old ones.
 # doctor looks at what opens the service, whoever's it is; list-organizations lists them all.
 ACROSS_ORGANIZATIONS = {
     "list_organizations",
@@ -31,6 +33,7 @@ ACROSS_ORGANIZATIONS = {
     "list_retiring_keys_everywhere",
     "list_live_secrets_everywhere",
     "list_ending_tokens_everywhere",
+    "list_organizations_with_events_before_everywhere",
 }
 
 
@@ -87,7 +90,7 @@ def test_a_rendered_statement_has_no_marks_and_no_switches() -> None:
         assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *Filters().parameters()}
 
 
-@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use", "writing"))
+@pytest.mark.parametrize(("subject", "name"), named(*ONE_BY_ONE))
 def test_a_statement_of_a_command_touches_one_organization(subject: str, name: str, keys: dict[str, str]) -> None:
     statement = Statement(statements(subject)[name], keys)
     assert set(statement.relations) <= set(keys)
@@ -113,7 +116,7 @@ def test_what_is_read_of_the_server_is_nobodys(subject: str, name: str, keys: di
 
 def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
     subjects = {file.stem for file in (Path(__file__).parents[1] / "queries").glob("*.sql")}
-    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading", "writing"}
+    assert subjects == {*REQUESTS, *NOBODYS, *ONE_BY_ONE, "loading"}
     # The rest of a load touches staged lines, statistics and locks alone.
     rest = {re.split("[ _]", name)[0] for name in STATEMENTS} - {"write", "remove", "find", "list", "lock", "fill"}
     assert rest == {"begin", "limit", "create", "copy", "keep", "check", "is", "analyze"}

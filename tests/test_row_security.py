@@ -16,7 +16,7 @@ from cases_service.database.pipeline import Query, Result, preamble
 from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings
 from cases_service.store.page_statements import case_statement, page_shapes, page_statement
-from tests.factories import Organization
+from tests.factories import LONG_AGO, Organization
 from tests.statements import as_written
 
 TABLES = (
@@ -28,7 +28,12 @@ TABLES = (
     "contacts",
     "case_funnel_stages",
     "cases",
+    "activities",
+    "messages",
+    "event_positions",
+    "events",
 )
+WITH_NOTES = ("activities", "messages")
 
 
 @pytest.fixture
@@ -54,8 +59,21 @@ def two(organization: Organization) -> tuple[Organization, Organization]:
         stage = uuid4()
         one.insert("case_funnel_stages", organization_id=one.id, id=stage, name="New", position=1)
         visitor = one.visitor("the same customer")
-        one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
+        case_id = one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
+        add_conversation(one, case_id)
     return organization, other
+
+
+def add_conversation(one: Organization, case_id: UUID) -> None:
+    """Add a message and a note, each in an activity of its own, and an event."""
+    about = {"organization_id": one.id, "case_id": case_id, "created_at": LONG_AGO}
+    for is_private in (False, True):
+        given = {**about, "is_private": is_private}
+        activity_id, message_id = uuid4(), uuid4()
+        one.insert("activities", id=activity_id, channel="email", updated_at=LONG_AGO, **given)
+        one.insert("messages", id=message_id, activity_id=activity_id, sender_type="user", text="x", **given)
+    one.insert("event_positions", organization_id=one.id, last_position=1)
+    one.insert("events", position=1, type="case_closed", external_id="the same customer", case_number="1", **about)
 
 
 def seen(connection: psycopg.Connection, table: str) -> set[UUID]:
@@ -72,7 +90,10 @@ def test_every_table_with_tenant_data_forces_row_security(connection: psycopg.Co
     """).fetchall()
     assert sorted(name for name, _, _ in rows) == sorted(TABLES)
     assert all(forced for _, forced, _ in rows)
-    assert {tuple(policies) for _, _, policies in rows} == {("administration", "own_organization")}
+    assert {name: policies for name, _, policies in rows} == {
+        table: ["administration", "own_organization", *(["private_notes"] if table in WITH_NOTES else [])]
+        for table in TABLES
+    }
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -87,6 +108,42 @@ def test_the_service_sees_nothing_unless_it_says_whose(
     assert seen(service, table) == set()
 
 
+@pytest.mark.parametrize("table", WITH_NOTES)
+@pytest.mark.parametrize("role", ["service_url", "writer_url"])
+def test_notes_are_hidden_from_who_does_not_ask_for_them(
+    request: pytest.FixtureRequest, two: tuple[Organization, Organization], table: str, role: str
+) -> None:
+    statement = f"select is_private from {table} order by is_private".encode()
+    with psycopg.connect(request.getfixturevalue(role), autocommit=True) as connection:
+        for notes, found in ((False, [(False,)]), (True, [(False,), (True,)]), (False, [(False,)])):
+            with connection.transaction():
+                for command in preamble(two[0].id, notes=notes)[1:]:
+                    connection.execute(command)
+                assert connection.execute(statement).fetchall() == found
+
+
+def test_who_does_not_see_notes_writes_none(writer_url: str, two: tuple[Organization, Organization]) -> None:
+    with psycopg.connect(writer_url, autocommit=True) as connection, connection.transaction():
+        connection.execute(preamble(two[0].id)[-1])
+        assert connection.execute("update messages set read_at = now()").rowcount == 1
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"), connection.transaction():
+            connection.execute("update messages set is_private = true")
+
+
+def test_who_sees_every_organization_sees_their_notes(
+    database_url: str, service_role: str, two: tuple[Organization, Organization]
+) -> None:
+    """A dump without them would be no backup. The owner here is a superuser, so another one takes its place."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(f"grant select on all tables in schema public to {service_role}".encode())
+        connection.execute(f"alter policy administration on messages to {service_role}".encode())
+        connection.execute(f"set role {service_role}".encode())
+        connection.execute("set cases.every_organization = 'on'")
+        rows = connection.execute("select is_private from messages where organization_id = %s", [two[0].id]).fetchall()
+        connection.rollback()
+    assert sorted(rows) == [(False,), (True,)]
+
+
 def test_the_service_does_not_see_every_organization_by_asking_for_it(
     service: psycopg.Connection, two: tuple[Organization, Organization]
 ) -> None:
@@ -98,7 +155,13 @@ def test_the_service_does_not_see_every_organization_by_asking_for_it(
 def test_the_service_may_not_write(
     service: psycopg.Connection, two: tuple[Organization, Organization], table: str
 ) -> None:
-    column = {"organizations": "name", "users": "alias", "visitors": "external_id"}.get(table, "id")
+    column = {
+        "organizations": "name",
+        "users": "alias",
+        "visitors": "external_id",
+        "event_positions": "last_position",
+        "events": "type",
+    }.get(table, "id")
     with service.transaction():
         service.execute(preamble(two[0].id)[-1])
         for text in (
@@ -222,3 +285,37 @@ def test_a_statement_without_its_predicates_shows_nobody_elses_cases(
     assert database.ask(uuid4(), query) == []
     # The same text does show them to one whom row security does not bind.
     assert len(own.connection.execute(stripped, given).fetchall()) > 1 or name.startswith("summary")
+
+
+PAGES_OF_VISITORS = ("list_messages_of_visitor", "list_activities_of_visitor")
+
+
+@pytest.mark.parametrize("name", PAGES_OF_VISITORS)
+def test_a_visitors_page_shows_no_note_even_without_its_predicate(
+    database: Database, two: tuple[Organization, Organization], name: str
+) -> None:
+    own, _ = two
+    text = statements("conversations")[name].replace("and k.is_private = false", "")
+    assert "is_private =" not in text
+    (case_id,) = own.connection.execute("select id from cases where organization_id = %s", [own.id]).fetchone() or ()
+    given = {**PARAMETERS, "organization_id": own.id, "case_id": case_id, "look_behind": False}
+    query = Query(number(name, text), given, lambda result: result.rows)
+    assert len(database.ask(own.id, query)) == 1
+    assert len(database.ask(own.id, query, notes=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "name", [*PAGES_OF_VISITORS, "list_messages_of_organization", "list_activities_of_organization"]
+)
+def test_a_page_of_a_case_without_its_predicates_shows_nobody_elses(
+    database: Database, two: tuple[Organization, Organization], name: str
+) -> None:
+    own, other = two
+    text = re.sub(r"((?:\w+\.)?organization_id) = %\(organization_id\)s", r"\1 = \1", statements("conversations")[name])
+    assert "organization_id)s" not in text
+    rows = other.connection.execute("select id from cases where organization_id = %s", [other.id]).fetchall()
+    given = {**PARAMETERS, "case_id": rows[0][0], "look_behind": False}
+    query = Query(number(name, text), given, lambda result: result.rows)
+    # At most that there is such a visitor here, who has no such case.
+    assert [row[1] for row in database.ask(own.id, query, notes=True)] in ([], [None])
+    assert database.ask(other.id, query)[0][1] == str(rows[0][0])

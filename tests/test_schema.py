@@ -26,6 +26,7 @@ def constraint(error: pytest.ExceptionInfo[psycopg.errors.IntegrityError]) -> st
         ({"latest_messaging_channel": "sms"}, "cases_channel_known"),
         ({"channel_priority": 5}, "cases_channel_priority_known"),
         ({"unread_message_count": -1}, "cases_unread_message_count_not_negative"),
+        ({"visitor_unread_message_count": -1}, "cases_visitor_unread_message_count_not_negative"),
         ({"case_number": ""}, "cases_case_number_length"),
         ({"case_number": "x" * 257}, "cases_case_number_length"),
         ({"subject": "x" * 1001}, "cases_text_lengths"),
@@ -127,6 +128,9 @@ def test_a_contact_has_times_of_the_years_1_to_9999(organization: Organization) 
         ("contacts", {"first_name": 256, "last_name": 256, "email": 256, "phone": 256}),
         ("case_funnel_stages", {"name": 256}),
         ("cases", {"case_number": 256, "subject": 1000, "description": 65536}),
+        ("activities", {}),
+        ("messages", {"text": 10000}),
+        ("events", {"external_id": 256, "case_number": 256}),
     ],
 )
 def test_every_text_has_a_bound(connection: psycopg.Connection, table: str, bounds: dict[str, int]) -> None:
@@ -154,7 +158,7 @@ def test_every_table_carries_the_organization_and_every_key_begins_with_it(
         "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
         " and relname <> 'schema_version'"
     ).fetchall()
-    assert len(tables) == 8
+    assert len(tables) == 12
     keys = connection.execute(
         """
         select c.conname, c.conrelid::regclass::text, a.attname
@@ -168,7 +172,7 @@ def test_every_table_carries_the_organization_and_every_key_begins_with_it(
     assert {column for _, _, column in keys} == {"organization_id"}
 
 
-def test_every_index_is_used_by_a_constraint_or_by_the_page_query(connection: psycopg.Connection) -> None:
+def test_every_index_is_used_by_a_constraint_or_by_a_statement(connection: psycopg.Connection) -> None:
     plain = connection.execute(
         """
         select i.indexrelid::regclass::text
@@ -179,6 +183,8 @@ def test_every_index_is_used_by_a_constraint_or_by_the_page_query(connection: ps
     ).fetchall()
     assert {name for (name,) in plain} == {
         "contacts_of_visitor",
+        "cases_of_organization_by_creation",
+        "cases_of_organization_by_update",
         "cases_of_contact_by_creation",
         "cases_of_contact_by_update",
         "cases_of_contact_by_status_and_creation",
@@ -187,7 +193,59 @@ def test_every_index_is_used_by_a_constraint_or_by_the_page_query(connection: ps
         "cases_of_contact_by_priority_and_update",
         "cases_of_contact_by_channel_and_creation",
         "cases_of_contact_by_channel_and_update",
+        "activities_of_case",
+        "messages_of_case",
+        "messages_of_activity",
+        "unread_messages_of_case",
+        "events_of_visitor",
     }
+
+
+def message(organization: Organization, **values: Any) -> None:
+    """Insert a message into a new activity of a new case."""
+    case_id, activity_id = organization.case(None), uuid4()
+    about = {"organization_id": organization.id, "case_id": case_id, "created_at": LONG_AGO}
+    organization.insert("activities", id=activity_id, channel="email", updated_at=LONG_AGO, **about)
+    given = {"id": uuid4(), "activity_id": activity_id, "sender_type": "user", "text": "x", "is_private": False}
+    organization.insert("messages", **(about | given | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"sender_type": "bot"}, "messages_sender_type_known"),
+        ({"sender_type": "visitor", "is_private": True}, "messages_of_visitors_not_private"),
+        ({"text": ""}, "messages_text_length"),
+        ({"text": "x" * 10_001}, "messages_text_length"),
+        ({"created_at": "infinity"}, "messages_times_in_range"),
+        ({"read_at": "-infinity"}, "messages_times_in_range"),
+        ({"sender_user_id": UUID(int=9)}, "messages_sender_user_fk"),
+        ({"case_id": UUID(int=9)}, "messages_activity_fk"),
+    ],
+)
+def test_a_message_keeps_its_promises(organization: Organization, values: dict[str, Any], name: str) -> None:
+    with pytest.raises(psycopg.errors.IntegrityError) as error:
+        message(organization, **values)
+    assert constraint(error) == name
+
+
+def test_a_message_that_no_user_wrote_names_none(organization: Organization) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as error:
+        message(organization, sender_type="system", sender_user_id=organization.user_id)
+    assert constraint(error) == "messages_sender_user_fits_type"
+
+
+def test_a_message_says_itself_whether_it_is_a_note(organization: Organization) -> None:
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        message(organization, is_private=None)
+
+
+def test_a_case_that_goes_takes_its_messages_along(organization: Organization) -> None:
+    message(organization)
+    organization.connection.execute("delete from cases where organization_id = %s", [organization.id])
+    for table in ("activities", "messages"):
+        statement = f"select 1 from {table} where organization_id = %s".encode()
+        assert organization.connection.execute(statement, [organization.id]).fetchall() == []
 
 
 def test_closing_a_case_sets_both_or_neither(organization: Organization) -> None:

@@ -20,6 +20,8 @@ __all__ = ["make_roles", "roles"]
 
 UNREADABLE = ("organizations", "api_tokens", "signing_keys")
 READABLE = ("users", "visitors", "contacts", "case_funnel_stages", "cases")
+# What happens in a case is added and changed, and goes with the case alone. An event is written once.
+KEPT = ("activities", "messages", "event_positions", "events")
 
 
 @pytest.fixture
@@ -77,6 +79,18 @@ def test_it_changes_nothing_but_cases(
         for text in (f"insert into {table} (organization_id) values (null)", f"delete from {table}"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), writer.transaction():
                 writer.execute(text.encode())
+
+
+@pytest.mark.parametrize("table", KEPT)
+def test_it_removes_nothing_of_what_happened(writer: psycopg.Connection, table: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        writer.execute(f"delete from {table}".encode())
+
+
+def test_it_neither_reads_nor_changes_an_event(writer: psycopg.Connection) -> None:
+    for text in ("select 1 from events", "update events set position = 1"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            writer.execute(text.encode())
 
 
 def test_it_cannot_change_the_schema(writer: psycopg.Connection) -> None:

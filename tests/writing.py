@@ -10,7 +10,20 @@ from werkzeug.test import TestResponse
 
 from tests.factories import Organization
 
-TABLES = ("organizations", "users", "api_tokens", "signing_keys", "visitors", "contacts", "case_funnel_stages", "cases")
+TABLES = (
+    "organizations",
+    "users",
+    "api_tokens",
+    "signing_keys",
+    "visitors",
+    "contacts",
+    "case_funnel_stages",
+    "cases",
+    "activities",
+    "messages",
+    "event_positions",
+    "events",
+)
 
 
 class Writer:

@@ -94,24 +94,24 @@ class Gate:
         with self._limits.failed_authentications():
             return self._prove(api_token(request), organization_id)
 
-    def answer(self, request: Request, organization_id: UUID, view: View) -> Response:
-        """Return a view's response, given the access of the request's API token.
+    def answer(self, request: Request, organization_id: UUID, view: View, *, by_primary: bool = False) -> Response:
+        """Return a view's response, given the access of the request's API token; `by_primary`, from no replica.
 
         Raises:
             ProblemError: The API token gives no access to the organization; or an error of the view.
 
         """
         if self._limits is None:
-            return self._answer(api_token(request), organization_id, view)
+            return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
         with self._limits.failed_authentications(), self._limits.known_visitors():
-            return self._answer(api_token(request), organization_id, view)
+            return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
 
-    def _answer(self, token: ApiToken, organization_id: UUID, view: View) -> Response:
+    def _answer(self, token: ApiToken, organization_id: UUID, view: View, *, by_primary: bool) -> Response:
         access, asked = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
         if self._limits is not None:
             self._limits.count_visitor(organization_id, asked.identity.external_id)
         for _ in range(_TRIES):
-            found, answer = self._ask(token, organization_id, asked)
+            found, answer = self._ask(token, organization_id, asked, by_primary=by_primary)
             if found != access:
                 access = self._admit(token, organization_id, found)
                 asked = view(access)
@@ -124,8 +124,12 @@ class Gate:
             asked = response
         raise UnavailableError
 
-    def _ask(self, token: ApiToken, organization_id: UUID, asked: Asked) -> tuple[Access | None, Any]:
+    def _ask(
+        self, token: ApiToken, organization_id: UUID, asked: Asked, *, by_primary: bool
+    ) -> tuple[Access | None, Any]:
         visitor = asked.identity.external_id
+        if by_primary:
+            return self._database.ask_both(organization_id, _access_query(token), asked.query, visitor=visitor)
         links = store.get_visitor(organization_id=organization_id, external_id=visitor)
         return self._cases.ask_judged(organization_id, _access_query(token), asked.query, links=links, visitor=visitor)
 

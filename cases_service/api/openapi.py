@@ -17,8 +17,11 @@ from werkzeug.routing import Map, Rule
 from cases_service import __version__, errors
 from cases_service.api import parameters
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
+from cases_service.api.organization_parameters import Identifiers, OrganizationCollectionParameters
 from cases_service.cases import schemas
-from cases_service.cases.bodies import CHANGE, WHOLE, Kind, Reference
+from cases_service.cases.bodies import CHANGE, WHOLE, Identifier, Kind, Reference
+from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, NEW_ORGANIZATION_MESSAGE, READ_MARK
+from cases_service.cases.organization_filters import NONE
 from cases_service.errors import ProblemError
 
 Json = dict[str, Any]
@@ -87,6 +90,10 @@ _SECURITY_OF: Final = {"Cases": _SECURITY, "Organization": _SECURITY[2:], "Servi
 
 _UUID: Final[Json] = {"type": "string", "format": "uuid"}
 _CASE: Final[Json] = _EXAMPLES["case"]
+_ACTIVITY: Final[Json] = _EXAMPLES["activity"]
+_MESSAGE: Final[Json] = _EXAMPLES["message"]
+_EVENT: Final[Json] = _EXAMPLES["event"]
+_OWN_MESSAGE: Final[Json] = _EVENT["message"]
 _NEW_CASE: Final[Json] = {name: _CASE[name] for name in ("case_number", "priority", "subject", "contact_id")}
 _PATH_PARAMETERS: Final[dict[str, Json]] = {
     "organization_id": {
@@ -209,7 +216,8 @@ _STATUS_WORDS: Final = {
     403: "The API token does not open this organization, or does not let this pass.",
     404: "There is no such thing.",
     405: "The path does not take this method.",
-    409: "Another case stands in the way.",
+    409: "Something that is there stands in the way.",
+    410: "It is no longer kept.",
     412: "The case is not as expected.",
     413: "The body is too large.",
     415: "The body is of another type.",
@@ -247,6 +255,11 @@ class Operation:
     problems: tuple[type[ProblemError], ...]
 
     @property
+    def makes_a_case(self) -> bool:
+        """Whether it answers where the case is that it has made."""
+        return self.method == "post" and self.body == "NewCase"
+
+    @property
     def writes(self) -> bool:
         """Whether it changes anything."""
         return self.method != "get"
@@ -261,6 +274,7 @@ _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok
 
 _OF_BODIES: Final = (errors.UnsupportedMediaTypeError, errors.BodyTooLargeError, errors.InvalidBodyError)
 _OF_WRITES: Final = (errors.ReadOnlyDeploymentError, errors.PreconditionFailedError, errors.CaseNumberTakenError)
+_OF_CONVERSATIONS: Final = (errors.IdTakenError, errors.CaseClosedError, errors.EventsGoneError)
 _OF_VISITORS: Final = (
     *errors.VisitorTokenError.__subclasses__(),
     errors.VisitorNotFoundError,
@@ -273,11 +287,20 @@ def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
 
 
 def _of_visitors(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_BODIES, *_OF_WRITES, *others)
+    return _all_but(*_OF_BODIES, *_OF_WRITES, *_OF_CONVERSATIONS, *others)
 
 
 def _of_organization(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_VISITORS, *others)
+    return _all_but(*_OF_VISITORS, *_OF_CONVERSATIONS, *others)
+
+
+_OF_VISITORS_WRITES: Final = (
+    *_of_visitors(errors.InvalidCursorError),
+    *_OF_BODIES,
+    errors.ReadOnlyDeploymentError,
+)
+_OF_OWN_WRITES: Final = _of_organization(errors.PreconditionFailedError, errors.CaseNumberTakenError)
+_OF_OWN_PAGES: Final = (*_of_organization(*_OF_BODIES, *_OF_WRITES), errors.InvalidCursorError)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -316,6 +339,22 @@ OPERATIONS: Final[dict[str, Operation]] = {
         etag="ETag",
         takes=("IfNoneMatch",),
         problems=_of_visitors(errors.InvalidCursorError),
+    ),
+    "organization_cases.list_cases": Operation(
+        summary="List an organization's cases",
+        description="A page of all cases of the organization, with or without a contact, as they are now. To walk on,"
+        " follow `next` as it is. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=OrganizationCollectionParameters,
+        schema=schemas.OrganizationPageSchema,
+        with_fields="PageOfPartialOrganizationCases",
+        example={"next": None, "previous": None, "results": [_CASE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=(
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+            errors.InvalidCursorError,
+        ),
     ),
     "organization_cases.get_case": Operation(
         summary="Show one case to its organization",
@@ -386,6 +425,131 @@ OPERATIONS: Final[dict[str, Operation]] = {
         takes=("IfMatch",),
         answers=(204,),
         problems=_of_organization(*_OF_BODIES, errors.CaseNumberTakenError),
+    ),
+    "conversations.list_activities": Operation(
+        summary="List the activities of a case",
+        description="A page of the conversations in a case, each on one channel.",
+        tag="Cases",
+        parameters=parameters.ConversationParameters,
+        schema=schemas.ActivityPageSchema,
+        example={"next": None, "previous": None, "results": [_ACTIVITY]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_of_visitors(),
+    ),
+    "conversations.list_messages": Operation(
+        summary="List the messages of a case",
+        description="A page of what was said in a case, to follow as a page of cases is.",
+        tag="Cases",
+        parameters=parameters.ConversationParameters,
+        schema=schemas.MessagePageSchema,
+        example={"next": None, "previous": None, "results": [_MESSAGE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_of_visitors(),
+    ),
+    "conversations.create_message": Operation(
+        summary="Say something in a case",
+        description="201 with the message; sent again under the same `id`, 200 with the one that is there. A case that"
+        " is pending or closed opens again. Needs the scope `visitors:write`.",
+        tag="Cases",
+        method="post",
+        parameters=parameters.Parameters,
+        body="NewMessage",
+        body_example={"id": _MESSAGE["id"], "text": _MESSAGE["text"]},
+        schema=schemas.MessageSchema,
+        example=_MESSAGE,
+        answers=(200, 201),
+        problems=(*_OF_VISITORS_WRITES, errors.IdTakenError, errors.CaseClosedError),
+    ),
+    "conversations.mark_read": Operation(
+        summary="Mark messages as read",
+        description="What users wrote up to a message, or all of it, has been read. Repeating it is harmless. Needs the"
+        " scope `visitors:write`.",
+        tag="Cases",
+        method="put",
+        parameters=parameters.Parameters,
+        body="ReadMark",
+        body_example={"until": _MESSAGE["id"]},
+        schema=schemas.CaseSchema,
+        example=_CASE,
+        problems=_OF_VISITORS_WRITES,
+    ),
+    "conversations.change_case": Operation(
+        summary="Close or reopen a case",
+        description="Repeating it is harmless. Needs the scope `visitors:write`.",
+        tag="Cases",
+        method="patch",
+        parameters=parameters.Parameters,
+        body="CaseState",
+        body_types=("application/merge-patch+json", "application/json"),
+        body_example={"is_closed": True},
+        schema=schemas.CaseSchema,
+        example=_CASE,
+        problems=(*_OF_VISITORS_WRITES, errors.CaseClosedError),
+    ),
+    "organization_conversations.list_activities": Operation(
+        summary="List the activities of a case to its organization",
+        description="As the primary has them now, with notes counted. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=parameters.ConversationParameters,
+        schema=schemas.ActivityPageSchema,
+        example={"next": None, "previous": None, "results": [_ACTIVITY]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_OF_OWN_PAGES,
+    ),
+    "organization_conversations.list_messages": Operation(
+        summary="List the messages of a case to its organization",
+        description="As the primary has them now, with notes among users. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=parameters.ConversationParameters,
+        schema=schemas.OrganizationMessagePageSchema,
+        example={"next": None, "previous": None, "results": [_OWN_MESSAGE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=_OF_OWN_PAGES,
+    ),
+    "organization_conversations.create_message": Operation(
+        summary="Answer in a case, or leave a note",
+        description="201 with the message; sent again under the same `id`, 200 with the one that is there. What is not"
+        " private is shown to the visitor. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="post",
+        parameters=parameters.Parameters,
+        body="NewOrganizationMessage",
+        body_example={"text": "It has been repaired today.", "is_private": False},
+        schema=schemas.OrganizationMessageSchema,
+        example=_OWN_MESSAGE,
+        answers=(200, 201),
+        problems=(*_OF_OWN_WRITES, errors.IdTakenError),
+    ),
+    "organization_conversations.mark_read": Operation(
+        summary="Mark a visitor's messages as read",
+        description="What the visitor wrote up to a message, or all of it, has been read. Repeating it is harmless."
+        " Needs the scope `cases:write`.",
+        tag="Organization",
+        method="put",
+        parameters=parameters.Parameters,
+        body="ReadMark",
+        body_example={},
+        schema=schemas.OrganizationCaseSchema,
+        example=_CASE,
+        etag="StrongETag",
+        problems=_OF_OWN_WRITES,
+    ),
+    "organization_conversations.list_events": Operation(
+        summary="List what visitors did",
+        description="Every message, close, reopening and read mark of a visitor, in the order of the commits. Who goes"
+        " on from `last` misses nothing and sees nothing twice. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=parameters.EventParameters,
+        schema=schemas.EventPageSchema,
+        example={"results": [_EVENT], "last": 1, "has_more": False},
+        problems=(
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+            errors.EventsGoneError,
+        ),
     ),
     "health.healthz": Operation(
         summary="Whether the process lives",
@@ -480,6 +644,7 @@ def describe(routes: Map, server: str, *, writes: bool) -> Json:
         described["CaseChange"] = _body_schema(
             "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
         )
+        described |= {name: _members(schema) for name, schema in _BODIES.items()}
     return document
 
 
@@ -538,6 +703,8 @@ def _without_bodies(operation: Json) -> Json:
 
 def _operation_id(endpoint: str) -> str:
     blueprint, _, name = endpoint.rpartition(".")
+    if blueprint == "organization_conversations":
+        return name.replace("_", "_organization_", 1)
     return name.replace("case", "organization_case") if blueprint == "organization_cases" else name
 
 
@@ -564,6 +731,33 @@ def _body_schema(description: str, kind: Kind, case: Json) -> Json:
     }
 
 
+_BODIES: Final[dict[str, Schema]] = {
+    "NewMessage": NEW_MESSAGE,
+    "NewOrganizationMessage": NEW_ORGANIZATION_MESSAGE,
+    "ReadMark": READ_MARK,
+    "CaseState": CASE_STATE,
+}
+
+
+def _members(schema: Schema) -> Json:
+    """Return what a body takes that is no case."""
+    required = [name for name, field in schema.fields.items() if field.required]
+    return {
+        "type": "object",
+        "description": (type(schema).__doc__ or "").strip(),
+        "properties": {name: {**_kind_of(field), **field.metadata} for name, field in schema.fields.items()},
+        **({"required": required} if required else {}),
+        "additionalProperties": False,
+    }
+
+
+def _kind_of(field: fields.Field[Any]) -> Json:
+    if isinstance(field, Identifier):
+        return _UUID
+    is_text = "enum" in field.metadata or "maxLength" in field.metadata
+    return {"type": "string" if is_text else "boolean"}
+
+
 def _reference(name: str) -> Json:
     by_id = {"type": "object", "properties": {"id": _UUID}, "required": ["id"]}
     return {"description": f"Stands for its id, like {name}_id.", "anyOf": [by_id, {"type": "null"}]}
@@ -576,7 +770,7 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
     responses: dict[int, Json] = {
         status: {
             "description": operation.summary + ".",
-            "headers": headers | (_named(["Location"]) if operation.method == "post" else {}),
+            "headers": headers | (_named(["Location"]) if operation.makes_a_case else {}),
             **_content(operation),
         }
         for status in operation.answers
@@ -646,6 +840,7 @@ def _example_of(kind: type[ProblemError]) -> Json:
             **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
             **({"errors": [_WRONG_MEMBER]} if kind is errors.InvalidBodyError else {}),
             **({"case_id": _CASE["id"]} if kind is errors.CaseNumberTakenError else {}),
+            **({"position": 4711} if kind is errors.EventsGoneError else {}),
         }
     )
 
@@ -661,9 +856,7 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         ret["type"] = "string"
     match field:
         case parameters.CommaSeparated():
-            choices = list(field.choices.values())
-            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
-            return {"type": "array", "minItems": 1, "items": items}
+            return {"type": "array", "minItems": 1, "items": _items(field)}
         case parameters.Flag():
             return {"type": "boolean"}
         case parameters.Moment():
@@ -675,12 +868,25 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
     return {}
 
 
+def _items(field: parameters.CommaSeparated) -> Json:
+    if isinstance(field, Identifiers):
+        return {"anyOf": [_UUID, {"const": NONE}]}
+    choices = list(field.choices.values())
+    return {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
+
+
 def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
     return {"style": "form", "explode": True} if isinstance(field, parameters.CommaSeparated) else {}
 
 
 _SOMETIMES: Final = frozenset(
-    {("Problem", "errors"), ("Problem", "case_id"), ("ParameterError", "parameter"), ("ParameterError", "pointer")}
+    {
+        ("Problem", "errors"),
+        ("Problem", "case_id"),
+        ("Problem", "position"),
+        ("ParameterError", "parameter"),
+        ("ParameterError", "pointer"),
+    }
 )
 
 
@@ -695,10 +901,12 @@ def _narrowed_by_fields(described: Json) -> Json:
     """Return the schemas of what `fields` leaves. Were they one with the others, each attribute could be missing."""
     said = "with the attributes that `fields` names, and no others."
     narrowed = {}
-    for name in ("Case", "OrganizationCase"):
-        narrowed[f"Partial{name}"] = {key: value for key, value in described[name].items() if key != "required"}
-        narrowed[f"Partial{name}"]["description"] = f"A case {said}"
-    results = described["Page"]["properties"]["results"] | {"items": {"$ref": "#/components/schemas/PartialCase"}}
-    properties = described["Page"]["properties"] | {"results": results}
-    page = described["Page"] | {"properties": properties, "description": f"A page whose cases are {said}"}
-    return narrowed | {"PageOfPartialCases": page}
+    for page, name in (("Page", "Case"), ("OrganizationPage", "OrganizationCase")):
+        partial = f"Partial{name}"
+        narrowed[partial] = {key: value for key, value in described[name].items() if key != "required"}
+        narrowed[partial]["description"] = f"A case {said}"
+        results = described[page]["properties"]["results"] | {"items": {"$ref": f"#/components/schemas/{partial}"}}
+        properties = described[page]["properties"] | {"results": results}
+        of_page = {"properties": properties, "description": f"A page whose cases are {said}"}
+        narrowed[f"PageOf{partial}s"] = described[page] | of_page
+    return narrowed

@@ -18,6 +18,8 @@ from cases_service.store.cases import ORDERINGS
 
 DEFAULT_PAGE_SIZE: Final = 25
 MAXIMUM_PAGE_SIZE: Final = 100
+# What JSON's numbers hold in every program that reads them.
+MAXIMUM_POSITION: Final = 2**53 - 1
 _NAME_LENGTH: Final = 64
 # Each says what is accepted; for the thousands of names that fit into a URL, that would be a megabyte.
 _MOST_ERRORS: Final = 32
@@ -32,7 +34,7 @@ class WholeNumber(fields.Integer):
         self.error_messages["invalid"] = f"Expected a whole number from {minimum} to {maximum}."
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", value) or int(value) not in self.limits:
+        if not re.fullmatch(r"0|[1-9][0-9]{0,18}", value) or int(value) not in self.limits:
             raise self.make_error("invalid")
         return int(value)
 
@@ -84,6 +86,47 @@ class Parameters(Schema):
         validate=validate.OneOf(["json"], error="Expected json, the only format."),
         metadata=says("The format of the answer; there is one."),
     )
+
+
+def _page_size(things: str) -> WholeNumber:
+    return WholeNumber(
+        1,
+        MAXIMUM_PAGE_SIZE,
+        load_default=DEFAULT_PAGE_SIZE,
+        metadata=says(f"How many {things} a page has at the most."),
+    )
+
+
+def _cursor() -> fields.String:
+    return fields.String(
+        load_default=None,
+        validate=validate.Length(min=1, error="Expected the cursor of a link next or previous."),
+        metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
+    )
+
+
+class ConversationParameters(Parameters):
+    """The parameters of a page of a case's activities or messages."""
+
+    ordering = fields.String(
+        load_default="created_at",
+        validate=validate.OneOf(("created_at", "-created_at"), error="Expected one of {choices}."),
+        metadata=says("The order; `-` is newest first. Ties are broken by `id`."),
+    )
+    page_size = _page_size("activities or messages")
+    cursor = _cursor()
+
+
+class EventParameters(Parameters):
+    """The parameters of a page of events."""
+
+    after = WholeNumber(
+        0,
+        MAXIMUM_POSITION,
+        load_default=0,
+        metadata=says("The position to go on from: `last` of the answer before. Without it, the beginning."),
+    )
+    page_size = _page_size("events")
 
 
 def _attributes() -> CommaSeparated:
@@ -145,14 +188,8 @@ class CollectionParameters(FilterParameters):
         validate=validate.OneOf(ORDERINGS, error="Expected one of {choices}."),
         metadata=says("The order; `-` is newest first. Ties are broken by `id`."),
     )
-    page_size = WholeNumber(
-        1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE, metadata=says("How many cases a page has at the most.")
-    )
-    cursor = fields.String(
-        load_default=None,
-        validate=validate.Length(min=1, error="Expected the cursor of a link next or previous."),
-        metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
-    )
+    page_size = _page_size("cases")
+    cursor = _cursor()
     attributes = _attributes()
 
 

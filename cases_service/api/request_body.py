@@ -6,7 +6,13 @@ from typing import Final
 from flask import Request
 from werkzeug.exceptions import HTTPException
 
-from cases_service.errors import BodyTooLargeError, InvalidBodyError, OverloadedError, UnsupportedMediaTypeError
+from cases_service.errors import (
+    BodyTooLargeError,
+    InvalidBodyError,
+    OverloadedError,
+    ProblemError,
+    UnsupportedMediaTypeError,
+)
 
 TOO_LARGE: Final = "cases.body_too_large"
 """The WSGI environment's key that is true if the worker discarded the body because it was too large."""
@@ -15,8 +21,11 @@ OVERLOADED: Final = "cases.overloaded"
 """Likewise, if other requests' bodies left no room for it."""
 
 
+_READ: Final = "cases.body"
+
+
 def read_body(request: Request, *, media_types: Collection[str], maximum: int) -> bytes:
-    """Return the body of a request.
+    """Return the body of a request. It is read once, and what became of that holds for the request.
 
     Raises:
         UnsupportedMediaTypeError: It is of another type, or compressed.
@@ -25,6 +34,19 @@ def read_body(request: Request, *, media_types: Collection[str], maximum: int) -
         InvalidBodyError: It did not come whole.
 
     """
+    outcome = request.environ.get(_READ)
+    if outcome is None:
+        try:
+            outcome = _checked(request, media_types=media_types, maximum=maximum)
+        except ProblemError as problem:
+            outcome = problem
+        request.environ[_READ] = outcome
+    if isinstance(outcome, ProblemError):
+        raise outcome
+    return bytes(outcome)
+
+
+def _checked(request: Request, *, media_types: Collection[str], maximum: int) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if request.mimetype not in media_types or encoding not in ("", "identity"):
         raise UnsupportedMediaTypeError

@@ -6,7 +6,7 @@ JSON's types, without conversions: only a number is a number.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -115,24 +115,35 @@ def _strict(field: fields.Field[Any], *, required: bool) -> Strict:
         case fields.UUID():
             return Identifier(**given)
         case fields.Boolean():
-            return Strict("true or false", lambda value: isinstance(value, bool), **given)
+            return flag(**given)
         case fields.Integer():
             first, last = limits["minimum"], limits["maximum"]
             whole = f"a whole number from {first} to {last}"
             return Strict(whole, lambda value: type(value) is int and first <= value <= last, **given)
         case _ if "enum" in limits:
-            choices = [choice for choice in limits["enum"] if choice is not None]
-            return Strict(f"one of {', '.join(choices)}", lambda value: value in choices, **given)
+            return one_of([choice for choice in limits["enum"] if choice is not None], **given)
         case _:
-            return _text(limits.get("minLength", 0), limits["maxLength"], **given)
+            return text(limits.get("minLength", 0), limits["maxLength"], **given)
 
 
-def _text(shortest: int, longest: int, **given: Any) -> Strict:
+def text(shortest: int, longest: int, **given: Any) -> Strict:
+    """Return what reads a text that can be stored, within limits of its length."""
+
     def accepts(value: Any) -> bool:
         return isinstance(value, str) and shortest <= len(value) <= longest and not _UNSTORABLE.search(value)
 
     length = f"{shortest} to {longest:,}" if shortest else f"at most {longest:,}"
     return Strict(f"a text of {length} characters, without U+0000 and lone surrogates", accepts, **given)
+
+
+def flag(**given: Any) -> Strict:
+    """Return what reads true or false."""
+    return Strict("true or false", lambda value: isinstance(value, bool), **given)
+
+
+def one_of(choices: Sequence[str], **given: Any) -> Strict:
+    """Return what reads one of some texts."""
+    return Strict(f"one of {', '.join(choices)}", lambda value: value in choices, **given)
 
 
 def _kind(*, creates: bool, is_partial: bool = False) -> Kind:
@@ -166,6 +177,23 @@ def read_case_body(body: bytes, kind: Kind) -> CaseBody:
     values, found = _load(kind.schema, known)
     unknown = [_error((name,), "There is no such attribute.") for name in asked if name not in known]
     return _settled(values, [*found, *twice, *unknown])
+
+
+def read_members(body: bytes, schema: Schema) -> dict[str, Any]:
+    """Return the members of a body that is no case, and that a schema describes.
+
+    Raises:
+        InvalidBodyError: It is no JSON object, or names each wrong member.
+
+    """
+    given = _parse(body)
+    twice = [_error(path, "Expected once.") for path in _repeated(given)]
+    known = {name: value for name, value in given.items() if name in schema.fields}
+    values, found = _load(schema, known)
+    unknown = [_error((name,), "There is no such member.") for name in given if name not in known]
+    if errors := [*found, *twice, *unknown]:
+        raise invalid(*errors)
+    return values
 
 
 def invalid(*errors: Error) -> InvalidBodyError:

@@ -7,6 +7,10 @@ from marshmallow import Schema, fields
 from cases_service.cases import timestamps as instants
 from cases_service.cases.filters import CHANNELS, STATUSES
 
+ACTIVITY_CHANNELS: Final = ("telephony", "webchat", "whatsapp", "email")
+SENDER_TYPES: Final = ("visitor", "user", "system")
+EVENT_TYPES: Final = ("message_created", "case_closed", "case_reopened", "case_read")
+MAXIMUM_TEXT: Final = 10_000
 PRIORITY_LABELS: Final = {1: "None", 2: "Low", 3: "Normal", 4: "High", 5: "Critical"}
 
 
@@ -152,6 +156,9 @@ class CaseSchema(Schema):
             maximum=4,
         ),
     )
+    visitor_unread_message_count = fields.Integer(
+        required=True, metadata=says("Messages of users that the visitor has not read yet.", minimum=0)
+    )
 
 
 class OrganizationCaseSchema(CaseSchema):
@@ -189,6 +196,121 @@ class PageSchema(Schema):
     )
 
 
+class OrganizationPageSchema(PageSchema):
+    """A page of an organization's cases and the links to the pages beside it."""
+
+    results = fields.List(
+        fields.Nested(OrganizationCaseSchema),
+        required=True,
+        metadata=says("The cases, in the order that `ordering` names."),
+    )
+
+
+class ActivitySchema(Schema):
+    """A conversation in a case, on one channel."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization that owns the case."))
+    case_id = fields.UUID(required=True, metadata=says("The case that the activity is in."))
+    channel = fields.String(required=True, metadata=says("The channel that it takes place on.", enum=ACTIVITY_CHANNELS))
+    created_at = Instant(required=True, metadata=says("When the activity began."))
+    updated_at = Instant(required=True, metadata=says("When the activity was last changed."))
+    is_ended = fields.Boolean(required=True, metadata=says("True exactly when `ended_at` is set."))
+    ended_at = Instant(allow_none=True, metadata=says("When it ended; null while it has not."))
+    message_count = fields.Integer(
+        required=True, metadata=says("The messages in it that the caller may see.", minimum=0)
+    )
+
+
+class MessageSchema(Schema):
+    """What somebody said in a case."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    organization_id = fields.UUID(required=True, metadata=says("The organization that owns the case."))
+    case_id = fields.UUID(required=True, metadata=says("The case that the message is in."))
+    activity_id = fields.UUID(required=True, metadata=says("The activity that the message is in."))
+    sender_type = fields.String(required=True, metadata=says("Who wrote it.", enum=SENDER_TYPES))
+    sender = fields.Nested(
+        UserSchema, allow_none=True, metadata=says("The user who wrote it; null where it was no user.")
+    )
+    text = fields.String(required=True, metadata=says("What was said.", minLength=1, maxLength=MAXIMUM_TEXT))
+    created_at = Instant(required=True, metadata=says("When it was written."))
+    read_at = Instant(allow_none=True, metadata=says("When the other side read it; null where it has not."))
+
+
+class OrganizationMessageSchema(MessageSchema):
+    """A message as its organization sees it, notes among users included."""
+
+    is_private = fields.Boolean(
+        required=True, metadata=says("Whether it is a note among users, which no visitor sees.")
+    )
+
+
+class Links:
+    """The links of a page to the pages beside it."""
+
+    next = fields.Url(
+        allow_none=True,
+        metadata=says("The page after this one; null where nothing lies beyond this end.", format="uri"),
+    )
+    previous = fields.Url(
+        allow_none=True,
+        metadata=says("The page before this one; null where nothing lies beyond this end.", format="uri"),
+    )
+
+
+class ActivityPageSchema(Links, Schema):
+    """A page of activities and the links to the pages beside it."""
+
+    results = fields.List(
+        fields.Nested(ActivitySchema), required=True, metadata=says("The activities, in the order of `ordering`.")
+    )
+
+
+class MessagePageSchema(Links, Schema):
+    """A page of messages and the links to the pages beside it."""
+
+    results = fields.List(
+        fields.Nested(MessageSchema), required=True, metadata=says("The messages, in the order of `ordering`.")
+    )
+
+
+class OrganizationMessagePageSchema(Links, Schema):
+    """The same as the organization sees it."""
+
+    results = fields.List(
+        fields.Nested(OrganizationMessageSchema),
+        required=True,
+        metadata=says("The messages, in the order of `ordering`."),
+    )
+
+
+class EventSchema(Schema):
+    """What a visitor did."""
+
+    position = fields.Integer(required=True, metadata=says("Its place among the organization's events.", minimum=1))
+    type = fields.String(required=True, metadata=says("What was done.", enum=EVENT_TYPES))
+    created_at = Instant(required=True, metadata=says("When it was done."))
+    external_id = fields.String(required=True, metadata=says("The visitor's external id."))
+    case_id = fields.UUID(required=True, metadata=says("The case that it was done to; it may be gone since."))
+    case_number = fields.String(required=True, metadata=says("The case's number at the time."))
+    message = fields.Nested(
+        OrganizationMessageSchema,
+        allow_none=True,
+        metadata=says("The message, of `message_created`, as it is now; null where it is gone since."),
+    )
+
+
+class EventPageSchema(Schema):
+    """Events in the order in which they were committed."""
+
+    results = fields.List(fields.Nested(EventSchema), required=True, metadata=says("The events behind `after`."))
+    last = fields.Integer(
+        required=True, metadata=says("The position of the last of them, to go on from; `after` without any.", minimum=0)
+    )
+    has_more = fields.Boolean(required=True, metadata=says("Whether there are more behind it now."))
+
+
 class StatusCountsSchema(Schema):
     """How many cases have each status."""
 
@@ -211,6 +333,9 @@ class SummarySchema(Schema):
     waiting_count = fields.Integer(required=True, metadata=says("Cases that await an action or a response.", minimum=0))
     latest_updated_at = Instant(
         allow_none=True, metadata=says("When one of them was last changed; null where there is none.")
+    )
+    visitor_unread_message_count = fields.Integer(
+        required=True, metadata=says("Messages in them that the visitor has not read yet.", minimum=0)
     )
 
 
@@ -242,3 +367,6 @@ class ProblemSchema(Schema):
         metadata=says("What is wrong with which parameter, or with which member of the body, where any are wrong."),
     )
     case_id = fields.UUID(metadata=says("The case that has the number, where it is taken."))
+    position = fields.Integer(
+        metadata=says("Where the events that are still there begin: go on with it as `after`.", minimum=0)
+    )

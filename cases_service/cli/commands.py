@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, cast
@@ -610,6 +610,32 @@ def rotate_secrets() -> None:
     with _connection() as (connection, box):
         count = administration.rotate_secrets(connection, box=box)
     click.echo(f"{_counted(count, 'secret')} encrypted with the first secret key")
+
+
+@cli.command("prune-events")
+@click.option(
+    "--older-than",
+    "days",
+    required=True,
+    type=click.IntRange(min=1, max=36_500),
+    metavar="DAYS",
+    help="How old an event has to be, in days.",
+)
+def prune_events(days: int) -> None:
+    """Remove old events of every organization.
+
+    Who asks for what was removed is answered 410, with the position to go on from. Cases and messages stay.
+
+    \b
+    Example:
+      cases-service prune-events --older-than 90
+    """
+    from cases_service.store import events
+
+    before = datetime.now(UTC) - timedelta(days=days)
+    with _connection() as (connection, _):
+        count = events.prune_events(connection, before=before.isoformat())
+    click.echo(f"{_counted(count, 'event')} removed")
 
 
 @cli.command("sign")

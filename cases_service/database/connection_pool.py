@@ -105,19 +105,19 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         finally:
             query_count.add(1, started)
 
-    def ask(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+    def ask(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
         """Return the answers to queries about an organization, in one round trip and one transaction."""
         started = perf_counter()
         try:
-            return self.exchange.ask(organization_id, queries)
+            return self.exchange.ask(organization_id, queries, notes=notes)
         finally:
             query_count.add(len(queries), started)
 
-    def begin(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
+    def begin(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
         """Do what `ask` does, in a transaction that may write and is left open."""
         started = perf_counter()
         try:
-            return self.exchange.begin(organization_id, queries)
+            return self.exchange.begin(organization_id, queries, notes=notes)
         finally:
             query_count.add(len(queries), started)
 
@@ -145,9 +145,9 @@ class Reader(ABC):
     def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
         """Return the result of `work` on a connection, in a turn of its owner's."""
 
-    def ask(self, organization_id: UUID, query: Query[T]) -> T:
-        """Return the answer to a query about an organization."""
-        answer: T = self.ask_all(organization_id, query)[0]
+    def ask(self, organization_id: UUID, query: Query[T], *, notes: bool = False) -> T:
+        """Return the answer to a query about an organization, which sees notes among users where it is to."""
+        answer: T = self.ask_all(organization_id, query, notes=notes)[0]
         return answer
 
     def ask_both(
@@ -157,13 +157,15 @@ class Reader(ABC):
         one, other = self.ask_all(organization_id, first, second, visitor=visitor)
         return one, other
 
-    def ask_all(self, organization_id: UUID, *queries: Query[Any], visitor: str | None = None) -> list[Any]:
+    def ask_all(
+        self, organization_id: UUID, *queries: Query[Any], visitor: str | None = None, notes: bool = False
+    ) -> list[Any]:
         """Return the answers to queries about an organization, which all see the same state of the database.
 
         Where it is known for which visitor they are, they count as that one's.
         """
         whose = Whose(organization_id, visitor)
-        return self.read(lambda connection: connection.ask(organization_id, *queries), whose=whose)
+        return self.read(lambda connection: connection.ask(organization_id, *queries, notes=notes), whose=whose)
 
 
 class Database(Reader):

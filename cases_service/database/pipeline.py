@@ -33,6 +33,7 @@ MAXIMUM_PREPARED: Final = 100
 
 _CLOSES: Final = psycopg.capabilities.has_send_close_prepared()
 _NAMING: Final = numbered("session")["name_organization"]
+_SHOWING: Final = numbered("session")["show_notes"]
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
@@ -84,10 +85,12 @@ class Exchange:
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
 
-    def ask(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+    def ask(self, organization_id: UUID, queries: Sequence[Query[Any]], *, notes: bool = False) -> list[Any]:
         """Return what each query reads from its result.
 
         The queries see only the organization's rows, and all of them the same state of the database.
+
+        Notes among users are of these only where they are asked for.
 
         Raises:
             psycopg.Error: A statement failed, and the transaction is rolled back; or the server has gone, or has not
@@ -96,14 +99,16 @@ class Exchange:
         """
         # A pipeline is implicitly one transaction; Citus needs an explicit one to pass it on.
         is_explicit = self.writes or self._is_citus
-        begin = preamble(organization_id, writes=self.writes, is_citus=self._is_citus) if is_explicit else ()
+        begin = (
+            preamble(organization_id, writes=self.writes, notes=notes, is_citus=self._is_citus) if is_explicit else ()
+        )
         end = (b"commit",) if is_explicit else ()
-        naming = () if is_explicit else (Query(_NAMING, {"organization_id": str(organization_id)}, _nothing),)
+        naming = () if is_explicit else _naming(organization_id, notes=notes)
         return self.step((*naming, *queries), begin=begin, end=end)[len(naming) :]
 
-    def begin(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
+    def begin(self, organization_id: UUID, queries: Sequence[Query[Any]], *, notes: bool = False) -> list[Any]:
         """Do what `ask` does, in a transaction that may write and is left open."""
-        return self.step(queries, begin=preamble(organization_id, writes=True, is_citus=self._is_citus))
+        return self.step(queries, begin=preamble(organization_id, writes=True, notes=notes, is_citus=self._is_citus))
 
     def write(self, organization_id: UUID, queries: Sequence[Query[Any]]) -> list[Any]:
         """Do what `ask` does, in a transaction that may write and is committed."""
@@ -203,8 +208,12 @@ class Exchange:
 
 
 @lru_cache(maxsize=256)
-def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = False) -> tuple[bytes, ...]:
+def preamble(
+    organization_id: UUID, *, writes: bool = False, notes: bool = False, is_citus: bool = False
+) -> tuple[bytes, ...]:
     """Return what begins a transaction that is about one organization, as the row security of schema.sql reads it.
+
+    With `notes` it also sees the organization's internal notes.
 
     Reads see one state of the database. Writes must see what others have just committed: otherwise two workers that
     record the use of the same token would fail.
@@ -214,7 +223,14 @@ def preamble(organization_id: UUID, *, writes: bool = False, is_citus: bool = Fa
     begin = b"begin isolation level read committed read write" if writes else b"begin isolation level repeatable read"
     propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
-    return begin, *propagate, setting.as_bytes()
+    showing = (b"set local cases.private_notes = 'shown'",) if notes else ()
+    return begin, *propagate, *showing, setting.as_bytes()
+
+
+def _naming(organization_id: UUID, *, notes: bool) -> tuple[Query[Any], ...]:
+    """Return what says the same to a server that does not pass it on."""
+    naming = Query(_NAMING, {"organization_id": str(organization_id)}, _nothing)
+    return (Query(_SHOWING, {}, _nothing), naming) if notes else (naming,)
 
 
 def _nothing(_: Result) -> None:

@@ -78,7 +78,8 @@ class Visit:
         """Return the shell variables of the `curl` commands, for any POSIX shell."""
         return (
             f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nJWT={self.jwt}\n"
-            f'CASES="{self.cases_url("$ORGANIZATION")}"'
+            f'CASES="{self.cases_url("$ORGANIZATION")}"\n'
+            f'ALL_CASES="{self.base_url}/api/v5/orgs/$ORGANIZATION/cases"'
         )
 
 
@@ -87,6 +88,14 @@ def _curl(rest: str) -> str:
     return (
         'curl -s -H "Authorization: Token $TOKEN" -H "X-External-Identity: $JWT" \\\n'
         f'    "$CASES{rest}" | python3 -m json.tool'
+    )
+
+
+def _curl_change(case_id: str) -> str:
+    """Return a command that changes a case as the organization's own system would."""
+    return (
+        'curl -s -X PATCH -H "Authorization: Token $TOKEN" -H "Content-Type: application/json" \\\n'
+        f'    -d \'{{"subject": "Changed from a shell"}}\' "$ALL_CASES/{case_id}" | python3 -m json.tool'
     )
 
 
@@ -164,6 +173,7 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[V
         connection,
         organization_id=_ORGANIZATION,
         user_id=_USER,
+        scopes=("visitors:read", "cases:write"),
         description=_DESCRIPTION,
         expires_at=datetime.now(UTC) + _TOKEN_LIFETIME,
     )
@@ -288,6 +298,9 @@ The next ones, by the cursor in the link "next":
 
 One case, whole:
 {_curl(f"/{case['id']}")}
+
+A change of that case by the organization's own system, which the customer's page above shows:
+{_curl_change(case["id"])}
 
 An error:
 {_curl("?page_size=1000")}

@@ -157,7 +157,11 @@ class Case(Record, tag="case", kw_only=True):
     """A case."""
 
     removable: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, Any]] = {"is_waiting": False, "unread_message_count": 0}
+    defaults: ClassVar[dict[str, Any]] = {
+        "is_waiting": False,
+        "unread_message_count": 0,
+        "visitor_unread_message_count": 0,
+    }
 
     organization_id: Id
     case_number: Name
@@ -177,6 +181,7 @@ class Case(Record, tag="case", kw_only=True):
     created_by_user_id: Id | UnsetType | None = UNSET
     updated_by_user_id: Id | UnsetType | None = UNSET
     case_funnel_stage_id: Id | UnsetType | None = UNSET
+    visitor_unread_message_count: Count | UnsetType = UNSET
 
     def check(self) -> None:
         """Raise FieldError unless a closed case, and no other, says when it was closed."""

@@ -237,9 +237,10 @@ def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> Prob
 class Transaction:
     """A transaction that writes, of one round trip or two; what is left open at its end is rolled back."""
 
-    def __init__(self, connection: Connection, organization_id: UUID) -> None:
+    def __init__(self, connection: Connection, organization_id: UUID, *, notes: bool = False) -> None:
         self._connection = connection
         self._organization_id = organization_id
+        self._notes = notes
 
     def __enter__(self) -> Self:
         return self
@@ -250,7 +251,7 @@ class Transaction:
 
     def begin(self, *queries: Query[Any]) -> Sequence[Any]:
         """Return the answers to queries in a new transaction."""
-        return self._connection.begin(self._organization_id, *queries)
+        return self._connection.begin(self._organization_id, *queries, notes=self._notes)
 
     def commit(self, *queries: Query[Any]) -> Sequence[Any]:
         """Return the answers to queries, once the server has committed."""

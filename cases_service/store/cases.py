@@ -187,13 +187,14 @@ def summarize_cases(*, organization_id: UUID, external_id: str, filters: Filters
 def _summary(result: Result) -> dict[str, Any] | None:
     if not result.rows:
         return None
-    total, opened, in_progress, pending, closed, unread, waiting, latest = result.rows[0]
+    total, opened, in_progress, pending, closed, unread, waiting, latest, unread_by_visitor = result.rows[0]
     return {
         "total": total,
         "by_status": {"open": opened, "in_progress": in_progress, "pending": pending, "closed": closed},
         "unread_message_count": unread,
         "waiting_count": waiting,
         "latest_updated_at": None if latest is None else instants.from_postgres(latest),
+        "visitor_unread_message_count": unread_by_visitor,
     }
 
 

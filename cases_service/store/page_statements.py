@@ -126,12 +126,12 @@ def page_statement(shape: PageShape) -> Rendered:
     text = _PAGE
     if shape.index is not None:
         parts |= {"index", shape.index}
-        text = _replaced(text, _INDEXED[shape.index])
+        text = replaced(text, _INDEXED[shape.index])
     text = _keep(text, parts)
     if not shape.ascending:
-        text = _replaced(text, _DESCENDING)
+        text = replaced(text, _DESCENDING)
     if shape.column == "updated_at":
-        text = _replaced(text, _BY_UPDATE)
+        text = replaced(text, _BY_UPDATE)
     return _rendered(_page_name(shape), text)
 
 
@@ -189,7 +189,7 @@ def _block(part: str) -> str:
     return "\n".join(lines)
 
 
-def _replaced(text: str, table: Mapping[str, str]) -> str:
+def replaced(text: str, table: Mapping[str, str]) -> str:
     """Return a text with each of a table's literals replaced once, the longest that fits first."""
     if not table:
         return text
