@@ -5,13 +5,13 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments name, and end the process with its status."""
-    # The commands take a while to import. Until they can catch it, an interrupt just ends the process.
+    """Run the command that the arguments name, and exit with its status."""
+    # The commands take a while to import. Until they can catch an interrupt, it just ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from cases_service.cli import standard_streams  # noqa: PLC0415  not before the signal is handled
+    from cases_service.cli import standard_streams  # noqa: PLC0415  only after the signal is set
 
     standard_streams.open_missing()
-    from cases_service.cli import commands  # noqa: PLC0415  nor before there are streams to write to
+    from cases_service.cli import commands  # noqa: PLC0415  only once there are streams to write to
 
     commands.main()
 

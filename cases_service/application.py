@@ -1,4 +1,4 @@
-"""Makes the WSGI application, and gives every request what all of them share: an id, headers and a line in the log."""
+"""Creates the WSGI application; every request gets an id, the common headers and a line in the log."""
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -43,49 +43,49 @@ log = structlog.get_logger("cases_service.request")
 
 
 class Application(Flask):
-    """Flask, apart from its log of errors, which would name the path, and from what it makes of host and target."""
+    """Flask with its own rules for host and target, and without Flask's error log, which would have the path."""
 
     request_class = CasesRequest
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer a request. The host of an absolute target counts in the place of Host (RFC 9112, section 3.2.2)."""
+        """Answer a request. The host of an absolute target replaces Host (RFC 9112, section 3.2.2)."""
         target = environ.get("RAW_URI", "/")
         if "://" in target and not target.startswith("/") and "HTTP_HOST" in environ:
             environ["HTTP_HOST"] = urlsplit(target).netloc
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
-            # What every answer has is added here, where nothing looks for it in what is there already.
+            # Appended below Flask, so no header lookup is paid.
             return start_response(status, [*headers, *_HEADERS, ("X-Request-ID", current_request().id)], *error)
 
         return super().__call__(environ, start)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Match by path and method alone, and at less cost: which hosts may ask is for `Service.base_url` to say."""
+        """Match by path and method only, which is cheaper: `Service.base_url` checks the host."""
         if request is None:
             return super().create_url_adapter(request)
         return MapAdapter(self.url_map, "", "/", "", request.scheme, request.path, request.method)
 
     def log_exception(self, exc_info: object) -> None:
-        """Log what escaped the error handlers, without the path."""
+        """Log an exception that escaped the error handlers, without the path."""
         log.error("unexpected_error", exc_info=exc_info)
 
-    def begin_to_stop(self) -> float:
-        """Be ready no more, and return for how many seconds requests are to be taken all the same."""
+    def start_draining(self) -> float:
+        """Report unready; return the seconds to keep accepting."""
         service: Service = self.extensions["cases_service"]
         service.readiness.is_stopping = True
         return service.settings.drain_seconds
 
     def close(self) -> None:
-        """End the connections to the database, when the worker ends."""
+        """Close the connections to the database, when the worker ends."""
         service: Service = self.extensions["cases_service"]
         service.close()
 
 
 def create_app(settings: Settings | None = None, demo_credentials: DemoCredentials | None = None) -> Application:
-    """Return the application of one worker. Its pool begins to connect at once, in the background.
+    """Return the application of one worker. Its pool starts connecting at once, in the background.
 
     Raises:
-        SettingsError: A setting is wrong, or there is no DATABASE_URL.
+        SettingsError: A setting is invalid, or DATABASE_URL is missing.
 
     """
     if settings is None:
@@ -131,7 +131,7 @@ def _begin() -> None:
         if arrival.seconds_waited > service.settings.pool_timeout or "cases.overloaded" in asked.environ:
             raise OverloadedError
         asked.service_url = service.base_url(asked)
-    # Flask would leave the slashes out that a path has too many in front.
+    # Flask would drop surplus leading slashes.
     if asked.environ["PATH_INFO"].startswith("//"):
         raise NotFoundError
 

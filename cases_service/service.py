@@ -1,4 +1,4 @@
-"""What the views of one worker share: settings, database, secrets, and where links begin."""
+"""The objects that the requests of one worker share, and readiness, addresses and the base URL of links."""
 
 import re
 import threading
@@ -30,8 +30,8 @@ from cases_service.settings import DemoCredentials, Settings
 if TYPE_CHECKING:
     from cases_service.api.rate_limits import RateLimits
 
-OPERATION: Final = ("/readyz", "/metrics")
-"""What may have an address of its own."""
+OPERATOR_PATHS: Final = ("/readyz", "/metrics")
+"""The paths that are served only on CASES_ADMIN_BIND if it is set."""
 
 _AT_BOTH: Final = "/healthz"
 _READINESS_SECONDS: Final = 1.0
@@ -41,13 +41,14 @@ _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
 
 
 class Readiness:
-    """Whether the database answers, within two seconds, and has the right schema; an answer is kept for a second.
+    """Whether the database answers within two seconds and has the right schema. A result is cached for one second.
 
-    It stays as it is while all connections are in use: who turns away from a service that is busy makes another one so.
+    It does not change while all connections are in use: reporting a busy instance unready would only overload the
+    others.
     """
 
     is_stopping = False
-    """Set once the service is about to stop."""
+    """Set when the service begins to drain."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -59,7 +60,8 @@ class Readiness:
         """Raise UnavailableError unless the service is ready."""
         if self.is_stopping:
             raise UnavailableError("The service is about to stop.")
-        # Who comes while another asks is told what is known: few threads answer here, and /metrics needs one, too.
+        # During another request's check, return the cached result: few threads serve this address, and /metrics needs
+        # one.
         if self._lock.acquire(blocking=self._checked_at == -inf):
             try:
                 if monotonic() - self._checked_at >= _READINESS_SECONDS:
@@ -84,12 +86,11 @@ class Readiness:
 
 @dataclass(eq=False)
 class Service:
-    """One for each application, so one for each worker.
+    """The shared objects of one application, and so of one worker.
 
-    `database` is the primary, where tokens, keys and subscriptions are read; `cases` reads what may be a little late.
-    `writer` is the primary for the role that writes, None where the service only reads.
-    `rate_limits` is None where none is set.
-    `demo_credentials` is for the pages of a demo, and of nothing else.
+    `database` is the primary, where tokens, keys and subscriptions are read; `cases` may read from replicas, with a
+    lag. `writer` is the primary under the role that writes, None if the service only reads. `rate_limits` is None if no
+    limit is set. `demo_credentials` is only for the pages of a demo.
     """
 
     settings: Settings
@@ -114,7 +115,7 @@ class Service:
         self.writer = None if write_url is None else Database(write_url, self.settings, name="writer")
 
     def open(self) -> None:
-        """Begin to connect, in the background."""
+        """Start connecting, in the background."""
         self.database.open()
         self.cases.open()
         if self.writer is not None:
@@ -124,7 +125,7 @@ class Service:
         threading.Thread(target=self._count, name="metrics", daemon=True).start()
 
     def close(self) -> None:
-        """End the connections."""
+        """Close all connections."""
         self._closing.set()
         self.last_use.close()
         self.cases.close()
@@ -135,7 +136,7 @@ class Service:
             self.rate_limits.close()
 
     def _count(self) -> None:
-        # Whichever worker is asked for the metrics, it can tell of the pools of the others only what they wrote down.
+        # One worker answers a scrape, and knows the other workers' pools only from what they have recorded.
         while True:
             self.database.count()
             self.cases.count()
@@ -145,16 +146,16 @@ class Service:
                 return
 
     def check_address(self, request: Request) -> None:
-        """Raise NotFoundError where the operators have an address of their own, and the path is the other one's."""
+        """Raise NotFoundError if the path belongs to the other address, of CASES_BIND and CASES_ADMIN_BIND."""
         if self.settings.admin_bind is None:
             return
         at_operators = self.settings.is_admin_address(_listener_of(request))
         path = request.path.rstrip("/")
-        if path != _AT_BOTH and at_operators != (path in OPERATION):
+        if path != _AT_BOTH and at_operators != (path in OPERATOR_PATHS):
             raise NotFoundError
 
     def base_url(self, request: Request) -> str:
-        """Return what links begin with.
+        """Return the base URL of links.
 
         Raises:
             HostNotAllowedError: No public URL is set, and the request names a host that is not allowed.
@@ -179,14 +180,14 @@ def _rate_limits(settings: Settings) -> "RateLimits | None":
 
 
 def current_service() -> Service:
-    """Return the service of the application that handles the request."""
+    """Return the service of the current application."""
     service: Service = current_app.extensions["cases_service"]
     return service
 
 
 def _listener_of(request: Request) -> object:
-    """Return the name of the socket that a request came by, past what a proxy may have put in its place."""
-    # The worker tells it: for a socket with a path, gunicorn takes SERVER_PORT from the client's Host.
+    """Return the name of the socket that received a request, regardless of a proxy's headers."""
+    # The worker sets it: for a Unix socket, gunicorn takes SERVER_PORT from the client's Host.
     if LISTENER in request.environ:
         return request.environ[LISTENER]
     environ = request.environ.get("werkzeug.proxy_fix.orig", request.environ)

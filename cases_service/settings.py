@@ -1,4 +1,4 @@
-"""Knows every setting: its variable, type, limits, default and meaning. Nothing else reads the environment."""
+"""All settings: variable, type, limits, default and meaning. Only this module reads the environment."""
 
 import base64
 import binascii
@@ -22,9 +22,9 @@ from cases_service.database.connection_strings import UnresolvedError, resolve
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
-# What libpq reads from the environment, past everything that a connection asks for.
+# libpq reads these from the environment, and they override what a connection requests.
 _SESSION_VARIABLES = ("PGTZ", "PGDATESTYLE")
-# Control characters, line and paragraph separators, and what stands for bytes that are not UTF-8.
+# Control characters, line and paragraph separators, and the surrogates for bytes that are not UTF-8.
 _NO_TEXT = ("Cc", "Zl", "Zp", "Cs")
 UNIX = "unix:"
 _SOCKET_BYTES = len(UNIX) + 103  # on macOS; 107 on Linux
@@ -41,18 +41,18 @@ _ATTRIBUTES_OF_STANDBYS = ("standby", "prefer-standby", "read-only")
 
 
 class SettingsError(ValueError):
-    """A setting is missing or wrong. The message names it and never quotes its value."""
+    """A setting is missing or invalid. The message names it and never quotes its value."""
 
 
 class DemoCredentials(msgspec.Struct, frozen=True):
-    """The credentials that a demo's own pages are filled with. No other service has any."""
+    """The credentials that a demo fills into its own pages. Only a demo has any."""
 
     api_token: str
     jwt: str
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The service's configuration. Each attribute is one environment variable; an empty one counts as not set."""
+    """The service's configuration. Each attribute is an environment variable; an empty one counts as unset."""
 
     database_url: Annotated[
         str | None,
@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = field(name="CASES_READ_DATABASE_URL", default=None)
     read_max_lag: Annotated[
         Seconds,
-        Meta(description="How far a replica may be behind, in seconds; the primary takes the place of a later one."),
+        Meta(description="How far a replica may lag, in seconds; one that lags more is not read from."),
     ] = field(name="CASES_READ_MAX_LAG", default=5.0)
     data_dir: Annotated[
         str, Meta(description="Directory of the embedded server: its data, its socket and its secret key.")
@@ -94,7 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="Encrypts stored signing secrets: 32 random bytes in URL-safe base64, or several such keys,"
-            " comma-separated, of which the first encrypts and all decrypt."
+            " comma-separated: the first one encrypts, all decrypt."
         ),
     ] = field(name="CASES_SECRET_KEY", default=None)
     secret_key_file: Annotated[
@@ -109,11 +109,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = field(name="CASES_ADMIN_BIND", default=None)
     public_url: Annotated[
         str | None,
-        Meta(description="What links begin with, such as `https://cases.example.com`. Without it, the request's host."),
+        Meta(description="The base URL of links, such as `https://cases.example.com`. Without it, the request's host."),
     ] = field(name="CASES_PUBLIC_URL", default=None)
     allowed_hosts: Annotated[
         str,
-        Meta(description="Host names that a request may name while `CASES_PUBLIC_URL` is not set, comma-separated."),
+        Meta(description="Host names accepted in requests if `CASES_PUBLIC_URL` is not set, comma-separated."),
     ] = field(name="CASES_ALLOWED_HOSTS", default=_LOOPBACK)
     trusted_hops: Annotated[
         int, Meta(ge=0, le=10, description="Number of reverse proxies in front whose `X-Forwarded-*` headers count.")
@@ -131,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(gt=0, description="How far ahead `exp` of a visitor's JWT may lie, in seconds.")
     ] = field(name="CASES_JWT_MAX_TTL", default=86400)
     jwt_leeway: Annotated[
-        int, Meta(ge=0, le=3600, description="Clock difference forgiven in a visitor's JWT, in seconds.")
+        int, Meta(ge=0, le=3600, description="Clock difference tolerated in a visitor's JWT, in seconds.")
     ] = field(name="CASES_JWT_LEEWAY", default=30)
     closed_is_final: Annotated[
         bool, Meta(description="Whether a visitor's message, or the visitor, may not reopen a closed case.")
@@ -162,7 +162,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     pool_size: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
-        Meta(description="Database connections of one worker at the most. Default: half of `CASES_THREADS`."),
+        Meta(description="Most database connections of one worker. Default: half of `CASES_THREADS`."),
     ] = field(name="CASES_POOL_SIZE", default=None)
     pool_timeout: Annotated[
         Seconds, Meta(description="How long a request waits for a database connection, in seconds.")
@@ -193,17 +193,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=3600, description="How long an idle client connection is kept, in seconds.")
     ] = field(name="CASES_KEEPALIVE", default=75)
     graceful_timeout: Annotated[
-        int, Meta(ge=1, le=3600, description="How long requests may take to end after SIGTERM, in seconds.")
+        int, Meta(ge=1, le=3600, description="How long requests may take to finish after SIGTERM, in seconds.")
     ] = field(name="CASES_GRACEFUL_TIMEOUT", default=30)
     docs: Annotated[
-        Literal["on", "off"], Meta(description="Whether `/docs` and `/openapi.json` are there: `on` or `off`.")
+        Literal["on", "off"], Meta(description="Whether `/docs` and `/openapi.json` are served: `on` or `off`.")
     ] = field(name="CASES_DOCS", default="on")
     drain_seconds: Annotated[
         float,
         Meta(
             ge=0,
             le=3600,
-            description="How long requests are still taken after SIGTERM while `/readyz` turns away, in seconds.",
+            description="How long requests are still accepted after SIGTERM while `/readyz` answers 503, in seconds.",
         ),
     ] = field(name="CASES_DRAIN_SECONDS", default=0.0)
     log_format: Annotated[
@@ -256,34 +256,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def require_database_url(self) -> str:
-        """Return the PostgreSQL to use, or raise SettingsError where none is named."""
+        """Return the PostgreSQL to use, or raise SettingsError if none is named."""
         if self.database_url is None:
             raise SettingsError("DATABASE_URL: expected a PostgreSQL to use; cases-service serve can bring its own")
         return self.database_url
 
     def __repr__(self) -> str:
-        # Shown in a traceback or a log, the attributes would give the secrets away.
+        # In a traceback or a log, the attributes would reveal the secrets.
         return "Settings()"
 
     @property
     def secret_keys(self) -> tuple[str, ...]:
-        """The configured secret keys, the encrypting one first; empty where none is configured."""
+        """The configured secret keys, the encrypting one first; empty if none is configured."""
         if self.secret_key_file is not None:
             return _split_keys(_read_key_file(self.secret_key_file), "CASES_SECRET_KEY_FILE")
         return _split_keys(self.secret_key or "", "CASES_SECRET_KEY")
 
     @property
     def addresses(self) -> list[str]:
-        """Where to listen, as HOST:PORT: for everybody first, then for whoever operates the service."""
+        """The addresses to listen on: the public one, then the operators', if set."""
         return [self.bind] if self.admin_bind is None else [self.bind, self.admin_bind]
 
     @property
     def admin_port(self) -> int | None:
-        """The port of the operators' address, where it has one."""
+        """The port of the operators' address, if it has one."""
         return None if self.admin_bind is None else _port(self.admin_bind)
 
     def is_admin_address(self, name: object) -> bool:
-        """Tell whether a listening socket's own name, as getsockname() gives it, is the operators' address."""
+        """Tell whether a listening socket's name, as returned by getsockname(), is the operators' address."""
         match name:
             case str():
                 return self.admin_bind == f"{UNIX}{name}"
@@ -303,7 +303,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def connections(self) -> int:
-        """Database connections of one worker at the most."""
+        """The most database connections of one worker."""
         return self.pool_size or max(1, self.threads // 2)
 
     @property
@@ -313,12 +313,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def answer_seconds(self) -> float:
-        """How long the database may take to answer a statement: it ends one itself a little earlier."""
+        """How long to wait for the answer to a statement; the database itself ends one a second earlier."""
         return self.statement_timeout + 1
 
     @property
     def request_seconds(self) -> float:
-        """How long a request may take: it waits for a thread, and twice for its turn, a connection and an answer."""
+        """The longest request: it waits for a thread, and twice for a turn, a connection and an answer."""
         return self.pool_timeout + 2 * (2 * self.pool_timeout + self.answer_seconds)
 
 
@@ -326,7 +326,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings of an environment.
 
     Raises:
-        SettingsError: A variable has a wrong value. The message is one line and names it.
+        SettingsError: A variable has an invalid value. The message is one line and names it.
 
     """
     for name in _SESSION_VARIABLES:
@@ -347,10 +347,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def clean(text: str, variable: str) -> str:
-    """Return the text of a setting without outer blanks and line ends.
+    """Return the text of a setting without leading and trailing whitespace.
 
     Raises:
-        SettingsError: It holds a control character, or what is not UTF-8.
+        SettingsError: It has a control character, or is not UTF-8.
 
     """
     text = text.strip()
@@ -360,7 +360,7 @@ def clean(text: str, variable: str) -> str:
 
 
 def unknown_names(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the variables that begin with CASES_ and are no setting, to warn of a misspelt one."""
+    """Return the variables that begin with CASES_ but are no setting, to warn of misspelt ones."""
     known = {f.encode_name for f in msgspec.structs.fields(Settings)}
     return sorted(name for name in environment if name.startswith("CASES_") and name not in known)
 
@@ -378,7 +378,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 def process_environment(
     settings: Settings, *, embedded_lock: int | None = None, demo_credentials: DemoCredentials | None = None
 ) -> dict[str, str]:
-    """Return this process's environment for a program, with these settings alone and what else it inherits."""
+    """Return this process's environment for another program, with exactly these settings."""
     own = {f.encode_name for f in msgspec.structs.fields(Settings)} | {_EMBEDDED_LOCK, _DEMO_CREDENTIALS}
     others = {name: value for name, value in os.environ.items() if name not in own}
     lock = {} if embedded_lock is None else {_EMBEDDED_LOCK: str(embedded_lock)}
@@ -389,12 +389,12 @@ def process_environment(
 
 
 def is_under_make() -> bool:
-    """Tell whether make started this program, or one that started it."""
+    """Tell whether this program runs under make."""
     return "MAKELEVEL" in os.environ
 
 
 def inherited_lock() -> int | None:
-    """Return the descriptor of an embedded server's lock that this program was started with."""
+    """Return the inherited descriptor of an embedded server's lock."""
     number = os.environ.get(_EMBEDDED_LOCK, "")
     return int(number) if number.isdecimal() else None
 
@@ -403,7 +403,7 @@ def wants_traces(environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether OpenTelemetry's own variables ask for traces.
 
     Raises:
-        SettingsError: They ask for what the service cannot do.
+        SettingsError: They ask for an exporter or protocol that the service does not support.
 
     """
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -421,18 +421,18 @@ def wants_traces(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def share_metrics_in(directory: Path) -> None:
-    """Let prometheus_client count in files here, in the processes that this one forks."""
+    """Make prometheus_client count in files in this directory, in the processes that this one forks."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 
 def inherited_demo_credentials() -> DemoCredentials | None:
-    """Return the credentials of the demo that this program was started by."""
+    """Return the credentials of the demo that started this program."""
     given = os.environ.get(_DEMO_CREDENTIALS)
     return None if given is None else msgspec.json.decode(given, type=DemoCredentials)
 
 
 def _sentence(error: msgspec.ValidationError) -> str:
-    """Return what was expected, in words and without the value that msgspec's own message may quote."""
+    """Return a message without the value, which msgspec's own message may quote."""
     reason, _, path = str(error).partition(" - at `$.")
     return f"{path.rstrip('`')}: {_expected(path.rstrip('`'))}" if path else reason
 
@@ -493,11 +493,11 @@ def _check_database_url(url: str | None, variable: str) -> None:
         raise SettingsError(f"{variable}: expected a service that the service file of libpq has") from None
     attributes = resolved.get("target_session_attrs")
     if attributes == "read-write":
-        # libpq asks for what the session says, and the service's sessions are read-only wherever they are.
+        # libpq checks whether the session is read-only, and the service's sessions are so on every server.
         raise SettingsError(f"{variable}: target_session_attrs=read-write finds no server; expected primary")
     if attributes in _ATTRIBUTES_OF_STANDBYS and variable != _OF_REPLICAS:
         raise SettingsError(f"{variable}: target_session_attrs={attributes} finds a standby; expected primary")
-    # An unescaped @ or / moves a part of the password into host or port, which error messages of libpq quote.
+    # An unescaped @ or / moves a part of the password into host or port, which libpq quotes in error messages.
     hosts, ports = (str(given.get(name, "")).split(",") for name in ("host", "port"))
     names = (host for host in hosts if not host.startswith(("/", "@")))
     are_ports = len(ports) in (1, len(hosts)) and all(port == "" or _is_port(port) for port in ports)
@@ -510,7 +510,7 @@ def _check_database_url(url: str | None, variable: str) -> None:
 def _check_rate_limit(notation: str | None, variable: str) -> None:
     if notation is None:
         return
-    from limits import parse_many  # noqa: PLC0415  a tenth of a second that only those wait for who set a limit
+    from limits import parse_many  # noqa: PLC0415  takes a tenth of a second, so only if a limit is set
 
     try:
         items = parse_many(notation)
@@ -560,7 +560,7 @@ def check_bind(address: str, variable: str = "CASES_BIND") -> None:
 
 
 def check_url(url: str, variable: str = "CASES_PUBLIC_URL") -> None:
-    """Raise SettingsError unless this is an address of HTTP, with a port and a path at the most."""
+    """Raise SettingsError unless this is an HTTP URL with at most a port and a path."""
     match = _URL.fullmatch(url)
     if not match or (match[1] and not (_is_port(match[1]) and int(match[1]))):
         raise SettingsError(f"{variable}: expected http(s)://host, with a port and a path at the most, percent-encoded")

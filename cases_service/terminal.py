@@ -1,17 +1,17 @@
-"""Which characters of a text a terminal obeys instead of showing them, and how they are shown instead."""
+"""Escapes the characters of a text that would control a terminal."""
 
 import re
 from typing import Final
 
-# C0 and C1 controls, separators of lines, what turns the direction of text, and halves of surrogate pairs.
-_OBEYED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls, line separators, directional formatting, and lone surrogates.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def has_controls(text: str) -> bool:
-    """Return whether a text has characters that a terminal obeys."""
-    return _OBEYED.search(text) is not None
+    """Tell whether a text has characters that would control a terminal."""
+    return _CONTROLS.search(text) is not None
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with what a terminal obeys in escapes such as `\x1b`."""
-    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+    r"""Return a text on one line, with control characters as escapes such as `\x1b`."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)

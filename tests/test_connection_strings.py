@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cases_service.database import connection_strings
 from cases_service.database.connection_pool import Database
-from cases_service.embedded.command_database import DatabaseAtHand
+from cases_service.embedded.command_database import CommandDatabase
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.factories import SECRET_KEY
 
@@ -71,7 +71,7 @@ def test_a_service_in_the_url_names_who_serves_and_where_the_schema_is(
     server_url: str, database: str, url: str
 ) -> None:
     settings = read_settings({"DATABASE_URL": url, "CASES_ADMIN_DATABASE_URL": "service=administration"})
-    DatabaseAtHand(settings, None).initialize()
+    CommandDatabase(settings, None).initialize()
     assert schema_of(server_url, database) == [database]
     assert reads(settings)
 
@@ -83,7 +83,7 @@ def test_pgservice_names_who_serves_and_where_the_schema_is(
     monkeypatch.setenv("PGSERVICE", "serving")
     admin = make_conninfo(server_url, dbname=database)
     settings = read_settings({"DATABASE_URL": f"dbname={database}", "CASES_ADMIN_DATABASE_URL": admin})
-    DatabaseAtHand(settings, None).initialize()
+    CommandDatabase(settings, None).initialize()
     assert schema_of(server_url, database) == [database]
     assert reads(settings)
 
@@ -95,7 +95,7 @@ def test_pgoptions_and_pguser_count(server_url: str, database: str, monkeypatch:
     admin = make_conninfo(server_url, dbname=database)
     place = {name: value for name, value in conninfo_to_dict(admin).items() if name not in ("user", "password")}
     settings = read_settings({"DATABASE_URL": make_conninfo("", **place), "CASES_ADMIN_DATABASE_URL": admin})
-    DatabaseAtHand(settings, None).initialize()
+    CommandDatabase(settings, None).initialize()
     assert schema_of(server_url, database) == [database]
     assert reads(settings)
 

@@ -63,6 +63,17 @@ def test_the_readme_names_every_command() -> None:
     assert listed == set(cli.commands)
 
 
+def test_the_document_on_architecture_shows_every_package() -> None:
+    packages = {folder.parent.name for folder in (ROOT / "cases_service").glob("*/__init__.py")}
+    text = (ROOT / "docs/architecture.md").read_text()
+    assert set(re.findall(r"<b>(\w+)</b>", text)) == packages
+    listed = {cells[0].strip("`"): cells[2] for cells in rows(text, r"`\w+`")}
+    assert set(listed) == packages
+    for package, start in listed.items():
+        (module, *_) = re.findall(r"`([\w/]+\.py)`", start)
+        assert (ROOT / "cases_service" / package / module).is_file(), module
+
+
 def test_the_api_document_lists_every_code_with_its_status() -> None:
     raised = set(errors.kinds())
     documented = {

@@ -20,7 +20,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database import migrations
 from cases_service.database.migrations import SchemaError
 from cases_service.demo.demo import DEMO_DATA
-from cases_service.embedded.command_database import DatabaseAtHand
+from cases_service.embedded.command_database import CommandDatabase
 from cases_service.embedded.server import _find_programs
 from cases_service.loading.load import LoadFile, load
 from cases_service.settings import Settings, SettingsError, environment_of
@@ -103,7 +103,7 @@ def plain(make_roles: Callable[[str], Roles]) -> Roles:
 
 def test_init_db_may_be_repeated_by_the_role_that_administers(roles: Roles) -> None:
     for _ in range(2):
-        DatabaseAtHand(roles.settings, None).initialize()
+        CommandDatabase(roles.settings, None).initialize()
     with psycopg.connect(roles.superuser_url) as connection:
         owners = connection.execute(
             "select distinct relowner::regrole::text from pg_class where relnamespace = 'public'::regnamespace"
@@ -134,7 +134,7 @@ def test_the_lines_of_the_document_make_the_roles_and_what_they_need(
 def test_the_doctor_finds_nothing_wrong(kind: str, request: pytest.FixtureRequest) -> None:
     given: Roles = request.getfixturevalue(kind)
     settings = given.settings if kind == "roles" else given.plain_settings
-    DatabaseAtHand(settings, None).initialize()
+    CommandDatabase(settings, None).initialize()
     variables = environment_of(msgspec.structs.replace(settings, bind="127.0.0.1:1"))
     command = [COMMAND, "doctor", "--json"]
     ran = subprocess.run(command, check=True, capture_output=True, env=environment(**variables))
@@ -151,11 +151,11 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
     """Load, make, list, rotate and end with one role, serve and record with the same or another."""
     given: Roles = request.getfixturevalue(kind)
     settings = given.settings if kind == "roles" else given.plain_settings
-    at_hand = DatabaseAtHand(settings, None)
-    at_hand.initialize()
+    database = CommandDatabase(settings, None)
+    database.initialize()
     app = create_app(settings)
     client = app.test_client()
-    with at_hand.connect() as connection:
+    with database.connect() as connection:
         for _ in range(2):
             with DEMO_DATA.open("rb") as file:
                 summary = load(connection, [LoadFile(DEMO_DATA.name, file)], box=BOX)
@@ -180,9 +180,9 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
 def test_a_load_lets_the_planner_know(kind: str, request: pytest.FixtureRequest) -> None:
     """Also before PostgreSQL 17, where the owner alone may do that."""
     given: Roles = request.getfixturevalue(kind)
-    at_hand = DatabaseAtHand(given.settings if kind == "roles" else given.plain_settings, None)
-    at_hand.initialize()
-    with at_hand.connect() as connection:
+    database = CommandDatabase(given.settings if kind == "roles" else given.plain_settings, None)
+    database.initialize()
+    with database.connect() as connection:
         with DEMO_DATA.open("rb") as file:
             summary = load(connection, [LoadFile(DEMO_DATA.name, file)], box=BOX)
         known = connection.execute("select reltuples from pg_class where oid = 'cases'::regclass").fetchone()
@@ -192,7 +192,7 @@ def test_a_load_lets_the_planner_know(kind: str, request: pytest.FixtureRequest)
 
 def test_a_load_says_what_the_planner_does_not_know_and_the_doctor_sees_it(roles: Roles) -> None:
     """The administrator of a database whose owner is somebody else's, with all rights but that one."""
-    DatabaseAtHand(roles.settings, None).initialize()
+    CommandDatabase(roles.settings, None).initialize()
     with psycopg.connect(roles.superuser_url, autocommit=True) as superuser:
         superuser.execute(f"revoke {roles.owner} from {roles.admin}".encode())
         if superuser.info.server_version >= 170000:
@@ -219,9 +219,9 @@ def listed(connection: psycopg.Connection, organization: Organization) -> list[K
 
 
 def test_the_role_that_administers_cannot_change_the_schema_by_itself(roles: Roles) -> None:
-    at_hand = DatabaseAtHand(roles.settings, None)
-    at_hand.initialize()
-    with at_hand.connect() as connection:
+    database = CommandDatabase(roles.settings, None)
+    database.initialize()
+    with database.connect() as connection:
         for text in ("drop table cases", "create table t ()", "alter table cases no force row level security"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(text.encode())
@@ -232,9 +232,9 @@ def test_the_role_that_administers_cannot_change_the_schema_by_itself(roles: Rol
 
 @pytest.mark.parametrize("role", ["admin", "owner"])
 def test_who_does_not_ask_for_every_organization_sees_none(roles: Roles, role: str) -> None:
-    at_hand = DatabaseAtHand(roles.settings, None)
-    at_hand.initialize()
-    with at_hand.connect() as connection:
+    database = CommandDatabase(roles.settings, None)
+    database.initialize()
+    with database.connect() as connection:
         Organization(connection, BOX)
     with psycopg.connect(roles.url(roles.admin)) as connection:
         if role == "owner":
@@ -257,10 +257,10 @@ def test_an_older_schema_of_one_role_is_upgraded_by_it_and_may_be_given_roles_la
         connection.execute("alter table api_tokens drop column scopes")
         visitor = organization.visitor()
         visitor.cases(2)
-    DatabaseAtHand(plain.plain_settings, None).initialize()
+    CommandDatabase(plain.plain_settings, None).initialize()
     with psycopg.connect(plain.superuser_url, autocommit=True) as connection:
         connection.execute(f"create role {plain.service} login password 'secret'".encode())
-    DatabaseAtHand(plain.settings, None).initialize()
+    CommandDatabase(plain.settings, None).initialize()
     for settings in (plain.plain_settings, plain.settings):
         app = create_app(settings)
         answer = get(app.test_client(), organization, visitor.path)
@@ -271,7 +271,7 @@ def test_an_older_schema_of_one_role_is_upgraded_by_it_and_may_be_given_roles_la
 def test_a_service_role_that_does_not_exist_is_named(roles: Roles) -> None:
     settings = Settings(database_url=roles.url("nobody_at_all"), admin_database_url=roles.url(roles.admin))
     with pytest.raises(SchemaError, match="no role nobody_at_all"):
-        DatabaseAtHand(settings, None).initialize()
+        CommandDatabase(settings, None).initialize()
 
 
 def test_an_administrator_without_a_service_is_a_wrong_setting() -> None:
@@ -280,9 +280,9 @@ def test_an_administrator_without_a_service_is_a_wrong_setting() -> None:
 
 
 def test_the_owner_dumps_every_organization_where_it_asks_for_them(plain: Roles) -> None:
-    at_hand = DatabaseAtHand(plain.plain_settings, None)
-    at_hand.initialize()
-    with at_hand.connect() as connection:
+    database = CommandDatabase(plain.plain_settings, None)
+    database.initialize()
+    with database.connect() as connection:
         organization = Organization(connection, BOX)
     command = [str(_find_programs(None) / "pg_dump"), "--enable-row-security", plain.url(plain.admin)]
     environment = {**os.environ, "PGOPTIONS": "-c cases.every_organization=on"}

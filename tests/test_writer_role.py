@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.database.migrations import SchemaError
 from cases_service.database.pipeline import preamble
-from cases_service.embedded.command_database import DatabaseAtHand
+from cases_service.embedded.command_database import CommandDatabase
 from cases_service.settings import Settings, SettingsError
 from tests.documents import block
 from tests.factories import Organization
@@ -100,7 +100,7 @@ def test_it_cannot_change_the_schema(writer: psycopg.Connection) -> None:
 
 
 def test_init_db_lets_it_write_and_leaves_the_service_reading(roles: Roles) -> None:
-    DatabaseAtHand(roles.writing_settings, None).initialize()
+    CommandDatabase(roles.writing_settings, None).initialize()
     with psycopg.connect(roles.url(roles.writer), autocommit=True) as connection:
         assert connection.execute("delete from cases").rowcount == 0
     with psycopg.connect(roles.url(roles.service), autocommit=True) as connection:
@@ -115,7 +115,7 @@ def test_the_lines_of_the_document_make_it(make_roles: Callable[[str], Roles]) -
         block("docs/security.md", "sql", "create role cases_writer"),
     ]
     made = make_roles("\n".join(lines).replace("…", "secret"))
-    DatabaseAtHand(made.writing_settings, None).initialize()
+    CommandDatabase(made.writing_settings, None).initialize()
     with psycopg.connect(made.url(made.writer), autocommit=True) as connection:
         assert connection.execute("delete from cases").rowcount == 0
 
@@ -130,15 +130,15 @@ def test_without_a_password_for_it_there_is_none(make_roles: Callable[[str], Rol
 def test_a_role_that_does_not_exist_is_named(roles: Roles) -> None:
     settings = msgspec.structs.replace(roles.settings, write_database_url=roles.url("nobody_at_all"))
     with pytest.raises(SchemaError, match="no role nobody_at_all, which CASES_WRITE_DATABASE_URL names"):
-        DatabaseAtHand(settings, None).initialize()
+        CommandDatabase(settings, None).initialize()
 
 
 def test_one_role_for_everything_writes_too(server_url: str, roles: Roles) -> None:
     """The owner has all rights; nothing is granted to it, and nothing taken."""
     url = make_conninfo(server_url, dbname=roles.database)
     settings = Settings(database_url=url, write_database_url=url)
-    DatabaseAtHand(settings, None).initialize()
-    assert DatabaseAtHand(settings, None).initialize()[0] > 0
+    CommandDatabase(settings, None).initialize()
+    assert CommandDatabase(settings, None).initialize()[0] > 0
 
 
 def test_a_writer_without_a_service_is_a_wrong_setting() -> None:

@@ -1,1 +1,1 @@
-"""What HTTP sees: the routes, who may pass, parameters, ETags, problem documents, and the OpenAPI document."""
+"""HTTP: the routes, authentication, rate limits, parameters, ETags, problem documents, and the OpenAPI document."""

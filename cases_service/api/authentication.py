@@ -1,4 +1,4 @@
-"""Decides whether a request may pass: API token, organization, subscription, then the visitor's JWT."""
+"""Authenticates and authorizes requests: API token, organization, subscription, then the visitor's JWT."""
 
 import re
 from collections.abc import Callable, Generator, Sequence
@@ -40,13 +40,13 @@ IN_HEADER: Final = "-"
 MAXIMUM_IN_PATH: Final = 4000
 MAXIMUM_IN_HEADER: Final = 8000
 _REMEMBERED: Final = 1024
-# A guess that fails, what is asked instead of the hashes of a poll, and as many changes of the organization's keys.
+# One for outdated access, one for a page after its versions, and as many changes of the organization's keys.
 _TRIES: Final = 4
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer) +(.+)", re.IGNORECASE)
 
 
 class Identity(NamedTuple):
-    """Whom a visitor's JWT speaks of, and the key that proves it."""
+    """The external id that a visitor's JWT proves, and the key that signed it."""
 
     external_id: str
     key_id: UUID
@@ -66,15 +66,15 @@ View: TypeAlias = Callable[[Access], Steps]
 
 
 class Gate:
-    """Lets a request read once its API token has opened the organization, and asks the database as rarely as it can.
+    """Checks a request's access and runs its view's query, in as few round trips as possible.
 
-    Whatever a view asks is asked together with what the token opens, in one exchange and so of one state of the
-    database. The answer counts only where the JWT was verified by just that; where it was not, the JWT is verified
-    anew, by what the token opens now, and all is asked again. So nobody is shown anything that comes from a state which
-    would not let them in, and a revoked token, a retired key or a lapsed subscription hold from the next request on.
+    A view's query runs in one round trip, and so on one state of the database, with the query for the token's access.
+    Its result counts only if the JWT was verified with exactly that access. Otherwise the JWT is verified again with
+    the present access, and both queries are repeated. So nobody sees data from a state that would not let them in, and
+    revoking a token, retiring a key or ending a subscription holds from the next request on.
 
-    What a token opened the last time is remembered, so that most requests take one round trip. Where rates are limited
-    every request opens its token first, since only what is proven is counted, and it is counted before it is served.
+    The gate remembers each token's last access, so that most requests take one round trip. With rate limits, every
+    request looks up its token first: only proven tokens are counted, before the request is served.
     """
 
     def __init__(self, database: Database, cases: Replicas, limits: "RateLimits | None", last_use: LastUse) -> None:
@@ -85,10 +85,10 @@ class Gate:
         self._remembered: dict[bytes, Access] = {}
 
     def open(self, request: Request, organization_id: UUID) -> Access:
-        """Return what the request's API token opens, asked of the primary now.
+        """Return the access of the request's API token, from the primary.
 
         Raises:
-            ProblemError: The API token does not open the organization.
+            ProblemError: The API token gives no access to the organization.
 
         """
         if self._limits is None:
@@ -97,10 +97,10 @@ class Gate:
             return self._prove(api_token(request), organization_id)
 
     def answer(self, request: Request, organization_id: UUID, view: View, *, by_primary: bool = False) -> Response:
-        """Return what a view answers, given what the request's API token opens, and `by_primary` what holds now.
+        """Return a view's response, given the access of the request's API token; `by_primary`, from no replica.
 
         Raises:
-            ProblemError: The API token does not open the organization; or what the view raises.
+            ProblemError: The API token gives no access to the organization; or an error of the view.
 
         """
         if self._limits is None:
@@ -132,9 +132,9 @@ class Gate:
     ) -> tuple[Access | None, Any]:
         visitor = asked.identity.external_id
         if by_primary:
-            return self._database.ask_both(organization_id, _what_opens(token), asked.query, visitor=visitor)
+            return self._database.ask_both(organization_id, _access_query(token), asked.query, visitor=visitor)
         links = store.get_visitor(organization_id=organization_id, external_id=visitor)
-        return self._cases.ask_judged(organization_id, _what_opens(token), asked.query, links=links, visitor=visitor)
+        return self._cases.ask_judged(organization_id, _access_query(token), asked.query, links=links, visitor=visitor)
 
     def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun | None":
         """Begin a view with what the token opened the last time; None where that is not enough."""
@@ -150,13 +150,13 @@ class Gate:
         return _begin(self._prove(token, organization_id), view)
 
     def _prove(self, token: ApiToken, organization_id: UUID) -> Access:
-        found = self._database.ask(token.organization_id, _what_opens(token))
+        found = self._database.ask(token.organization_id, _access_query(token))
         if found is not None and self._limits is not None:
             self._limits.count_token(token.hash)
         return self._admit(token, organization_id, found)
 
     def _admit(self, token: ApiToken, organization_id: UUID, access: Access | None) -> Access:
-        """Return what a token opens, to be remembered, or raise what keeps it from the organization."""
+        """Return and remember a token's access, or raise the error that denies it the organization."""
         self._remembered.pop(token.hash, None)
         if access is None:
             raise ApiTokenInvalidError
@@ -185,7 +185,7 @@ def _begin(access: Access, view: View) -> _Begun:
 
 
 def api_token(request: Request) -> ApiToken:
-    """Return the API token of a request, of which no more is known than that it is not mistyped."""
+    """Return the API token of a request. Only its form and checksum are verified."""
     credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
     if credentials is None:
         raise AuthenticationRequiredError
@@ -195,16 +195,16 @@ def api_token(request: Request) -> ApiToken:
     return token
 
 
-# A backend sends the same token with every request. Its form stays what it is; what it opens is asked each time.
+# A backend sends the same token with every request. Its form never changes; its access is checked each time.
 _parsed: Final = lru_cache(maxsize=256)(ApiToken.parse)
 
 
-def _what_opens(token: ApiToken) -> Query[Access | None]:
+def _access_query(token: ApiToken) -> Query[Access | None]:
     return store.get_access(organization_id=token.organization_id, token_hash=token.hash)
 
 
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> Identity:
-    """Return the identity that the request's JWT proves to this organization, if its keys are still those of access."""
+    """Return the identity that the request's JWT proves to this organization, by the keys of `access`."""
     token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
     signed = _signed_claims(token, access.organization_id, access.keys, box)
     return Identity(visitor_tokens.subject(signed.claims, rules), signed.key_id)
@@ -212,17 +212,17 @@ def identify(request: Request, token_in_path: str, access: Access, box: SecretBo
 
 @lru_cache(maxsize=256)
 def _signed_claims(token: str, organization_id: UUID, keys: tuple[StoredKey, ...], box: SecretBox) -> Signed:
-    # A signature of these keys holds for ever; whether they are live is decided anew for each request, as is the time.
+    # A signature stays valid for these keys; the time, and whether they are live, are checked for each request.
     return visitor_tokens.signed_claims(token, verification_keys(organization_id, keys, box))
 
 
 def verification_keys(organization_id: UUID, keys: Sequence[StoredKey], box: SecretBox) -> list[VerificationKey]:
-    """Return stored keys in the form that verifies. A secret is opened when it is needed, and not before."""
+    """Return stored keys as verification keys. A secret is decrypted only when needed."""
     return [VerificationKey(key.id, key.algorithm, partial(_material, organization_id, key, box)) for key in keys]
 
 
 def visitor_token(in_path: str, in_header: str | None) -> str:
-    """Return the JWT of a request, which stands in the path or, with - in its place there, in the header.
+    """Return the JWT of a request: from the path, or from the header if the path has - in its place.
 
     Raises:
         VisitorTokenError: It is missing, given twice, empty or too long.
@@ -234,8 +234,8 @@ def visitor_token(in_path: str, in_header: str | None) -> str:
         if len(in_path) > MAXIMUM_IN_PATH:
             raise TokenTooLongError
         return in_path
-    # A header that is sent twice arrives as one, joined by a comma; a JWT holds none. By a comma with nothing on one
-    # side nobody can tell that there were two.
+    # A header that is sent twice arrives joined by a comma, which no JWT holds. A comma with nothing on one side does
+    # not prove that there were two.
     values = [value for value in in_header.split(",") if value.strip()]
     if in_path != IN_HEADER or len(values) > 1:
         raise TokenAmbiguousError

@@ -1,4 +1,4 @@
-"""Answers conditional requests: an ETag on what is shown, and 304 where the caller has it already (RFC 9110)."""
+"""Answers conditional requests: sends an ETag, and 304 if the caller already has the response (RFC 9110)."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,37 +8,37 @@ from flask import Request, Response
 
 from cases_service import __version__
 
-# What is represented is data; another release may write it differently.
+# The hashed values are data, which another release may serialize differently.
 _RELEASE: Final = __version__.encode()
-# What proxies append where they compress: Apache and Caddy, Apache before 2.4, Jetty.
+# Suffixes that compressing proxies append: Apache and Caddy, Apache before 2.4, Jetty.
 _SUFFIXES: Final = ("", "-gzip", "-br", "-zstd", ";gzip", "--gzip")
 _DIGITS: Final = 40
 
 
-def answer(request: Request, document: Callable[[], bytes], *represented: bytes) -> Response:
-    """Return a JSON document with its ETag, or 304 where the request's If-None-Match has it.
+def answer(request: Request, document: Callable[[], bytes], *etag_input: bytes) -> Response:
+    """Return a JSON document with its ETag, or 304 if the request's If-None-Match has it.
 
     Args:
-        request: The request, every check of which has passed.
+        request: The request, which has passed every check.
         document: Makes the body; not called for a 304.
-        represented: What the ETag stands for. It is weak, since the body also has links, which follow the caller.
-            Who writes cases must not be able to hide a change, so the digest is one for which nobody finds collisions.
+        etag_input: What the ETag is computed from. It is weak, since the body also has links, which depend on the
+            caller. Its digest resists collisions, so that nobody who writes cases can hide a change.
 
     """
-    digest = _digest(represented)
+    digest = _digest(etag_input)
     if _has(request, digest):
         return Response(status=304, headers=_headers(digest))
     return Response(document(), headers=_headers(digest), content_type="application/json")
 
 
-def matches_etag(request: Request, *represented: bytes) -> bool:
+def matches_etag(request: Request, *etag_input: bytes) -> bool:
     """Tell whether `answer` would be 304."""
-    return _has(request, _digest(represented))
+    return _has(request, _digest(etag_input))
 
 
-def not_modified(*represented: bytes) -> Response:
+def not_modified(*etag_input: bytes) -> Response:
     """Return what `answer` does where the caller has the document already."""
-    return Response(status=304, headers=_headers(_digest(represented)))
+    return Response(status=304, headers=_headers(_digest(etag_input)))
 
 
 def _headers(digest: str) -> list[tuple[str, str]]:
@@ -46,13 +46,13 @@ def _headers(digest: str) -> list[tuple[str, str]]:
 
 
 def _has(request: Request, digest: str) -> bool:
-    """Tell whether If-None-Match has the ETag, which a proxy may have marked as that of a compressed answer."""
+    """Tell whether If-None-Match has the ETag, perhaps with the suffix of a compressing proxy."""
     known = request.if_none_match
     return any(known.contains_weak(digest + suffix) for suffix in _SUFFIXES) if known else known.star_tag
 
 
-def _digest(represented: tuple[bytes, ...]) -> str:
+def _digest(etag_input: tuple[bytes, ...]) -> str:
     digest = hashlib.sha256(_RELEASE)
-    for part in represented:
+    for part in etag_input:
         digest.update(b"%d:%b" % (len(part), part))
     return digest.hexdigest()[:_DIGITS]

@@ -1,6 +1,6 @@
-"""Counts requests in memory, for the sliding windows of `limits`: bounded, and without a scan to expire anything.
+"""Counts requests in memory for the sliding windows of `limits`: bounded, and without scans for expired counts.
 
-The library's own storage looks at every key after almost every request, so that each new subject makes all slower.
+The library's own storage scans every key after almost every request, so that each new subject slows down all requests.
 """
 
 import threading
@@ -15,7 +15,7 @@ MOST_SUBJECTS: Final = 50_000  # of a limit in a window; one takes some 300 byte
 
 
 class _Windows:
-    """The counts of one limit in the current window and the one before; nothing older counts."""
+    """The counts of one limit in the current and the previous window. Older ones do not count."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -23,7 +23,7 @@ class _Windows:
         self.previous: OrderedDict[str, int] = OrderedDict()
 
     def move_to(self, number: int) -> None:
-        """Forget what has expired, all of it at once. After a jump of the clock nothing is left."""
+        """Drop expired windows as a whole. After a jump of the clock nothing is left."""
         if number == self.number:
             return
         self.previous = self.current if number == self.number + 1 else OrderedDict()
@@ -31,7 +31,7 @@ class _Windows:
         self.number = number
 
     def add(self, key: str, amount: int, most: int) -> None:
-        """Count; where the window is full, the subject that was counted least recently is forgotten."""
+        """Count; if the window is full, forget the subject that was counted least recently."""
         self.current[key] = self.current.get(key, 0) + amount
         self.current.move_to_end(key)
         if len(self.current) > most:
@@ -39,7 +39,7 @@ class _Windows:
 
 
 class MemoryCounters(Storage, SlidingWindowCounterSupport):
-    """A storage of `limits` for its sliding windows, and for no other strategy."""
+    """A storage for the sliding windows of `limits`, and for no other strategy."""
 
     STORAGE_SCHEME = None
 
@@ -54,7 +54,7 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
         return sum(len(windows.current) + len(windows.previous) for windows in self._limits.values())
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Count, unless that would be over the limit; return whether it was counted."""
+        """Count, unless that would exceed the limit; return whether it was counted."""
         with self._lock:
             previous, previous_seconds, current, _ = self._look(key, expiry)
             if floor(previous * previous_seconds / expiry + current) + amount > limit:
@@ -63,7 +63,7 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
             return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        """Return the count of the window before and for how long it counts, and the same of the current window."""
+        """Return count and remaining seconds of the previous window, then of the current one."""
         with self._lock:
             return self._look(key, expiry)
 
@@ -89,15 +89,15 @@ class MemoryCounters(Storage, SlidingWindowCounterSupport):
 
     @property
     def base_exceptions(self) -> type[Exception]:
-        """Nothing here fails."""
+        """No operation fails."""
         return ValueError
 
     def check(self) -> bool:
-        """Tell whether it works."""
+        """Tell whether the storage works."""
         return True
 
     def reset(self) -> int:
-        """Forget everything, and return how much that was."""
+        """Forget all counts, and return how many there were."""
         with self._lock:
             forgotten = len(self)
             self._limits.clear()

@@ -1,7 +1,4 @@
-"""Reads the query parameters of a request, strictly: what is wrong, empty or unknown is named.
-
-So is what comes more than once, apart from lists.
-"""
+"""Parses query parameters strictly: names every wrong, empty, unknown or repeated one. Only lists may be repeated."""
 
 import re
 from collections import Counter
@@ -24,12 +21,12 @@ MAXIMUM_PAGE_SIZE: Final = 100
 # What JSON's numbers hold in every program that reads them.
 MAXIMUM_POSITION: Final = 2**53 - 1
 _NAME_LENGTH: Final = 64
-# Each says what is accepted: of the thousands of names that a URL holds, a megabyte.
+# Each says what is accepted; for the thousands of names that fit into a URL, that would be a megabyte.
 _MOST_ERRORS: Final = 32
 
 
 class WholeNumber(fields.Integer):
-    """A number written in ASCII digits alone, without sign, blanks or leading zeros, within two limits."""
+    """A number within limits, in ASCII digits only, without sign, blanks or leading zeros."""
 
     def __init__(self, minimum: int, maximum: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,7 +40,7 @@ class WholeNumber(fields.Integer):
 
 
 class CommaSeparated(fields.Field[Any]):
-    """Some of a few known texts, separated by commas or each in a parameter of its own."""
+    """A list of known values, separated by commas or in repeated parameters."""
 
     def __init__(self, choices: Iterable[object], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -59,7 +56,7 @@ class CommaSeparated(fields.Field[Any]):
 
 
 class Flag(fields.Boolean):
-    """`true` or `false`, and nothing else that may mean it."""
+    """`true` or `false`, and no other spelling."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if value not in ("true", "false"):
@@ -78,10 +75,10 @@ class Moment(fields.Field[int]):
 
 
 class Parameters(Schema):
-    """What every endpoint takes, and nothing that it does not name."""
+    """The parameters of every endpoint. Unknown ones are errors."""
 
     class Meta:
-        """A name that is not known is an error."""
+        """Marshmallow's options: unknown names are errors."""
 
         unknown = RAISE
 
@@ -151,7 +148,7 @@ class DetailParameters(Parameters):
 
 
 class FilterParameters(Parameters):
-    """The parameters that choose among the cases of a visitor. Loaded, they are one: `filters`."""
+    """The parameters that filter a visitor's cases. They load as one value, `filters`."""
 
     status = CommaSeparated(STATUSES, load_default=None, metadata=says("Only cases with one of these statuses."))
     is_closed = Flag(load_default=None, metadata=says("Only closed cases, or only those that are not."))
@@ -198,10 +195,11 @@ class CollectionParameters(FilterParameters):
 
 @lru_cache(maxsize=256)
 def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
-    """Return the parameters of a query string that a schema describes. The same words are read once.
+    """Return the parameters of a query string by a schema. Results are cached by the string.
 
     Raises:
-        InvalidParameterError: Names each wrong parameter, of very many the first, and what it accepts.
+        InvalidParameterError: It names each wrong parameter (the first ones, if there are very many) and what it
+            accepts.
 
     """
     given = _pairs(query)
@@ -218,7 +216,7 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
             errors.setdefault(name, messages[0] if name in known else unknown)
         parameters = {}
     if errors:
-        # In the caller's order, and what has a name that is known before what has none.
+        # Known names first, then the caller's order.
         wrong = sorted((name for name in dict(given) if name in errors), key=lambda name: name not in known)
         found = [{"parameter": name[:_NAME_LENGTH], "detail": errors[name]} for name in wrong]
         raise InvalidParameterError(errors=found[:_MOST_ERRORS])
@@ -227,7 +225,7 @@ def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=256)
 def without_cursor(query: bytes) -> str:
-    """Return a query string that `read_parameters` has read, for a link to another place in the same collection."""
+    """Return a query string that `read_parameters` accepted, without its cursor, for a link to another page."""
     return urlencode([(name, value) for name, value in _pairs(query) if name != "cursor"])
 
 

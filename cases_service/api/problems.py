@@ -1,4 +1,4 @@
-"""Turns everything that ends a request early into a problem document (RFC 9457)."""
+"""Turns every error of a request into a problem document (RFC 9457)."""
 
 import msgspec
 import structlog
@@ -16,7 +16,7 @@ _SCHEMA = ProblemSchema()
 
 
 def register(app: Flask) -> None:
-    """Let an application answer each error with its problem document."""
+    """Make an application answer each error with its problem document."""
     app.register_error_handler(ProblemError, respond)
     app.register_error_handler(HTTPException, _routing_problem)
     app.register_error_handler(SecretNotOpenedError, _secret_not_opened)
@@ -24,10 +24,10 @@ def register(app: Flask) -> None:
 
 
 def respond(problem: ProblemError) -> Response:
-    """Return a problem as a response, and leave its code for the log."""
-    asked = current_request()
-    asked.code = problem.code
-    document = _SCHEMA.dump(problem.as_dict() | {"request_id": asked.id})
+    """Return a problem as a response, and note its code for the log."""
+    request = current_request()
+    request.code = problem.code
+    document = _SCHEMA.dump(problem.as_dict() | {"request_id": request.id})
     body = msgspec.json.encode(document)
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
 
@@ -45,7 +45,7 @@ def _secret_not_opened(error: SecretNotOpenedError) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    # Not the message: it may quote what the caller sent.
-    asked = current_request()
-    log.error("unexpected_error", request_id=asked.id, exc_info=error, route=str(asked.url_rule))
+    # Without the message, which may quote the caller's input.
+    request = current_request()
+    log.error("unexpected_error", request_id=request.id, exc_info=error, route=str(request.url_rule))
     return respond(InternalError())

@@ -1,8 +1,8 @@
-"""Limits how often requests come: an address's failed authentications, an API token's requests, a visitor's requests.
+"""Rate limits: for failed authentications of an address, and for requests of an API token and of a visitor.
 
-The counters are `limits`' sliding windows: what is left of the window before counts in part, so that nobody gets
-twice the limit at the border of two windows. They are kept under keyed hashes: the storage holds no token, no
-external identity and no address. Where the storage is away requests pass uncounted, and wait for it rarely and briefly.
+The counters are `limits`' sliding windows: the previous window counts in part, so that nobody gets twice the limit at
+the border of two windows. Their keys are keyed hashes, so the storage holds no token, external identity or address.
+While the storage is unreachable, requests pass uncounted, and wait for it rarely and briefly.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ log = structlog.get_logger()
 
 
 class StorageAwayError(RuntimeError):
-    """The storage does not do what counting needs. The message is a line, and holds no password."""
+    """The storage cannot count. The message is one line without a password."""
 
 
 class Window(NamedTuple):
-    """What is left of a limit, and after how many seconds there will be more."""
+    """A limit, the requests remaining, and the seconds until it resets."""
 
     limit: int
     remaining: int
@@ -58,20 +58,20 @@ class RateLimits:
         self._of_token = _parse(settings.rate_limit_token)
         self._of_visitor = _parse(settings.rate_limit_visitor)
         self._storage = _Storage(settings.rate_limit_storage)
-        # Every process that shares a storage has to come to the same hashes.
+        # All processes that share a storage need the same hashes.
         secret = settings.secret_keys[0] if settings.secret_keys else ""
         self._hash_key = hashlib.sha256(f"rate limits {secret}".encode()).digest()
 
     def close(self) -> None:
-        """End the connections to the storage."""
+        """Close the connections to the storage."""
         self._storage.close()
 
     @contextmanager
     def failed_authentications(self) -> Iterator[None]:
-        """Refuse the request's address where it has failed too often, and count what fails inside.
+        """Reject the request's address if it has failed too often, and count a failure inside.
 
         Raises:
-            RateLimitedError: The address has used its failures up.
+            RateLimitedError: The address has used up its failures.
 
         """
         subject = self._address()
@@ -86,22 +86,22 @@ class RateLimits:
             raise
 
     def count_token(self, token_hash: bytes) -> None:
-        """Count a request of an API token, or raise RateLimitedError where it has made too many."""
+        """Count a request of an API token, or raise RateLimitedError if it has made too many."""
         if self._of_token or self._of_visitor:
-            # What is left of the failures says nothing to somebody who has not failed.
+            # The address's remaining failures mean nothing to a caller who has not failed.
             _windows().clear()
         self._take(self._of_token, self._subject("token", token_hash))
 
     def count_visitor(self, organization_id: UUID, external_id: str) -> None:
-        """Count a request of an organization's visitor, or raise RateLimitedError where there were too many."""
+        """Count a request for an organization's visitor, or raise RateLimitedError if there were too many."""
         g.rate_limit_visitor = self._subject("visitor", organization_id.bytes + external_id.encode())
         self._take(self._of_visitor, g.rate_limit_visitor)
 
     @contextmanager
     def known_visitors(self) -> Iterator[None]:
-        """Forget the count of the visitor that the request inside counted, where it turns out that there is none.
+        """Forget the visitor that the request inside counted if it does not exist.
 
-        Whoever signs JWTs for ever new subjects would fill the storage with them; the API token's limit is theirs.
+        Otherwise JWTs for ever new subjects would fill the storage. The API token's limit covers such requests.
         """
         try:
             yield
@@ -112,7 +112,7 @@ class RateLimits:
             raise
 
     def show(self, response: Response) -> Response:
-        """Add what is left of the tightest limit that the request came under to an answer of the API."""
+        """Add the RateLimit headers of the request's tightest limit to an API response."""
         if not request.path.startswith("/api/"):
             return response
         if not _windows():
@@ -120,7 +120,7 @@ class RateLimits:
                 self._look(item, self._address())
         windows = list(_windows().values())
         if not windows and not self._storage.is_away:
-            # The request did not prove whose limit it would have come under.
+            # The request did not prove a token or visitor whose limit applies.
             windows = [Window(item.amount, item.amount, 0) for item in (*self._of_token, *self._of_visitor)]
         if windows:
             tightest = min(windows, key=lambda window: (window.remaining, -window.reset))
@@ -151,7 +151,7 @@ class RateLimits:
 
 
 def try_storage(settings: Settings) -> None:
-    """Ask the storage of the counters what a request asks it.
+    """Send the storage of the counters a request's query.
 
     Raises:
         StorageAwayError: It does not answer, or refuses.
@@ -168,7 +168,7 @@ def try_storage(settings: Settings) -> None:
 
 
 class _Storage:
-    """Where the counters are. While it is away, one request in some seconds asks for it, and no other waits."""
+    """The storage of the counters. While it is unreachable, one request every few seconds retries; no other waits."""
 
     def __init__(self, url: str) -> None:
         self._storage = _open(url)
@@ -182,15 +182,15 @@ class _Storage:
             self._storage.storage.close()
 
     def hit(self, item: RateLimitItem, subject: str) -> bool | None:
-        """Count, and return whether it was within the limit; None where the storage is away."""
+        """Count, and return whether it was within the limit; None if the storage is unreachable."""
         return self._ask(partial(self._limiter.hit, item, subject))
 
     def forget(self, item: RateLimitItem, subject: str) -> None:
-        """Count as if the subject had never come."""
+        """Remove the subject's counts."""
         self._ask(partial(self._limiter.clear, item, subject))
 
     def window(self, item: RateLimitItem, subject: str) -> Window | None:
-        """Return what is left, or None where the storage is away."""
+        """Return what remains, or None if the storage is unreachable."""
         stats = self._ask(partial(self._limiter.get_window_stats, item, subject))
         if stats is None:
             return None
@@ -235,7 +235,7 @@ def _open(url: str) -> MemoryCounters | RedisStorage:
 def _redis_options() -> Mapping[str, Any]:
     from redis import backoff, exceptions, retry  # noqa: PLC0415  an extra that only this storage needs
 
-    # Once more, at once, on a fresh connection: Redis may have been restarted. By default it would be for seconds.
+    # One immediate retry on a fresh connection: Redis may have restarted. The default retries for seconds.
     once_more = retry.Retry(backoff.NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,))
     return {"socket_timeout": _STORAGE_SECONDS, "socket_connect_timeout": _STORAGE_SECONDS, "retry": once_more}
 
@@ -245,7 +245,7 @@ def _parse(notation: str | None) -> list[RateLimitItem]:
 
 
 def _windows() -> dict[str, Window]:
-    """Return what the storage said of this request's counters."""
+    """Return the windows of this request's counters, as the storage reported them."""
     if "rate_limit_windows" not in g:
         g.rate_limit_windows = {}
     windows: dict[str, Window] = g.rate_limit_windows
@@ -253,7 +253,7 @@ def _windows() -> dict[str, Window]:
 
 
 def _network(address: str) -> str:
-    """Return whom an address counts for: itself, or the /64 that an IPv6 subscriber has all of."""
+    """Return what an address counts for: itself, or for IPv6 its /64, which one subscriber has entirely."""
     with_port = _WITH_PORT.fullmatch(address)
     try:
         found = ip_address((with_port[1] or with_port[2]) if with_port else address)

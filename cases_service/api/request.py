@@ -1,4 +1,4 @@
-"""Knows the request that is being answered: what HTTP says of it, and what the service adds."""
+"""The current request: HTTP's attributes, and those that the service adds."""
 
 import re
 import secrets
@@ -18,10 +18,10 @@ class CasesRequest(Request):
     """A request to the service.
 
     Attributes:
-        started: When it came, by `perf_counter`.
-        id: The caller's X-Request-ID where that may be repeated, or one of the service's own.
-        service_url: What links begin with.
-        code: That of the problem which it ended in, if it did.
+        started: When it arrived, by `perf_counter`.
+        id: The caller's X-Request-ID if it is well-formed, else a new id.
+        service_url: The base URL of links.
+        code: The code of the problem that ended it, if any.
 
     """
 
@@ -36,6 +36,6 @@ class CasesRequest(Request):
 
 
 def current_request() -> CasesRequest:
-    """Return the request itself: each look at an attribute of Flask's proxy for it costs a microsecond."""
-    asked: CasesRequest = request_ctx.request  # type: ignore[assignment]
-    return asked
+    """Return the request itself: each attribute access through Flask's proxy costs a microsecond."""
+    request: CasesRequest = request_ctx.request  # type: ignore[assignment]
+    return request

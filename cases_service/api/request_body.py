@@ -15,10 +15,10 @@ from cases_service.errors import (
 )
 
 TOO_LARGE: Final = "cases.body_too_large"
-"""In the environ, true where the worker has not kept a body, as it was too large."""
+"""The WSGI environment's key that is true if the worker discarded the body because it was too large."""
 
 OVERLOADED: Final = "cases.overloaded"
-"""Likewise, as the bodies of others left no room for it."""
+"""Likewise, if other requests' bodies left no room for it."""
 
 
 _READ: Final = "cases.body"
@@ -64,7 +64,7 @@ def _checked(request: Request, *, media_types: Collection[str], maximum: int) ->
 
 
 def _read(request: Request, most: int) -> bytes:
-    """Return the body, of a longer one no more than its first bytes. A part of it comes at a time."""
+    """Return the body, or the first `most` bytes of a longer one. It arrives in parts."""
     parts: list[bytes] = []
     missing = most
     while missing and (part := request.stream.read(missing)):

@@ -1,1 +1,1 @@
-"""What is asked and answered: schemas, filters, pagination, timestamps, and the serialization of rows."""
+"""Cases, without I/O: schemas, filters, pagination, timestamps, bodies, and the serialization of rows."""

@@ -1,7 +1,7 @@
-"""Reads what a request writes into a case: strictly, and every wrong member is named at once.
+"""Parses the bodies of writes strictly, and names every wrong member at once.
 
-What may be written, and what each attribute takes, is what `OrganizationCaseSchema` says: here its fields get the
-strictness of JSON, where a number is a number and nothing else becomes one.
+`OrganizationCaseSchema` says which attributes a request may write and what each accepts. Here its fields are read with
+JSON's types, without conversions: only a number is a number.
 """
 
 import json
@@ -26,11 +26,11 @@ Error = dict[str, str]
 
 
 class Strict(fields.Field[Any]):
-    """A value of one JSON type within its limits, or null where that is allowed.
+    """A value of one JSON type within its limits, or null if that is allowed.
 
     Args:
-        expected: What it takes, for the caller to read.
-        accepts: Tells whether a value that is not null is such a one.
+        expected: Describes the accepted values to the caller.
+        accepts: Tells whether a value other than null is accepted.
 
     """
 
@@ -61,7 +61,7 @@ class Identifier(Strict):
 
 
 class Reference(Strict):
-    """An object that stands for its id; its other members are not looked at."""
+    """An object of which only the id counts; its other members are ignored."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("an object with the member id", lambda value: isinstance(value, dict), **kwargs)
@@ -83,9 +83,9 @@ _REFERENCE: Final = _ReferenceSchema()
 
 @dataclass(frozen=True, slots=True)
 class CaseBody:
-    """What a request wants of a case. `errors` says what is wrong with it, and `values` has what is not.
+    """A parsed body: the valid values, and the errors.
 
-    `values` holds, by the column that is written, what the body names; `pointers` the member that named it.
+    `values` has the body's values by the column to write, and `pointers` the JSON pointer of each.
     """
 
     values: Mapping[str, Any]
@@ -93,20 +93,20 @@ class CaseBody:
     errors: list[Error]
 
     def check(self, *errors: Error) -> None:
-        """Raise InvalidBodyError where anything is wrong, or one of these further errors is given."""
+        """Raise InvalidBodyError if the body has errors, or if further ones are given."""
         if self.errors or errors:
             raise invalid(*self.errors, *errors)
 
 
 class Kind(NamedTuple):
-    """One way to write a case: what a body of it has to name, and what it may."""
+    """A kind of body: the schema of its members, and the attributes that it ignores."""
 
     schema: Schema
     read_only: frozenset[str]
 
 
 def _strict(field: fields.Field[Any], *, required: bool) -> Strict:
-    """Return what reads the attribute that a field of the answer shows."""
+    """Return the strict field that reads the attribute of a response's field."""
     limits = field.metadata
     given = {"allow_none": field.allow_none, "required": required}
     match field:
@@ -157,14 +157,14 @@ def _kind(*, creates: bool, is_partial: bool = False) -> Kind:
 
 
 WHOLE: Final = _kind(creates=True)
-"""The body of a new case, or of one that takes the place of another."""
+"""The body of a new case, or of a replacement."""
 
 CHANGE: Final = _kind(creates=False, is_partial=True)
-"""The body of a change: what it does not name stays (RFC 7396)."""
+"""The body of a change: attributes that it does not name stay as they are (RFC 7396)."""
 
 
 def read_case_body(body: bytes, kind: Kind) -> CaseBody:
-    """Return what a body wants of a case.
+    """Parse the body of a write to a case.
 
     Raises:
         InvalidBodyError: It is no JSON object.
@@ -197,7 +197,7 @@ def read_members(body: bytes, schema: Schema) -> dict[str, Any]:
 
 
 def invalid(*errors: Error) -> InvalidBodyError:
-    """Return the error that names what is wrong with a body, of very much the first."""
+    """Return the error for a body, with at most the first hundred errors."""
     return InvalidBodyError(errors=list(errors[:_MOST_ERRORS]))
 
 
@@ -220,7 +220,7 @@ def _errors(path: tuple[str, ...], messages: Any) -> Iterator[Error]:
 
 
 def _settled(values: dict[str, Any], errors: list[Error]) -> CaseBody:
-    """Put the id of each nested object into its column, and name those that differ from an id beside them."""
+    """Move each nested object's id into its column, with an error if it differs from the id given beside it."""
     settled = {name: value for name, value in values.items() if name not in _COLUMN_OF}
     pointers = {name: f"/{name}" for name in settled}
     for name, column in _COLUMN_OF.items():
@@ -242,7 +242,7 @@ _COLUMN_OF: Final = {
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows which of its names came more than once."""
+    """A JSON object that remembers which names came more than once."""
 
     repeated: tuple[str, ...] = ()
 
@@ -263,7 +263,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
     except (ValueError, RecursionError):
-        # No UTF-8, no JSON, a number of thousands of digits, or nested too deeply to be a case.
+        # Not UTF-8, not JSON, a number of thousands of digits, or nested too deeply.
         raise invalid({"pointer": "", "detail": "Expected JSON in UTF-8."}) from None
     if not isinstance(given, dict):
         raise invalid({"pointer": "", "detail": "Expected an object."})
@@ -271,7 +271,7 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _repeated(given: Any) -> Iterator[tuple[str, ...]]:
-    """Give the path of each name that an object has more than once, at any depth."""
+    """Yield the path of each name that an object has more than once, at any depth."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), given)]
     while waiting:
         path, value = waiting.pop()
@@ -287,6 +287,6 @@ def _error(path: tuple[str, ...], detail: str) -> Error:
 
 
 def _escaped(name: str) -> str:
-    """Return a name as RFC 6901 writes it; of a very long one the beginning, and U+FFFD for what is no character."""
+    """Escape a name by RFC 6901, cut to a length, with U+FFFD for characters that cannot be stored."""
     text = _UNSTORABLE.sub("\ufffd", name[:_LONGEST_NAME])
     return text.replace("~", "~0").replace("/", "~1")

@@ -1,23 +1,23 @@
-"""Knows which cases of a visitor a request asks for."""
+"""The filters of a request for a visitor's cases."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from cases_service.cases import timestamps as instants
+from cases_service.cases import timestamps
 
 STATUSES: Final = ("Open", "In Progress", "Pending", "Closed")
 PRIORITIES: Final = (1, 2, 3, 4, 5)
 NO_CHANNEL: Final = "null"
 CHANNELS: Final = (NO_CHANNEL, "email", "whatsapp", "webchat")
-"""In the order of their numbers in the column `channel_number` of cases."""
+"""In the order of their numbers in the column `channel_number` of `cases`."""
 
 Index = Literal["status", "priority", "channel"]
-"""Whose values an index of cases keeps apart."""
+"""The attributes with indexes of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What a case must fulfil, everything of it; None lets all cases pass. Times are microseconds since 1970."""
+    """Conditions that a case must all meet; None means any value. Times are microseconds since 1970."""
 
     statuses: frozenset[str] | None = None
     is_closed: bool | None = None
@@ -32,16 +32,17 @@ class Filters:
         return self != _NONE
 
     def index(self, column: str) -> tuple[Index | None, bool]:
-        """Return whose index finds the cases in the order of a time column, and whether it gives no others.
+        """Return the attribute whose index to scan, and whether it covers the whole filter.
 
-        None stands for the index of all cases; it gives those of a range of the column.
+        None means the index of all cases by `column`, the time column that orders the page; it covers a range of that
+        column.
         """
         if not self:
             return None, True
         wanted = self._wanted()
         shares = {name: len(wanted[name]) / number for name, number in _NUMBERS.items() if len(wanted[name]) < number}
         if "Closed" not in wanted["status"]:
-            # Sooner or later nearly all cases are closed.
+            # In the long run nearly all cases are closed.
             shares["status"] = 0
         whole_range = (self.updated_range if column == "created_at" else self.created_range) == (None, None)
         chosen = min(shares, key=shares.__getitem__, default=None if whole_range else "status")
@@ -58,14 +59,14 @@ class Filters:
         return self.updated_since, self.updated_until
 
     def canonical(self) -> str:
-        """Return a text that is the same for filters that let the same cases pass in the same words; '' for none."""
+        """Return the same text for equal filters, however they were written; '' for no filter."""
         if not self:
             return ""
         parameters = self.parameters()
         return ";".join(f"{name}={parameters[name]}" for name in sorted(parameters))
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the statements take: each condition, with everything it lets pass."""
+        """Return the parameters of the statements: for each condition, all values that meet it."""
         wanted = self._wanted()
         return {
             "statuses": wanted["status"],
@@ -78,7 +79,7 @@ class Filters:
         }
 
     def _wanted(self) -> dict[Index, list[Any]]:
-        """Return the values that pass."""
+        """Return the values that meet the conditions."""
         return {
             "status": [
                 status
@@ -98,4 +99,4 @@ _NUMBERS: Final[dict[Index, int]] = {"status": len(STATUSES), "priority": len(PR
 
 
 def _limit(microseconds: int | None, default: str) -> str:
-    return default if microseconds is None else instants.from_microseconds(microseconds)
+    return default if microseconds is None else timestamps.from_microseconds(microseconds)

@@ -1,10 +1,10 @@
-"""Knows the form of an id in a path."""
+"""The form of an id in a path."""
 
 from uuid import UUID
 
 
 def uuid_or_none(text: str) -> UUID | None:
-    """Return the UUID that a text is, with dashes and in either case; None for any other text."""
+    """Parse a UUID with dashes, in either case; return None for any other text."""
     try:
         value = UUID(text)
     except ValueError:

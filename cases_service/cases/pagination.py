@@ -1,8 +1,8 @@
-"""Knows what a cursor is: a place between two cases of one collection, and the side of it that a page lies on.
+"""Cursors for keyset pagination: a place between two cases of a collection, and the direction of the page from there.
 
-A cursor is opaque to clients: the URL-safe base64 of a version, a direction, the sort value in microseconds and the
-id of the case that the page begins behind, a tag of the visitor, and a digest of all of that with the organization,
-the ordering and the filters. It holds no personal data, and it decides nothing about which cases are seen.
+A cursor is opaque to clients: URL-safe base64 of a version, a direction, the sort value in microseconds and the id of
+the case that the page starts after, a tag of the visitor, and a digest of all of these with the organization, the
+ordering and the filters. It holds no personal data and never decides which cases are visible.
 """
 
 import base64
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 from uuid import UUID
 
-from cases_service.cases import timestamps as instants
+from cases_service.cases import timestamps
 from cases_service.errors import InvalidCursorError
 
 _VERSION: Final = 1
@@ -24,26 +24,26 @@ _FORM: Final = re.compile(rf"[A-Za-z0-9_-]{{{(_LAYOUT.size + _DIGEST_SIZE) * 4 /
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """Where a case stands in a collection: its sort value in microseconds since 1970, then its id.
+    """A case's place in a collection: its sort value in microseconds since 1970, then its id.
 
-    Positions reach one instant beyond the first and the last that a case can have, so that there is always a place
-    before and after one of a case. Nothing stands there, so one place does for all of it.
+    Positions extend one instant beyond the first and the last that a case can have, so that every case has a place
+    before and after it. No case can stand there, so one place at each end is enough.
     """
 
     microseconds: int
     id: UUID
 
     def following(self) -> Self:
-        """Return the next position in ascending order, or this one behind everything. Nothing lies between the two."""
-        if self.microseconds > instants.LAST:
+        """Return the next position in ascending order, or this one at the end. No case can lie between the two."""
+        if self.microseconds > timestamps.LAST:
             return self
         if self.id.int == 2**128 - 1:
             return type(self)(self.microseconds + 1, UUID(int=0))
         return type(self)(self.microseconds, UUID(int=self.id.int + 1))
 
     def preceding(self) -> Self:
-        """Return the last position before this one in ascending order, or this one before everything."""
-        if self.microseconds < instants.FIRST:
+        """Return the previous position in ascending order, or this one at the start."""
+        if self.microseconds < timestamps.FIRST:
             return self
         if self.id.int == 0:
             return type(self)(self.microseconds - 1, UUID(int=2**128 - 1))
@@ -52,7 +52,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a cursor is bound to before the visitor is known."""
+    """The collection that a cursor is bound to, apart from the visitor."""
 
     organization_id: UUID
     ordering: str
@@ -61,24 +61,24 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The cases behind `position`: later in the collection's order, or earlier where `backward`."""
+    """The start of a page: the cases after `position` in the collection's order, or before it if `backward`."""
 
     position: Position
     backward: bool
     visitor_tag: bytes
 
     def encode(self, collection: Collection) -> str:
-        """Return the text that stands in a link."""
+        """Return the text for a link."""
         position = self.position
         body = _LAYOUT.pack(_VERSION, self.backward, position.microseconds, position.id.bytes, self.visitor_tag)
         return base64.urlsafe_b64encode(body + _digest(body, collection)).decode("ascii")
 
     @classmethod
     def decode(cls, text: str, collection: Collection) -> Self:
-        """Return the cursor of a link.
+        """Return the cursor of a link's text.
 
         Raises:
-            InvalidCursorError: It was not made by `encode` for this collection.
+            InvalidCursorError: The text was not made by `encode` for this collection.
 
         """
         if not _FORM.fullmatch(text):
@@ -88,18 +88,18 @@ class Cursor:
         if digest != _digest(body, collection):
             raise InvalidCursorError
         version, backward, microseconds, case_id, visitor_tag = _LAYOUT.unpack(body)
-        if version != _VERSION or backward > 1 or not instants.FIRST - 1 <= microseconds <= instants.LAST + 1:
+        if version != _VERSION or backward > 1 or not timestamps.FIRST - 1 <= microseconds <= timestamps.LAST + 1:
             raise InvalidCursorError
         return cls(Position(microseconds, UUID(bytes=case_id)), bool(backward), visitor_tag)
 
     def check_visitor(self, visitor_id: UUID) -> None:
-        """Raise InvalidCursorError where the cursor is another visitor's."""
+        """Raise InvalidCursorError if the cursor is another visitor's."""
         if self.visitor_tag != visitor_tag(visitor_id):
             raise InvalidCursorError
 
 
 def visitor_tag(visitor_id: UUID) -> bytes:
-    """Return the eight bytes that bind a cursor to a visitor, from the visitor's random id."""
+    """Return eight bytes that bind a cursor to a visitor, derived from the visitor's random id."""
     return hashlib.blake2b(visitor_id.bytes, digest_size=8, person=b"visitor").digest()
 
 

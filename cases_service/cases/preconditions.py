@@ -1,4 +1,4 @@
-"""Knows the strong ETag of a case on its organization's side, and the conditions that a request may set by it."""
+"""The strong ETag of a case for its organization, and the conditional headers of writes (RFC 9110, section 13.1)."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Knows how points in time are written: by PostgreSQL, in the API and inside a cursor."""
+"""Parses and formats points in time: PostgreSQL's, the API's and those in cursors."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ _LEAP = (23, 59)
 _WITHOUT_MILLISECONDS = len("2015-08-31 16:32:17.87+00")
 FIRST: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 LAST: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-"""The first and the last instant that is kept, in microseconds since 1970."""
+"""The first and the last instant that the service stores, in microseconds since 1970."""
 
 
 def from_datetime(value: datetime) -> str:
@@ -29,10 +29,10 @@ def from_datetime(value: datetime) -> str:
 
 
 def from_postgres(text: str) -> str:
-    """Return PostgreSQL's text of a timestamptz as the API writes it.
+    """Return PostgreSQL's text of a timestamptz in the API's form.
 
-    Shape: `2015-08-31 16:32:17.8791+00`, as a session in UTC with DateStyle ISO prints it for the years 1 to 9999;
-    no decimals where they are zero.
+    The text is `2015-08-31 16:32:17.8791+00`, as a session in UTC with DateStyle ISO prints the years 1 to 9999,
+    without decimals if they are zero.
     """
     if len(text) > _WITHOUT_MILLISECONDS:
         return f"{text[:10]}T{text[11:23]}Z"
@@ -40,12 +40,12 @@ def from_postgres(text: str) -> str:
 
 
 def in_range(microseconds: int) -> bool:
-    """Return whether a time in microseconds since 1970 lies in the years 1 to 9999."""
+    """Tell whether a time in microseconds since 1970 lies in the years 1 to 9999."""
     return FIRST <= microseconds <= LAST
 
 
 def from_microseconds(microseconds: int) -> str:
-    """Return microseconds since 1970 as a text that PostgreSQL reads back exactly; an infinity where out of range."""
+    """Return microseconds since 1970 as a text that PostgreSQL reads exactly; an infinity if out of range."""
     if in_range(microseconds):
         return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
     return "infinity" if microseconds > 0 else "-infinity"
@@ -54,8 +54,8 @@ def from_microseconds(microseconds: int) -> str:
 def to_postgres(text: str) -> str:
     """Return an ISO 8601 date-time with a zone as a text that PostgreSQL reads as that instant.
 
-    What is finer than microseconds is cut. PostgreSQL's own text of a timestamptz (`2024-05-31 16:32:17+00`) is such
-    a date-time, and so is one without seconds. A leap second (23:59:60 in UTC) is the second that follows it, as in
+    Decimals beyond microseconds are cut off. PostgreSQL's own text of a timestamptz (`2024-05-31 16:32:17+00`) is
+    accepted, and so is a time without seconds. A leap second (23:59:60 in UTC) is the second after it, as in
     PostgreSQL.
 
     Raises:
@@ -72,10 +72,10 @@ def to_postgres(text: str) -> str:
 
 
 def to_microseconds(text: str) -> int:
-    """Return an ISO 8601 date-time with a zone in microseconds since 1970. A + that arrived as a space is taken as +.
+    """Return an ISO 8601 date-time with a zone in microseconds since 1970. A + that arrived as a space is read as +.
 
-    The forms are those of `to_postgres`. What lies between two microseconds is rounded up: the first of all instants
-    that a database keeps from there on.
+    It accepts the forms of `to_postgres`. A time between two microseconds is rounded up, to the first that a database
+    can store from then on.
 
     Raises:
         ValueError: The text has another form, or no zone.
@@ -86,7 +86,7 @@ def to_microseconds(text: str) -> int:
 
 
 def _parse(text: str) -> tuple[datetime, bool]:
-    """Return the instant that a text names, and whether decimals were cut off."""
+    """Return the instant of a text, and whether decimals were cut off."""
     match = _DATE_TIME.fullmatch(text)
     if match is None:
         raise ValueError("expected an ISO 8601 date-time with a zone")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from cases_service.credentials.secret_encryption import SecretBox
-    from cases_service.embedded.command_database import DatabaseAtHand
+    from cases_service.embedded.command_database import CommandDatabase
     from cases_service.loading.load import LoadSummary
     from cases_service.store.cases import StoredKey
 
@@ -165,11 +165,11 @@ def _explained() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _database(*, may_make: bool = False) -> Iterator["DatabaseAtHand"]:
-    from cases_service.embedded.command_database import database_at_hand
+def _database(*, may_make: bool = False) -> Iterator["CommandDatabase"]:
+    from cases_service.embedded.command_database import open_database
     from cases_service.settings import read_settings
 
-    with database_at_hand(read_settings(), may_make=may_make) as database:
+    with open_database(read_settings(), may_make=may_make) as database:
         yield database
 
 
@@ -219,13 +219,13 @@ def serve(bind: str | None) -> None:
     """
     import msgspec
 
-    from cases_service.embedded.command_database import database_at_hand
+    from cases_service.embedded.command_database import open_database
     from cases_service.server.launch import become_gunicorn, listen_as_set
     from cases_service.settings import read_settings
 
     settings = read_settings()
     settings, listeners = listen_as_set(msgspec.structs.replace(settings, bind=bind or settings.bind))
-    with database_at_hand(settings, may_make=True) as database:
+    with open_database(settings, may_make=True) as database:
         if database.embedded is not None:
             database.initialize()
         become_gunicorn(database.settings, listeners, embedded=database.embedded)

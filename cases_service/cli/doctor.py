@@ -24,7 +24,7 @@ from cases_service.database.migrations import SCHEMA_VERSION, version_of
 from cases_service.database.primary import STANDBY, is_standby
 from cases_service.database.replicas import name_of, single_hosts
 from cases_service.database.statements import statements
-from cases_service.embedded.command_database import DatabaseAtHand, NoDatabaseError, database_at_hand, explain
+from cases_service.embedded.command_database import CommandDatabase, NoDatabaseError, explain, open_database
 from cases_service.embedded.data_directory import ForeignDirectoryError
 from cases_service.embedded.server import EmbeddedServerError
 from cases_service.server import descriptors
@@ -70,7 +70,7 @@ def examine(url: str | None = None) -> Iterator[Finding]:
     yield Finding("settings", *_check_names(unknown_names()))
     yield Finding("open files", *_check_open_files(settings))
     try:
-        with database_at_hand(settings) as database:
+        with open_database(settings) as database:
             yield from _examine_database(database)
     except (NoDatabaseError, EmbeddedServerError, ForeignDirectoryError) as error:
         yield Finding("database", "failure", _line(str(error)))
@@ -107,7 +107,7 @@ def _check_names(unknown: Sequence[str]) -> Verdict:
     return "ok", "valid"
 
 
-def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
+def _examine_database(database: CommandDatabase) -> Iterator[Finding]:
     settings = database.settings
     with ExitStack() as stack:
         try:
@@ -143,7 +143,7 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
 def _connect(url: str, settings: Settings) -> Connection:
     """Connect as the service does."""
     connection = Connection.connect(connection_parameters(url, settings), autocommit=True)
-    connection.patience = settings.answer_seconds
+    connection.answer_timeout = settings.answer_seconds
     session.complete(connection)
     return connection
 

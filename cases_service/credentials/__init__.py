@@ -1,1 +1,1 @@
-"""Who may ask: API tokens, signing keys, the visitor's JWT, and how secrets are encrypted at rest."""
+"""Credentials: API tokens, signing keys, the visitor's JWT, and the encryption of secrets at rest."""

@@ -1,4 +1,4 @@
-"""Makes and ends what opens the service: API tokens and signing keys. What the commands do, without their words."""
+"""Creates, lists and revokes API tokens and signing keys, for the commands of `cli`."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class AdministrationError(Exception):
-    """What was asked for cannot be done. The message says why, in a line."""
+    """The operation is impossible. The message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key that was just made. `secret` is shown once; None where the key is asymmetric."""
+    """A new key. `secret` is shown once; None for an asymmetric key."""
 
     kid: UUID
     algorithm: str
@@ -45,7 +45,7 @@ class KnownOrganization:
 
 @dataclass(frozen=True, slots=True)
 class KnownUser:
-    """A user of an organization, as somebody who picks the owner of a token has to know them."""
+    """A user of an organization, as needed to choose the owner of a token."""
 
     id: UUID
     email: str | None
@@ -55,7 +55,7 @@ class KnownUser:
 
 @dataclass(frozen=True, slots=True)
 class KnownToken:
-    """What may be told of an API token: everything but the token and its hash."""
+    """An API token without the token itself and its hash."""
 
     id: UUID
     user_id: UUID
@@ -69,7 +69,7 @@ class KnownToken:
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """What may be told of a signing key: everything but its material."""
+    """A signing key without its material."""
 
     kid: UUID
     algorithm: str
@@ -87,7 +87,7 @@ def create_token(
     description: str | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[UUID, str]:
-    """Make an API token for a user of an organization, and return its id and the token, which is kept nowhere."""
+    """Create an API token for a user of an organization; return its id and the token, which is not stored."""
     if not _one(connection, "has_user", organization_id=organization_id, user_id=user_id):
         raise AdministrationError(f"organization {organization_id} has no user {user_id}")
     token_id, text = uuid4(), new_token(organization_id)
@@ -110,13 +110,13 @@ def create_token(
 
 
 def revoke_token(connection: Connection, *, organization_id: UUID, token_id: UUID) -> None:
-    """End an API token, from the next request on. Safe to repeat."""
+    """Revoke an API token from the next request on. Safe to repeat."""
     if _one(connection, "revoke_token", organization_id=organization_id, id=token_id) is None:
         raise AdministrationError(f"organization {organization_id} has no API token {token_id}")
 
 
 def revoke_tokens_described(connection: Connection, *, organization_id: UUID, description: str) -> None:
-    """End all API tokens of an organization that carry this description."""
+    """Revoke all API tokens of an organization with this description."""
     connection.execute(
         _STATEMENTS["revoke_tokens_described"], {"organization_id": organization_id, "description": description}
     )
@@ -125,11 +125,11 @@ def revoke_tokens_described(connection: Connection, *, organization_id: UUID, de
 def create_key(
     connection: Connection, *, organization_id: UUID, algorithm: str, public_key: str | None, box: SecretBox
 ) -> NewKey:
-    """Make a signing key: with a new secret for an HMAC algorithm, else with a public key in PEM.
+    """Create a signing key: with a new secret for an HMAC algorithm, else with a public key in PEM.
 
     Raises:
         KeyMaterialError: The public key does not fit the algorithm.
-        NoSecretKeyError: A secret has to be encrypted and no secret key is configured.
+        NoSecretKeyError: A secret has to be encrypted, but no secret key is configured.
 
     """
     key_id = uuid4()
@@ -159,13 +159,13 @@ def create_key(
 
 
 def retire_key(connection: Connection, *, organization_id: UUID, key_id: UUID) -> None:
-    """End a signing key, from the next request on. Safe to repeat."""
+    """Retire a signing key from the next request on. Safe to repeat."""
     if _one(connection, "retire_key", organization_id=organization_id, id=key_id) is None:
         raise AdministrationError(f"organization {organization_id} has no signing key {key_id}")
 
 
 def live_keys(connection: Connection, *, organization_id: UUID) -> Sequence[StoredKey]:
-    """Return the keys that verify now, the oldest first.
+    """Return an organization's live keys, the oldest first.
 
     Raises:
         AdministrationError: The organization does not exist.
@@ -178,7 +178,7 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
     """Return the secret of an HMAC key.
 
     Raises:
-        AdministrationError: None of the configured keys opens it.
+        AdministrationError: No configured key decrypts it.
 
     """
     try:
@@ -190,17 +190,17 @@ def open_secret(key: StoredKey, *, organization_id: UUID, box: SecretBox) -> str
 
 
 def list_organizations(connection: Connection) -> list[KnownOrganization]:
-    """Return all organizations by name."""
+    """Return all organizations, sorted by name."""
     return [KnownOrganization(*row) for row in connection.execute(_STATEMENTS["list_organizations"]).fetchall()]
 
 
 def list_users(connection: Connection, *, organization_id: UUID) -> list[KnownUser]:
-    """Return all users of an organization, by e-mail address and name."""
+    """Return all users of an organization, sorted by e-mail address and name."""
     return [KnownUser(*row) for row in _list(connection, "list_users", organization_id)]
 
 
 def list_tokens(connection: Connection, *, organization_id: UUID) -> list[KnownToken]:
-    """Return all API tokens of an organization, ended ones included, the oldest first."""
+    """Return all API tokens of an organization, revoked and expired ones included, the oldest first."""
     return [KnownToken(*row) for row in _list(connection, "list_tokens", organization_id)]
 
 
@@ -210,7 +210,7 @@ def list_keys(connection: Connection, *, organization_id: UUID) -> list[KnownKey
 
 
 def rotate_secrets(connection: Connection, *, box: SecretBox) -> int:
-    """Encrypt every stored secret anew with the first secret key, all or none, and return their number."""
+    """Re-encrypt every stored secret with the first secret key, all or none; return their number."""
     with connection.transaction():
         organizations = connection.execute(_STATEMENTS["list_organizations_with_secrets"]).fetchall()
         return sum(_rotate_secrets_of(connection, organization_id, box) for (organization_id,) in organizations)
@@ -229,12 +229,12 @@ def _rotate_secrets_of(connection: Connection, organization_id: UUID, box: Secre
 
 
 def has_active_subscription(connection: Connection, *, organization_id: UUID) -> bool:
-    """Tell whether an organization exists and may use the service now."""
+    """Tell whether an organization exists and has an active subscription now."""
     return bool(_one(connection, "has_active_subscription", organization_id=organization_id))
 
 
 def count_contacts(connection: Connection, *, organization_id: UUID, external_id: str) -> int | None:
-    """Return how many contacts a visitor has, or None where the visitor does not exist."""
+    """Return how many contacts a visitor has, or None if the visitor does not exist."""
     count: int | None = _one(connection, "count_contacts", organization_id=organization_id, external_id=external_id)
     return count
 

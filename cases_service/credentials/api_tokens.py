@@ -1,6 +1,6 @@
-"""Knows the form of an API token: `cst_`, then URL-safe base64 of its organization, 256 random bits and a checksum.
+"""API tokens: `cst_`, then URL-safe base64 of the organization, 256 random bits and a checksum.
 
-The organization routes the look-up, the hash of the whole proves the token, and the checksum refuses a mistyped one
+The organization routes the look-up, the hash of the whole proves the token, and the checksum rejects a mistyped one
 without a query.
 """
 
@@ -19,14 +19,14 @@ _FORM: Final = re.compile(r"cst_[A-Za-z0-9_-]{72}")
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """What a well-formed token says of itself. Only a look-up of `hash` proves it."""
+    """A well-formed token's organization and hash. Only a look-up of the hash proves the token."""
 
     organization_id: UUID
     hash: bytes
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the token of a text, or None where the text is no token or mistyped."""
+        """Parse a token; return None if it is malformed or mistyped."""
         if not _FORM.fullmatch(text):
             return None
         raw = base64.urlsafe_b64decode(text.removeprefix(_PREFIX))
@@ -37,7 +37,7 @@ class ApiToken:
 
 
 def new_token(organization_id: UUID) -> str:
-    """Return a new token of an organization, 76 characters. It is shown once and kept nowhere."""
+    """Return a new token of an organization, 76 characters. It is shown once and not stored."""
     body = organization_id.bytes + secrets.token_bytes(32)
     return _PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode("ascii")
 

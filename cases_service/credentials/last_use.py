@@ -1,7 +1,7 @@
-"""Knows which API tokens and signing keys were used lately, and has a thread write it down, for which no request waits.
+"""Records in a background thread when API tokens and signing keys were last used. No request waits for it.
 
-An operator reads it to know when an old key is safe to retire. So it is good to a minute or so, and what cannot be
-written (the database is away, or read-only) is let go: the next use comes.
+It tells operators when an old key is safe to retire, so a precision of about a minute is enough. A use that cannot be
+written (the database is unreachable or read-only) is dropped, since the next one will follow.
 """
 
 import threading
@@ -27,14 +27,14 @@ log = structlog.get_logger()
 
 
 class Use(NamedTuple):
-    """An organization's token, by its hash, or signing key, by its id."""
+    """A use of an organization's token, by its hash, or signing key, by its id."""
 
     organization_id: UUID
     credential: bytes | UUID
 
 
 class LastUse:
-    """Has the uses that it is told written down, each token and key once a minute at the most."""
+    """Records uses, at most once a minute for each token and key."""
 
     def __init__(self, database: Database, *, gather_seconds: float = _GATHER_SECONDS) -> None:
         self._database = database
@@ -47,16 +47,16 @@ class LastUse:
         self._writer = threading.Thread(target=self._run, name="last use", daemon=True)
 
     def open(self) -> None:
-        """Begin to write, in the background."""
+        """Start writing, in the background."""
         self._writer.start()
 
     def close(self) -> None:
-        """End, soon, without waiting for it and without what was not written yet."""
+        """Stop soon, without waiting; drop the uses not written yet."""
         self._closing.set()
         self._something.set()
 
     def note(self, organization_id: UUID, credential: bytes | UUID) -> None:
-        """Take note of a use that has been proven. Costs a look into memory."""
+        """Note the use of a proven credential. Costs one look-up in memory."""
         use, now = Use(organization_id, credential), monotonic()
         if now - self._noted.get(use, -inf) >= _INTERVAL_SECONDS:
             self._noted[use] = now
@@ -80,7 +80,7 @@ class LastUse:
             self._fails = False
 
     def _forget(self) -> None:
-        """Keep no more in memory than what was used within the last minute."""
+        """Keep only the uses of the last minute in memory."""
         now = monotonic()
         for use, noted in self._noted.copy().items():
             if now - noted >= _INTERVAL_SECONDS:

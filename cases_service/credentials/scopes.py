@@ -1,4 +1,4 @@
-"""Knows the scopes of API tokens: what a token may do."""
+"""The scopes of API tokens."""
 
 from collections.abc import Collection
 from typing import Final, Literal
@@ -13,6 +13,6 @@ _INCLUDED_IN: Final[dict[Scope, Scope]] = {"cases:read": "cases:write"}
 
 
 def check_scope(granted: Collection[str], needed: Scope) -> None:
-    """Raise ScopeMissingError unless the scopes of a token include the one that a route needs."""
+    """Raise ScopeMissingError unless a token's scopes include the one that a route needs."""
     if needed not in granted and _INCLUDED_IN.get(needed) not in granted:
         raise ScopeMissingError(needed)

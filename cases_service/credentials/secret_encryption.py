@@ -1,4 +1,4 @@
-"""Encrypts the signing secrets that are stored, each bound to the organization, key id and algorithm it is for."""
+"""Encrypts stored signing secrets, each bound to its organization, key id and algorithm."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,32 +8,32 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class SecretNotOpenedError(Exception):
-    """A stored secret opens with none of the configured keys, or belongs to another signing key.
+    """No configured key decrypts a stored secret, or the secret belongs to another signing key.
 
-    The message is the signing key's id, where that is known.
+    The message is the signing key's id, if known.
     """
 
 
 class NoSecretKeyError(Exception):
-    """A secret has to be encrypted and no secret key is configured."""
+    """A secret has to be encrypted, but no secret key is configured."""
 
 
 class SecretBox:
-    """Seals and opens secrets with the configured keys: the first one seals, every one opens."""
+    """Encrypts secrets with the first of the configured keys, and decrypts with all of them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
         self.open = lru_cache(maxsize=1024)(self._open)
 
     def seal(self, secret: str, *, organization_id: UUID, key_id: UUID, algorithm: str) -> str:
-        """Return the secret encrypted, as ASCII text."""
+        """Return the encrypted secret, as ASCII text."""
         if self._fernet is None:
             raise NoSecretKeyError("set CASES_SECRET_KEY to 32 random bytes in URL-safe base64")
         label = _label(organization_id, key_id, algorithm)
         return self._fernet.encrypt((label + secret).encode()).decode("ascii")
 
     def reseal(self, sealed: str) -> str:
-        """Return a sealed secret encrypted anew with the first key."""
+        """Return an encrypted secret, re-encrypted with the first key."""
         if self._fernet is None:
             raise NoSecretKeyError("set CASES_SECRET_KEY to the new key and the old one, separated by a comma")
         try:

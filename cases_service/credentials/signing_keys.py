@@ -1,4 +1,4 @@
-"""Knows which keys may verify a visitor's JWT: the algorithms, their key material and its limits."""
+"""Signing keys for visitors' JWTs: the algorithms, their key material and its limits."""
 
 import re
 import secrets
@@ -16,12 +16,12 @@ CURVES: Final = dict(zip(EC_ALGORITHMS, (SECP256R1, SECP384R1), strict=True))
 MINIMUM_SECRET_BYTES: Final = 32
 RSA_BITS: Final = range(2048, 4097)
 MAXIMUM_LIVE_KEYS: Final = 10
-# Public keys are stored as they are given: a file that holds the private half as well must not be one.
+# Public keys are stored as given, so a file that also holds the private key is rejected.
 _ONE_PUBLIC_KEY: Final = re.compile(r"\s*-----BEGIN ((?:RSA )?PUBLIC KEY)-----[A-Za-z0-9+/=\s]*-----END \1-----\s*")
 
 
 class KeyMaterialError(ValueError):
-    """Key material does not fit its algorithm. The message says what would and never quotes it."""
+    """Key material does not fit its algorithm. The message says what does, and never quotes the material."""
 
 
 def new_secret() -> str:
@@ -36,7 +36,7 @@ def check_secret(secret: str) -> None:
 
 
 def check_public_key(pem: str, *, algorithm: str) -> None:
-    """Raise KeyMaterialError unless this is a public key in PEM that the algorithm takes, and nothing else."""
+    """Raise KeyMaterialError unless this is one public key in PEM, and nothing else, for the algorithm."""
     try:
         key = load_pem_public_key(pem.encode()) if _ONE_PUBLIC_KEY.fullmatch(pem) else None
     except (ValueError, UnsupportedAlgorithm):

@@ -1,7 +1,7 @@
-"""Verifies the JWT that names a visitor: strictly by form, then by key and signature, and only then by its claims.
+"""Verifies a visitor's JWT: first its form, strictly, then key and signature, and only then its claims.
 
-The form is RFC 7515's compact serialization read to the letter, the claims are RFC 7519's. Everything is checked in
-one fixed order, so that each refusal has one code. The signatures are PyJWT's.
+The form is the compact serialization of RFC 7515, to the letter; the claims are those of RFC 7519. The order of the
+checks is fixed, so that each refusal has one code. PyJWT verifies the signatures.
 """
 
 import base64
@@ -40,7 +40,7 @@ _SIGNIFICANT_DIGITS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """A live signing key of an organization. `material` gives the secret's text or the public key's PEM."""
+    """A live signing key of an organization. `material` returns the secret or the public key's PEM."""
 
     id: UUID
     algorithm: str
@@ -48,7 +48,7 @@ class VerificationKey:
 
 
 class Rules(Protocol):
-    """What a deployment asks of the claims; `Settings` is one."""
+    """A deployment's requirements of the claims; `Settings` implements it."""
 
     @property
     def jwt_require_exp(self) -> bool: ...  # noqa: D102
@@ -64,7 +64,7 @@ class Rules(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParsedToken:
-    """A token of the right form, of which nothing is proven yet."""
+    """A well-formed token, not verified yet."""
 
     header: dict[str, Any]
     claims: dict[str, Any]
@@ -73,22 +73,22 @@ class ParsedToken:
 
 
 class Signed(NamedTuple):
-    """The claims of a token, and the id of the key that signed them."""
+    """A token's claims, and the id of the key that signed them."""
 
     claims: Mapping[str, Any]
     key_id: UUID
 
 
 def signed_claims(token: str, keys: Sequence[VerificationKey]) -> Signed:
-    """Return the claims of a token that one of an organization's live keys has signed, and that key.
+    """Return the claims of a token signed by one of an organization's live keys, and the key's id.
 
     Args:
-        token: The JWT in compact form, of a length that was checked before.
+        token: The JWT in compact form; its length was checked before.
         keys: All live signing keys of the organization.
 
     Raises:
         VisitorTokenError: The token is refused; the class says why.
-        SecretNotOpenedError: What may have signed it does not open.
+        SecretNotOpenedError: The secret of a key that may have signed it cannot be decrypted.
 
     """
     parsed = parse(token)
@@ -101,11 +101,11 @@ def subject(claims: Mapping[str, Any], rules: Rules, *, now: float | None = None
 
     Args:
         claims: Those that `signed_claims` returned.
-        rules: What they have to fulfil.
-        now: Seconds since 1970, by default the clock's.
+        rules: The requirements of the claims.
+        now: Seconds since 1970; by default the present time.
 
     Raises:
-        VisitorTokenError: They do not; the class says why.
+        VisitorTokenError: The claims are refused; the class says why.
 
     """
     check_claims(claims, rules, time.time() if now is None else now)
@@ -125,11 +125,11 @@ def parse(token: str) -> ParsedToken:
 
 
 def find_key(parsed: ParsedToken, keys: Sequence[VerificationKey]) -> VerificationKey:
-    """Return the key that signed a token, or raise what speaks against its algorithm, key id or signature.
+    """Return the key that signed a token.
 
     Raises:
-        VisitorTokenError: No key has signed it; the class says why.
-        SecretNotOpenedError: No other key has signed it than perhaps one whose secret does not open.
+        VisitorTokenError: Its algorithm, key id or signature is refused; the class says why.
+        SecretNotOpenedError: No key verifies it, but the secret of one candidate cannot be decrypted.
 
     """
     unopened = None
@@ -143,7 +143,7 @@ def find_key(parsed: ParsedToken, keys: Sequence[VerificationKey]) -> Verificati
 
 
 def candidates(header: dict[str, Any], keys: Sequence[VerificationKey]) -> list[VerificationKey]:
-    """Return the keys that may have signed a token with this header: one with `kid`, else all of its algorithm."""
+    """Return the keys that may have signed a token: the one that `kid` names, else all with its algorithm."""
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise TokenAlgorithmNotAllowedError
@@ -159,7 +159,7 @@ def candidates(header: dict[str, Any], keys: Sequence[VerificationKey]) -> list[
 
 
 def check_claims(claims: Mapping[str, Any], rules: Rules, now: float) -> None:
-    """Raise what speaks against the claims of a token whose signature holds, at a time in seconds since 1970."""
+    """Raise a VisitorTokenError unless the verified token's claims are valid at `now`, in seconds since 1970."""
     for name in ("sub", "exp") if rules.jwt_require_exp else ("sub",):
         if name not in claims:
             raise TokenClaimMissingError(f"The claim {name} is required.")
@@ -221,9 +221,9 @@ def _verifies(key: VerificationKey, parsed: ParsedToken) -> bool:
 
 @lru_cache(maxsize=1024)
 def _prepare(name: str, material: str) -> tuple[Algorithm, Any]:
-    # A key is parsed once. What may verify now is decided by the keys of the request, never by this cache.
+    # A key is parsed once. The keys of the request, never this cache, decide which may verify.
     algorithm = jwt.PyJWS().get_algorithm_by_name(name)
-    # PyJWT refuses a secret that looks like a public key, lest the two be confused. Here a key has one algorithm.
+    # PyJWT rejects a secret that looks like a public key, to prevent key confusion. Here each key has one algorithm.
     return algorithm, material.encode() if name in HMAC_ALGORITHMS else algorithm.prepare_key(material)
 
 
@@ -255,12 +255,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(digits: str) -> float:
-    # An integer of thousands of digits is valid JSON, and too long for int().
+    # An integer with thousands of digits is valid JSON, but too long for int().
     return int(digits) if len(digits) <= _SIGNIFICANT_DIGITS else float(digits)
 
 
 def _no_constant(_name: str) -> NoReturn:
-    # NaN and Infinity are no JSON, although Python's parser knows them.
+    # NaN and Infinity are not JSON, although Python's parser accepts them.
     raise TokenMalformedError
 
 
@@ -278,7 +278,7 @@ def sign(
     issuer: str | None = None,
     now: float | None = None,
 ) -> str:
-    """Return a visitor's JWT, signed with an HMAC secret, that is valid for `ttl` seconds."""
+    """Return a visitor's JWT, signed with an HMAC secret and valid for `ttl` seconds."""
     issued_at = int(time.time() if now is None else now)
     claims = {"sub": external_id, "iat": issued_at, "exp": issued_at + ttl, "aud": audience, "iss": issuer}
     given = {name: value for name, value in claims.items() if value is not None}

@@ -1,1 +1,1 @@
-"""How PostgreSQL is reached: the connection pool, pipelined statements, replicas, migrations."""
+"""The database: connection pool, sessions, pipelined round trips, fair turns, replicas, migrations."""

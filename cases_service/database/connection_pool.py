@@ -1,6 +1,8 @@
-"""Owns the connections of a worker: how they are set up, lent for a read, counted, and replaced when they are dead.
+"""A worker's connection pool: sets connections up, lends them for reads, counts them, and replaces dead ones.
 
-Whatever keeps a read from its answer becomes one of the errors of the interface here, and only here.
+Only this module translates the database's failures into errors of the API.
+
+The liveness check is our own, since that of psycopg_pool (`check=`) waits a second before it tries a third connection.
 """
 
 import select
@@ -36,13 +38,13 @@ U = TypeVar("U")
 log = structlog.get_logger()
 
 _SQL: Final = statements("session")
-# Every statement of a request is a few index look-ups in the order of the index. Held to that, a plan that is made
-# once for all parameters is the right one, and neither stale statistics nor a guess at what a filter lets pass can
-# turn it over. Where a sort cannot be avoided (a page is merged from its contacts) it is done all the same.
+# Every statement of a request is a few index look-ups in the order of the index. Restricted to those, one generic plan
+# is right for all parameters, and neither stale statistics nor a wrong estimate can make a bad one. A sort that cannot
+# be avoided (a page is merged from its contacts) still runs.
 _SESSION: Final = {
     **session.PINNED,
     "default_transaction_read_only": "on",
-    # What a request judges and what it shows come from one state of the database: see `exchange`.
+    # A request's access and its data come from one state of the database: see `pipeline`.
     "default_transaction_isolation": "repeatable read",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -51,7 +53,7 @@ _SESSION: Final = {
     "enable_sort": "off",
     "jit": "off",
 }
-# A peer that has vanished is noticed within seconds, instead of the minutes of TCP's defaults.
+# Detects a vanished peer within seconds, instead of the minutes of TCP's defaults.
 _LIVENESS: Final = {
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -70,13 +72,13 @@ _UNPREPARED_SECONDS: Final = 60.0
 
 
 class QueryCount(threading.local):
-    """How many statements this thread has sent since `value` was last set to 0, and how long it waited for them."""
+    """How many statements this thread has sent since `value` was set to 0, and how long it waited for them."""
 
     value = 0
     seconds = 0.0
 
     def add(self, statements: int, started: float) -> None:
-        """Count statements that were sent at a `perf_counter()` and have been answered, or given up, now."""
+        """Count statements sent at a `perf_counter()` time and answered, or given up, now."""
         self.value += statements
         self.seconds += perf_counter() - started
 
@@ -85,15 +87,15 @@ query_count: Final = QueryCount()
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that counts its statements, and does not wait for ever for a server that has stopped."""
+    """A connection that counts its statements, and does not wait for ever for a server that stops answering."""
 
     exchange: Exchange
-    patience: float | None = None
-    """How long an answer may take, in seconds. The server's own time-out comes first, where there is a server."""
+    answer_timeout: float | None = None
+    """How long an answer may take, in seconds. A live server's own time-out comes first."""
 
     def wait(self, gen: PQGen[T], interval: float = _POLL_SECONDS, timeout: float | None = None) -> T:
-        """Do what psycopg's does, and end in an OperationalError where the server stops to answer."""
-        return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        """Do what psycopg's does, but raise OperationalError if the server stops answering."""
+        return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
 
     def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         """Do what psycopg's does, and count."""
@@ -137,11 +139,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
 
 class Reader(ABC):
-    """What reads are made of: a database, or several that hold the same."""
+    """A database to read from, or several with the same data."""
 
     @abstractmethod
     def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
-        """Return what `work` reads from a connection, in a turn of somebody's."""
+        """Return the result of `work` on a connection, in a turn of its owner's."""
 
     def ask(self, organization_id: UUID, query: Query[T], *, notes: bool = False) -> T:
         """Return the answer to a query about an organization, which sees notes among users where it is to."""
@@ -169,20 +171,20 @@ class Reader(ABC):
 class Database(Reader):
     """The pool of one worker. Reads wait at most `pool_timeout` for their turn and as long again for a connection.
 
-    A server that is in recovery is refused at every connection, unless it `may_follow` another one: it does not know
-    yet what was revoked.
+    A server in recovery is rejected, at every connection, unless it `may_follow` a primary: it may not know yet of a
+    revocation.
     """
 
     def __init__(self, url: str, settings: Settings, *, name: str = "primary", may_follow: bool = False) -> None:
         self._name = name
         self._may_follow = may_follow
         self._wait = settings.pool_timeout
-        self._patience = settings.answer_seconds
+        self._answer_timeout = settings.answer_seconds
         self._away = False
         self._session = session_settings(settings)
         self._prepares_after = -inf if settings.prepared_statements else inf
         self._is_pooled = False
-        # Of those who wait for a turn, and hold a thread meanwhile, half at the most are of one organization.
+        # Waiting reads hold threads. At most half of them may be of one organization.
         waiting = max(0, settings.threads - settings.connections) // 2
         self._turns = FairTurns(settings.connections, waiting=waiting)
         self._parameters = connection_parameters(url, settings)
@@ -194,36 +196,36 @@ class Database(Reader):
             configure=self._configure,
             min_size=settings.connections,
             timeout=self._wait,
-            # The default backs off for minutes. After so short a time the pool gives up, so that the next request makes
-            # it try anew: less than `_AWAY_SECONDS`, or the first request after an outage would wait in vain.
+            # The default backs off for minutes. With so short a time the pool gives up soon, and the next request makes
+            # it retry. It is less than `_AWAY_SECONDS`, or the first request after an outage would wait in vain.
             reconnect_timeout=_RECONNECT_SECONDS,
             open=False,
             name=name,
         )
 
     def open(self) -> None:
-        """Begin to connect, in the background: the database may be away."""
+        """Start connecting, in the background: the database may be unreachable."""
         self._pool.open()
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._pool.close()
 
     def count(self) -> None:
-        """Bring the metrics of the pool up to date."""
+        """Update the pool's metrics."""
         metrics.count_pool(self._name, self._pool.pop_stats())
 
     def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE, within: float | None = None) -> T:
-        """Return what `work` reads. It may be run again: where a connection turns out dead, on a fresh one.
+        """Return the result of `work`. If a connection turns out dead, run it again on a fresh one.
 
         Args:
-            work: What reads; it runs in one thread and may run more than once.
-            whose: Whom the turn counts for.
-            within: How long all of it may take, in seconds, where that is less than the time-outs allow.
+            work: Reads on a connection; it runs in one thread and may run more than once.
+            whose: The owner that the turn counts for.
+            within: The most seconds for all of it, if less than the time-outs allow.
 
         Raises:
-            OverloadedError: All connections are in use and none became free in time, or the share of turns is used up.
-            UnavailableError: The database is away.
+            OverloadedError: No connection became free in time, or the share of turns is used up.
+            UnavailableError: The database is unreachable.
             TimeoutProblemError: A statement took too long.
 
         """
@@ -233,20 +235,21 @@ class Database(Reader):
                 return self._attempt(work, whose, deadline)
             except _StatementOutdatedError:
                 if attempt > 0:
-                    # On a fresh connection: a pooler keeps what it has prepared, or the schema has changed once more.
+                    # Even on a fresh connection: a pooler keeps its prepared statements, or the schema changed once
+                    # more.
                     self._prepare_nothing_for_a_while()
             except _ConnectionLostError:
                 if attempt > 0:
                     break
-            # Its neighbours have most likely died with it, or have prepared the same.
+            # The other connections are most likely dead too, or have prepared the same statements.
             self._pool.drain()
         raise UnavailableError from None
 
     def write(self, work: Callable[[Connection], object]) -> None:
-        """Let `work` write, on a connection of its own, for which no request can be waiting.
+        """Run `work`, which may write, on a connection of its own, so that no request waits for it.
 
         Raises:
-            psycopg.Error: The database is away, does not let the role write, or is read-only.
+            psycopg.Error: The database is unreachable or read-only, or the role may not write.
 
         """
         with Connection.connect(self._parameters, autocommit=True) as connection:
@@ -255,11 +258,11 @@ class Database(Reader):
             work(connection)
 
     def change(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
-        """Return what `work` returns, which may write. It is run once, whatever becomes of the connection.
+        """Return the result of `work`, which may write. It runs only once, even if the connection breaks.
 
         Raises:
-            OverloadedError: All connections are in use and none became free in time.
-            UnavailableError: The database is away, or takes no writes.
+            OverloadedError: No connection became free in time.
+            UnavailableError: The database is unreachable, or takes no writes.
             TimeoutProblemError: A statement took too long, and nothing was written.
 
         """
@@ -268,7 +271,7 @@ class Database(Reader):
         except TimeoutProblemError:
             raise TimeoutProblemError("Nothing was changed. Try again.") from None
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
-            # A server in recovery refuses to begin a transaction that writes.
+            # A server in recovery rejects read-write transactions.
             log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
             raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
         except _ConnectionLostError:
@@ -276,11 +279,11 @@ class Database(Reader):
             raise UnavailableError from None
 
     def _configure(self, connection: Connection) -> None:
-        """Set up a new connection, or refuse it.
+        """Set up a new connection, or reject it.
 
-        It has to lead to the primary, and a pooler in between may drop what was asked of the session.
+        It must lead to the primary, and a pooler in between must not have dropped the session's settings.
         """
-        connection.patience = self._patience
+        connection.answer_timeout = self._answer_timeout
         connection.prepare_threshold = self._prepare_threshold
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
@@ -293,8 +296,10 @@ class Database(Reader):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
         prepares = self._prepare_threshold is not None
-        connection.exchange = Exchange(connection, patience=self._patience, prepares=prepares, is_citus=is_citus)
-        # Of all connections the first one looks, and nobody gives the lock back.
+        connection.exchange = Exchange(
+            connection, answer_timeout=self._answer_timeout, prepares=prepares, is_citus=is_citus
+        )
+        # Only the first connection checks: the lock is never released.
         if self._row_security_looked_at.acquire(blocking=False):
             self._look_at_row_security(connection)
 
@@ -315,7 +320,7 @@ class Database(Reader):
         log.warning("prepared_statements_given_up", seconds=_UNPREPARED_SECONDS, **advice)
 
     def _look_at_row_security(self, connection: Connection) -> None:
-        """Warn where nothing but the statements themselves keeps organizations apart."""
+        """Warn if only the statements themselves keep organizations apart."""
         row = connection.execute(_SQL["is_bound_by_row_security"], prepare=False).fetchone()
         if row == (False,):
             log.warning("row_security_bypassed", role=connection.info.user, advice="see Roles in docs/security.md")
@@ -332,12 +337,12 @@ class Database(Reader):
             self._turns.release(turn)
 
     def _checkout(self, deadline: float) -> Connection:
-        """Return a connection that lives, and that waits no longer than until the deadline for an answer."""
-        # While the database is away, one request after the other would wait for it in vain, and hold a thread.
-        patience = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
+        """Return a live connection that waits for answers only until the deadline."""
+        # While the database is unreachable, every request would wait in vain and hold a thread.
+        give_up_at = monotonic() + (_AWAY_SECONDS if self._away else self._wait)
         while True:
             try:
-                connection = self._pool.getconn(timeout=_left(min(patience, deadline)))
+                connection = self._pool.getconn(timeout=_left(min(give_up_at, deadline)))
             except PoolTimeout:
                 self._away = True
                 raise UnavailableError from None
@@ -347,7 +352,8 @@ class Database(Reader):
             if not _hung_up(connection):
                 connection.prepare_threshold = self._prepare_threshold
                 connection.exchange.prepares = connection.prepare_threshold is not None
-                connection.patience = connection.exchange.patience = min(self._patience, _left(deadline))
+                answer_timeout = min(self._answer_timeout, _left(deadline))
+                connection.answer_timeout = connection.exchange.answer_timeout = answer_timeout
                 return connection
             connection.close()
             self._pool.putconn(connection)
@@ -358,11 +364,11 @@ class _ConnectionLostError(Exception):
 
 
 class _StatementOutdatedError(_ConnectionLostError):
-    """The connection was given up, as its prepared statements are older than the schema."""
+    """The connection was given up, because its prepared statements are older than the schema."""
 
 
 def session_settings(settings: Settings) -> dict[str, str]:
-    """Return the PostgreSQL settings that the statements rely on, with their values as pg_settings shows them."""
+    """Return the PostgreSQL settings that the statements rely on, with their values in pg_settings."""
     plans = "force_generic_plan" if settings.generic_plans else "force_custom_plan"
     return {
         **_SESSION,
@@ -373,13 +379,13 @@ def session_settings(settings: Settings) -> dict[str, str]:
 
 
 def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """Return the settings that a session was not given as they were asked for."""
+    """Return the settings that a session has with other values than requested."""
     wanted = {**asked, **session.PINNED_WHERE_KNOWN}
     return sorted(name for name, value in found.items() if value.partition(",")[0] != wanted[name])
 
 
 def connection_parameters(url: str, settings: Settings) -> str:
-    """Return the connection string of the service: what the URL says, and the session that the statements rely on."""
+    """Return the service's connection string: the URL with the session settings that the statements rely on."""
     given = with_options(for_primary(url), session_settings(settings))
     defaults = {
         "application_name": "cases-service",
@@ -390,12 +396,12 @@ def connection_parameters(url: str, settings: Settings) -> str:
 
 
 def _left(deadline: float) -> float:
-    """Return how many seconds are left, a moment at the least."""
+    """Return the seconds left, at least a moment."""
     return max(deadline - monotonic(), _MOMENT_SECONDS)
 
 
 def _hung_up(connection: Connection) -> bool:
-    """Return whether the server has closed an idle connection. Costs a system call, no round trip."""
+    """Tell whether the server has closed an idle connection. Costs a system call, but no round trip."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     try:
@@ -412,8 +418,8 @@ def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise TimeoutProblemError from None
     except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName) as error:
-        # "cached plan must not change result type": a migration replaced what a prepared statement reads.
-        # "prepared statement … does not exist": a pooler in between has given the connection another server.
+        # "cached plan must not change result type": a migration changed a table that a prepared statement reads.
+        # "prepared statement … does not exist": a pooler has switched the connection to another server.
         if isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function != _REVALIDATION:
             raise
         connection.close()

@@ -1,4 +1,4 @@
-"""Resolves connection strings as libpq does: with service files, the PG… variables and its defaults."""
+"""Resolves connection strings like libpq: with service files, the PG… variables and the defaults."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -8,7 +8,7 @@ from psycopg.pq import PGconn
 
 _PLACE: Final = ("host", "hostaddr", "port")
 _BLANK: Final = "\\ "
-# libpq resolves a connection string before it looks at this parameter, and then connects to nothing.
+# libpq resolves the connection string, then rejects this value, and so never connects.
 _NO_SSL_MODE: Final = "none, as nothing is connected to"
 
 
@@ -17,7 +17,7 @@ class UnresolvedError(ValueError):
 
 
 def resolve(url: str) -> dict[str, str]:
-    """Return what libpq would connect with, such as the user, without connecting.
+    """Return the parameters that libpq would connect with, such as the user, without connecting.
 
     Raises:
         UnresolvedError: There is no such service.
@@ -32,9 +32,9 @@ def resolve(url: str) -> dict[str, str]:
 
 
 def with_options(url: str, settings: dict[str, str]) -> dict[str, Any]:
-    """Return the parameters of a connection string, and these settings behind the `options` that it resolves to.
+    """Return the parameters of a connection string, with these settings appended to its resolved `options`.
 
-    A blank in a value is escaped. The encoding is also a parameter of its own, which outranks `options`.
+    Blanks in values are escaped. The encoding is also set by its own parameter, which outranks `options`.
     """
     escaped = (f"-c {name}={value.replace(' ', _BLANK)}" for name, value in settings.items())
     options = " ".join([resolve(url).get("options", ""), *escaped]).strip()
@@ -42,7 +42,7 @@ def with_options(url: str, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def place_of(url: str) -> dict[str, str]:
-    """Return host, address and port of a connection string, as far as it or its service names them."""
+    """Return host, address and port, as far as the connection string or its service names them."""
     given = conninfo_to_dict(url)
     named: dict[str, Any] = {**given, **resolve(url)} if given.get("service") else given
     return {name: str(named[name]) for name in _PLACE if named.get(name)}

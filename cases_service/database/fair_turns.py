@@ -1,11 +1,12 @@
-"""Lends a worker's turns at a database fairly: to each organization its share, and in it to each visitor theirs.
+"""Schedules a worker's database reads fairly: among organizations, and within one among its visitors.
 
-While there are enough turns, whoever comes has one at once and nothing is weighed. Where some have to wait, the next
-turn is for the organization that has the fewest, and in it for the visitor who has the fewest.
+A turn is the right to use one connection. While turns are free, every read gets one at once. If reads wait, the next
+turn goes to the organization with the fewest turns, and within it to the visitor with the fewest.
 
-That alone would not do against slow statements, which end too late for who comes next. So an organization whose turns
-are slow leaves the last one to the others, and its visitors leave one to each other, while there are others: those who
-have asked within the last minute. What it then asks too much is refused soon, as who waits for a turn holds a thread.
+That does not help against slow statements, which do not end in time for the next read. So an organization whose turns
+are slow leaves the last turn to other organizations, if any have sent reads within the last minute, and likewise a
+visitor leaves one to the organization's other visitors. Reads beyond the share are soon refused, since a waiting read
+holds a thread.
 """
 
 import threading
@@ -22,17 +23,17 @@ from cases_service.observability import metrics
 Share: TypeAlias = Literal["organization", "visitor"]
 
 _LATELY_SECONDS: Final = 60.0
-# A page takes a few milliseconds. Whose turns are all shorter than this holds nobody up.
+# A page takes a few milliseconds. Turns shorter than this delay nobody.
 _SLOW_SECONDS: Final = 0.05
-# How much the latest turn counts in the average of them.
+# The weight of the latest turn in the moving average.
 _WEIGHT: Final = 0.125
-# While more than this many turns are free, nobody can exceed a share with the next one.
+# While more turns than this are free, the next one cannot exceed a share.
 _TO_SPARE: Final = 2
 _REMEMBERED: Final = 4096
 
 
 class Whose(NamedTuple):
-    """Whom a read is for: an organization, and one of its visitors where that is known. Nobody: the service itself."""
+    """The owner of a read: an organization, and a visitor of it if known; without either, the service itself."""
 
     organization_id: UUID | None = None
     visitor: str | None = None
@@ -43,7 +44,7 @@ THE_SERVICE: Final = Whose()
 
 @dataclass(eq=False, slots=True)
 class Turn:
-    """A turn that is lent, since a moment of `monotonic`."""
+    """A turn in use, since a time of `monotonic`."""
 
     whose: Whose
     since: float
@@ -61,8 +62,8 @@ class FairTurns:
     """The turns of one pool.
 
     Args:
-        number: How many there are.
-        waiting: How many of an organization, or of a visitor, may wait where they have their share.
+        number: The number of turns.
+        waiting: How many reads of an organization, or of a visitor, may wait once it has its share.
 
     """
 
@@ -79,10 +80,10 @@ class FairTurns:
         self._last_served: dict[UUID | Whose | None, int] = {}
 
     def acquire(self, whose: Whose, *, timeout: float) -> Turn:
-        """Return a turn, to be given to `release`.
+        """Return a turn, to be returned by `release`.
 
         Raises:
-            OverloadedError: None became free within `timeout` seconds, or they have their share and enough who wait.
+            OverloadedError: None became free within `timeout` seconds, or the share is used up and enough reads wait.
 
         """
         with self._lock:
@@ -98,7 +99,7 @@ class FairTurns:
         return waiter.turn
 
     def release(self, turn: Turn) -> None:
-        """Take a turn back, and lend it to who waits."""
+        """Return a turn, and give it to a waiting read."""
         with self._lock:
             now = monotonic()
             self._lent.remove(turn)
@@ -125,7 +126,7 @@ class FairTurns:
             self._visitors.setdefault(organization_id, _LastAsked()).note(visitor, now)
 
     def _time(self, whose: Whose, seconds: float) -> None:
-        """Keep how long the turns of an organization, and of a visitor, take on average."""
+        """Update the average duration of the organization's and the visitor's turns."""
         if whose.organization_id is None:
             return
         if len(self._seconds) >= _REMEMBERED:
@@ -139,7 +140,7 @@ class FairTurns:
         return free > _TO_SPARE or (free > 0 and self._exceeded(whose, now) is None)
 
     def _exceeded(self, whose: Whose, now: float) -> Share | None:
-        """Return whose share one more turn would exceed, while there are others."""
+        """Return which share one more turn would exceed, if others compete for it; else None."""
         organization_id, visitor = whose
         if organization_id is None:
             return None
@@ -161,7 +162,7 @@ class FairTurns:
         return self._seconds.get(who, 0.0) > _SLOW_SECONDS or now - turns[0].since > _SLOW_SECONDS
 
     def _enqueue(self, whose: Whose, now: float) -> _Waiter:
-        """Let somebody wait, who may have the turn at once that the others who wait may not have."""
+        """Add a waiting read, which may at once get a turn that the other waiting reads may not have."""
         share = self._exceeded(whose, now)
         if share is not None and self._number_waiting(whose, share) >= self._may_wait:
             metrics.count_refused_turn(share)
@@ -184,7 +185,7 @@ class FairTurns:
             chosen.has_turn.set()
 
     def _precedence(self, waiter: _Waiter) -> tuple[int, ...]:
-        """Sort by what organization and visitor have, then by who was served longer ago, then by who came first."""
+        """Sort by the turns that organization and visitor have, then by the last service, then by arrival."""
         whose, served = waiter.whose, self._last_served
         return (
             sum(turn.whose.organization_id == whose.organization_id for turn in self._lent),
@@ -196,7 +197,7 @@ class FairTurns:
 
     def _lend(self, whose: Whose, now: float) -> Turn:
         if self._waiting:
-            # Who was served when matters only among those who wait.
+            # The order of service matters only while reads wait.
             if len(self._last_served) >= _REMEMBERED:
                 self._last_served.clear()
             self._last_served[whose.organization_id] = self._last_served[whose] = next(self._numbers)
@@ -206,7 +207,7 @@ class FairTurns:
 
 
 class _LastAsked:
-    """Who asked last, and when somebody else did: enough to tell of anybody whether there are others."""
+    """The last requester, and when another one last came: enough to tell whether anyone has competitors."""
 
     def __init__(self) -> None:
         self._last: object = None

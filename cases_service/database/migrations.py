@@ -1,17 +1,17 @@
-"""Creates the schema in an empty database and upgrades an older one, one numbered file of migrations/ at a time.
+"""Creates the schema in an empty database, or upgrades an older one by the numbered files of migrations/, in order.
 
-`schema.sql` is always the newest schema; migration 1 is the first. A migration leaves what the previous release of
-the service reads as it was, so that the two can run side by side during an upgrade.
+`schema.sql` is always the newest schema; migration 1 is the first. A migration does not change what the previous
+release of the service reads, so that both can run side by side during an upgrade.
 
 A file is one transaction, or several steps, each begun by a line `-- step: KIND`:
 
     transaction   statements in one transaction, which locks its tables for a moment
-    outside       statements outside of any transaction, one after another: `create index concurrently` with a `drop
-                  index concurrently if exists` before it, `validate constraint`. All are run again where one failed
-    repeat        one statement that changes a batch of rows, run in transactions of its own until it changes none
-    refuse WORDS  a query: where it has rows, the upgrade stops. It gives their number and what each is
+    outside       statements outside of any transaction, one by one: `create index concurrently` with a `drop index
+                  concurrently if exists` before it, `validate constraint`. After a failure all of them run again
+    repeat        one statement that changes a batch of rows, repeated in transactions of its own until it changes none
+    refuse WORDS  a query: if it returns rows, the upgrade stops. It returns their number and a description of each
 
-Each step is recorded when it is done, and the next init-db goes on after it.
+Each finished step is recorded, and the next init-db continues after it.
 """
 
 import re
@@ -45,12 +45,12 @@ class SchemaError(RuntimeError):
 
 
 class SchemaBusyError(SchemaError):
-    """Somebody held what an upgrade needs for longer than it was to wait. It may pass: what was done is kept."""
+    """Another session held a table for too long. Try again: finished steps are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A part of a migration. `words` say of a refusal what its rows are."""
+    """A part of a migration. For a refusal, `words` describe its rows."""
 
     kind: str
     text: str
@@ -58,7 +58,7 @@ class Step:
 
     @property
     def statements(self) -> list[str]:
-        """What is run one by one."""
+        """The statements, to run one by one."""
         return [part for part in map(str.strip, _STATEMENT_END.split(self.text)) if part]
 
 
@@ -74,7 +74,7 @@ def steps_of(file: Path) -> list[Step]:
 
 
 SCHEMA_VERSION: Final = max(_files())
-"""The schema that this release needs. It also runs on a newer one."""
+"""The schema version that this release needs. It also runs on a newer one."""
 
 
 def _be_silent(_line: str) -> None:
@@ -91,22 +91,22 @@ def init_db(
 ) -> tuple[int, int]:
     """Bring a database to the newest schema, step by step, and return the versions before and after.
 
-    Safe to repeat, and to run from several processes at once: one works, the others wait and find it done. Each time
-    the roles get the rights that this release needs, and no more: who serves, and who runs this where that is not the
-    owner. Nobody who reads waits for it for longer than a moment.
+    Safe to repeat, and to run from several processes at once: one works, the others wait and find it done. Each run
+    grants exactly the rights that this release needs: to the role that serves, and to the connection's role if it does
+    not own the schema. It blocks readers only for moments.
 
     Args:
         connection: To PostgreSQL itself, in autocommit mode; its role owns the schema or may create it, or is a member
             of one that does.
-        service_role: Who serves, where that is another one.
-        writer_role: Who writes cases for the service, where that is another one.
-        wait: For how many seconds to wait for whoever holds a table, each time.
-        say: Told in a line what is being done, and what is waited for.
+        service_role: The role that serves, if it is another one.
+        writer_role: The role that writes cases for the service, if it is another one.
+        wait: How many seconds to wait for a session that holds a table, each time.
+        say: Called with one line about each step and each wait.
 
     Raises:
         SchemaError: The database does not store UTF-8, its schema is newer than this release, there is no such role, or
-            a row is in the way.
-        SchemaBusyError: Somebody held a table for too long. The next call goes on from there.
+            rows prevent the upgrade.
+        SchemaBusyError: A session held a table for too long. The next call continues from there.
 
     """
     if connection.info.parameter_status("server_encoding") != "UTF8":
@@ -131,7 +131,7 @@ def _check_role(connection: psycopg.Connection[Any], role: str, variable: str) -
 
 
 def version_of(connection: psycopg.Connection[Any]) -> int:
-    """Return the version of a database's schema, 0 where it has none."""
+    """Return the version of a database's schema, 0 if it has none."""
     row = connection.execute(_SCHEMA["has_schema"]).fetchone()
     if row is None or not row[0]:
         return 0
@@ -140,23 +140,23 @@ def version_of(connection: psycopg.Connection[Any]) -> int:
 
 
 def become_owner(connection: psycopg.Connection[Any]) -> None:
-    """Make the rest of a transaction the work of the schema's owner, where this role is a member of that one."""
+    """Switch to the schema's owner for the rest of the transaction, if this role is a member of it."""
     _run(connection, "find_owner", is_local=True)
 
 
 def lock_timeout(seconds: float) -> str:
-    """Return a time as the setting takes it, whose 0 means no end."""
+    """Return the setting's value, in milliseconds, but never 0, which means no limit."""
     return str(max(1, round(seconds * 1000)))
 
 
 def list_holders(connection: psycopg.Connection[Any]) -> list[str]:
-    """Return which sessions use the service's tables, the first few, without what they ask."""
+    """Return the first few sessions that use the service's tables, without their queries."""
     cursor = connection.cursor(row_factory=tuple_row)
     return [printable(what) for _, what in cursor.execute(_SCHEMA["list_holders"]).fetchmany(_NAMED)]
 
 
-class _Patience:
-    """How long to try again for what others hold, and what is said of them."""
+class _Retries:
+    """Retries while other sessions hold a lock, and reports who they are."""
 
     def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
         self._end = monotonic() + seconds
@@ -165,10 +165,10 @@ class _Patience:
         self._said = ""
 
     def pause(self, holders: Iterable[str]) -> None:
-        """Wait a little before another try.
+        """Wait a little before the next try.
 
         Raises:
-            SchemaBusyError: It has been long enough.
+            SchemaBusyError: The time is up.
 
         """
         whom = ", ".join(list(holders)[:_NAMED]) or "another session"
@@ -182,7 +182,7 @@ class _Patience:
 
 
 class _Work:
-    """What init_db does on its connection."""
+    """The steps of init_db on its connection."""
 
     def __init__(self, connection: psycopg.Connection[Any], *, wait: float, say: Callable[[str], None]) -> None:
         self._connection = connection
@@ -191,10 +191,10 @@ class _Work:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other init-db work meanwhile."""
-        patience = _Patience(self._wait, self._say)
+        """Keep other runs of init-db out meanwhile."""
+        retries = _Retries(self._wait, self._say)
         while not self._first("lock_schema"):
-            patience.pause(self._named("list_others_at_work").values())
+            retries.pause(self._named("list_others_at_work").values())
         try:
             yield
         finally:
@@ -202,7 +202,7 @@ class _Work:
                 self._connection.execute(_SCHEMA["unlock_schema"])
 
     def upgrade(self, version: int) -> None:
-        """Take the steps that are outstanding, and record each."""
+        """Run the outstanding steps, and record each."""
         if not self._first("has_progress"):
             self.in_transaction(lambda: self._connection.execute(_SCHEMA["add_progress"]))
         done = int(self._first("get_steps_done"))
@@ -244,25 +244,25 @@ class _Work:
             raise SchemaError(f"{number:,} {step.words}: {'; '.join(what for _, what in found)}{more}")
 
     def _run_outside(self, step: Step) -> None:
-        """Run statements that lock nobody out, and may wait for what began before them."""
+        """Run statements that block nobody, but may wait for older transactions."""
         try:
             self._set_lock_timeout(self._wait, is_local=False)
             _run(self._connection, "find_owner", is_local=False)
             for statement in step.statements:
                 self._connection.execute(statement.encode(), prepare=False)
         except psycopg.errors.LockNotAvailable:
-            _Patience(0, self._say).pause(self._named("list_holders").values())
+            _Retries(0, self._say).pause(self._named("list_holders").values())
         finally:
             if not self._connection.closed:
                 self._connection.execute(_SCHEMA["reset_role"])
                 self._connection.execute(_SCHEMA["reset_lock_timeout"])
 
     def in_transaction(self, work: Callable[[], T]) -> T:
-        """Return what `work` does as the owner, in a transaction that waits for each lock for a moment only.
+        """Return the result of `work`, run as the owner in a transaction that waits only a moment for each lock.
 
-        Who waits for a lock keeps all who come later from the table, readers too. So it lets go, and tries again.
+        A waiting lock request blocks all later ones, even of readers. So it gives up and retries.
         """
-        patience = _Patience(self._wait, self._say)
+        retries = _Retries(self._wait, self._say)
         while True:
             before = self._named("list_holders")
             try:
@@ -273,15 +273,15 @@ class _Work:
                     return work()
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 after = self._named("list_holders")
-                # Who was there all the time; a read that came meanwhile held up nobody.
-                patience.pause([what for who, what in after.items() if who in before])
+                # Only sessions that were there all the time; a read that came later did not hold the lock.
+                retries.pause([what for who, what in after.items() if who in before])
 
     def _set_lock_timeout(self, seconds: float, *, is_local: bool) -> None:
         parameters = {"milliseconds": lock_timeout(seconds), "is_local": is_local}
         self._connection.execute(_SCHEMA["set_lock_timeout"], parameters)
 
     def _named(self, statement: str) -> dict[str, str]:
-        """Return sessions, each with the words that name it: an application says itself what it is called."""
+        """Return sessions and their descriptions, printable, since an application chooses its own name."""
         rows = self._connection.execute(_SCHEMA[statement]).fetchall()
         return {who: printable(what) for who, what in rows}
 
@@ -292,7 +292,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
-    """The roles that get rights, where they are other ones than that of the connection."""
+    """The roles to grant rights to, if they differ from the connection's."""
 
     service: str | None
     writer: str | None
@@ -315,7 +315,7 @@ def _grant(connection: psycopg.Connection[Any], roles: _Roles) -> None:
 
 
 def _run(connection: psycopg.Connection[Any], name: str, **parameters: Any) -> None:
-    """Run the statements that a statement puts together, each name quoted by the server."""
+    """Run the statements that a query generates; the server quotes each name in them."""
     cursor = connection.cursor(row_factory=tuple_row)
     for (statement,) in cursor.execute(_SCHEMA[name], parameters or None).fetchall():
         connection.execute(statement, prepare=False)

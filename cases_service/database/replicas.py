@@ -1,8 +1,8 @@
-"""Knows which streaming replicas may answer in the primary's place, and lets the primary answer where none may.
+"""Reads from streaming replicas whose lag is small enough, and from the primary if there is none.
 
-How late a replica is follows from the write-ahead log alone: the primary is asked how far it has come, and the replica
-is as late as the newest such mark that it has replayed is old. That needs no common clock and no traffic on the
-primary, and a replica that is cut off from its primary gets later like one that is slow.
+The lag is measured by the write-ahead log alone: the primary's position is recorded with the time as a mark, and a
+replica's lag is the age of the newest mark it has replayed. That needs no common clock and no traffic on the primary,
+and the lag of a replica that is cut off from its primary grows like that of a slow one.
 """
 
 import threading
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 class Replicas(Reader):
-    """Reads from the replicas that are not too late, in turn, and from the primary while there is none."""
+    """Reads from the replicas within the maximum lag, in turn, or from the primary if there is none."""
 
     def __init__(self, primary: Database, settings: Settings) -> None:
         self._primary = primary
@@ -43,28 +43,28 @@ class Replicas(Reader):
         self._turns = count()
 
     def open(self) -> None:
-        """Begin to connect and to watch, in the background."""
+        """Start connecting and watching, in the background."""
         for replica in self._replicas:
             replica.open()
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         for replica in self._replicas:
             replica.close()
 
     def count(self) -> None:
-        """Bring the metrics of the pools up to date."""
+        """Update the pools' metrics."""
         for replica in self._replicas:
             replica.count()
 
     def ask_judged(
         self, organization_id: UUID, judged: Query[T], query: Query[U], *, links: Query[Any], visitor: str
     ) -> tuple[T, U]:
-        """Return what `judged` gives on the primary now, with the answer to a query about a visitor.
+        """Return the result of `judged` on the primary, and the result of a query about a visitor.
 
-        The answer comes from a state of the database in which `judged` gives the same. So a replica's counts only
-        where, in the one state that it is at, `judged` and `links` give what they give on the primary: what is asked
-        about is still linked to the same visitor; else the primary answers both.
+        Both are true of one state of the database. So a replica's result counts only if `judged` and `links` return the
+        same in the replica's state as on the primary, that is, if access and the visitor's contacts have not changed.
+        Otherwise the primary answers both.
         """
         if any(replica.is_ready for replica in self._replicas):
             now = self._primary.ask_all(organization_id, judged, links, visitor=visitor)
@@ -74,10 +74,10 @@ class Replicas(Reader):
         return self._primary.ask_both(organization_id, judged, query, visitor=visitor)
 
     def read(self, work: Callable[[Connection], T], *, whose: Whose = THE_SERVICE) -> T:
-        """Return what `work` reads, which may be `CASES_READ_MAX_LAG` old; raises what `Database.read` does.
+        """Return the result of `work`, which may be `CASES_READ_MAX_LAG` old. It raises the errors of `Database.read`.
 
-        What a replica does not answer (it is away, or its recovery stands in the way) is asked again of the primary.
-        One that has too much to do is none of these: the primary would only be next.
+        If a replica fails (it is unreachable, or its recovery conflicts with the read), the primary is asked instead,
+        but not if the replica is overloaded: that would only overload the primary too.
         """
         ready = [replica for replica in self._replicas if replica.is_ready]
         if ready:
@@ -91,14 +91,14 @@ class Replicas(Reader):
 
 
 class _Mark(NamedTuple):
-    """Where the primary's log ended at the earliest at a moment."""
+    """A lower bound of the end of the primary's WAL at a time."""
 
     at: float
     end: int
 
 
 class Replica:
-    """One replica: its connections, and what it is known to have replayed. A thread asks once a second."""
+    """One replica: its connections, and its position, which a thread queries once a second."""
 
     def __init__(self, url: str, primary: Database, settings: Settings) -> None:
         self._primary = primary
@@ -115,27 +115,27 @@ class Replica:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it answers and has everything that was committed `CASES_READ_MAX_LAG` ago."""
+        """Whether it answers and has replayed all that was committed `CASES_READ_MAX_LAG` ago."""
         return self._answers and monotonic() - self._as_of <= self._maximum_lag
 
     def open(self) -> None:
-        """Begin to connect and to watch, in the background: the replica may be away."""
+        """Start connecting and watching, in the background: the replica may be unreachable."""
         self._database.open()
         self._watcher.start()
 
     def close(self) -> None:
-        """End the connections, and soon the thread."""
+        """Close the connections; the thread ends soon."""
         self._closing = True
         self._ask_now.set()
         self._database.close()
 
     def count(self) -> None:
-        """Bring the metrics of its pool up to date, and whether it is read from."""
+        """Update the metrics of its pool, and whether it is in use."""
         self._database.count()
         metrics.count_replica(self._name, is_ready=self.is_ready)
 
     def read(self, work: Callable[[Connection], T], *, whose: Whose) -> T:
-        """Do what `Database.read` does. After a failure it is not ready until it has been asked again, at once."""
+        """Do what `Database.read` does. After a failure it is unready until a check, started at once, succeeds."""
         try:
             return self._database.read(work, whose=whose)
         except OverloadedError:
@@ -151,7 +151,7 @@ class Replica:
             try:
                 self._ask()
             except ProblemError:
-                pass  # The pool has said why. What is not renewed expires.
+                pass  # The pool has logged why. Without a new mark, readiness expires.
             except psycopg.Error as error:
                 if not self._closing:
                     log.warning("replica_not_checked", replica=self._name, error=type(error).__name__)
@@ -167,7 +167,7 @@ class Replica:
             self._marks.append(_Mark(now, end))
         replayed = self._database.read(server_state.get_replayed_wal)
         self._answers = True
-        # A mark that is too old says nothing; after a failover it may even be ahead of the new primary.
+        # Too old a mark proves nothing; after a failover it may even be ahead of the new primary.
         while self._marks and self._marks[0].at < now - self._maximum_lag:
             self._marks.popleft()
         while self._marks and replayed is not None and self._marks[0].end <= replayed:
@@ -175,10 +175,10 @@ class Replica:
 
 
 def name_of(url: str) -> str:
-    """Return where a connection string leads, without who enters."""
+    """Return host and port of a connection string, without its user."""
     return ":".join(connection_strings.place_of(url).values())
 
 
 def single_hosts(url: str | None) -> list[str]:
-    """Return a connection string for each host that a libpq URI or key-value string names; none for None."""
+    """Return a connection string for each host that a libpq URI or key-value string names; an empty list for None."""
     return [] if url is None else list(connection_strings.single_hosts(url))

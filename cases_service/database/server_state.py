@@ -1,4 +1,4 @@
-"""Asks a server for its state: the version of its schema, and its position in the write-ahead log."""
+"""Queries a server's state: its schema version, and its position in the write-ahead log (WAL)."""
 
 from typing import Final
 
@@ -16,12 +16,12 @@ def get_schema_version(connection: Connection) -> int:
 
 
 def get_flushed_wal(connection: Connection) -> int | None:
-    """Return how far a primary's write-ahead log has come, None where the server is no primary."""
+    """Return the end of a primary's flushed WAL; None if the server is not a primary."""
     return _position_in_wal(connection, "get_flushed_wal")
 
 
 def get_replayed_wal(connection: Connection) -> int | None:
-    """Return how far a replica has come in the primary's log, None where the server is no replica."""
+    """Return the position up to which a replica has replayed its primary's WAL; None if it is not a replica."""
     return _position_in_wal(connection, "get_replayed_wal")
 
 

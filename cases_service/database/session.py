@@ -1,7 +1,7 @@
-"""Pins what the role, the database or the environment could otherwise change in a session of PostgreSQL.
+"""Pins the settings of a PostgreSQL session that the role, the database or the environment could change.
 
-pg_dump pins the same for the same reason: text is written and read in the form that the program expects, no row is
-hidden, and no time-out that was meant for others ends the session.
+pg_dump pins the same for the same reason: text has the form that the program expects, no row is hidden, and no time-out
+meant for others ends the session.
 """
 
 from typing import Any, Final
@@ -26,7 +26,7 @@ PINNED: Final = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
 }
-"""What every session asks for as it connects, with the values as pg_settings shows them."""
+"""The settings that every session requests while connecting, with their values in pg_settings."""
 
 COMMANDS: Final = {
     **PINNED,
@@ -34,16 +34,16 @@ COMMANDS: Final = {
     "lock_timeout": "0",
     "statement_timeout": "0",
 }
-"""What a session of a command asks for. Loading takes as long as it takes."""
+"""The settings of a command's session. Without time-outs, since loading may take long."""
 
 PINNED_WHERE_KNOWN: Final = {"restrict_nonsystem_relation_kind": "", "transaction_timeout": "0"}
-"""What `complete` sets: a server that does not know a setting would refuse a connection that asks for it."""
+"""Settings for `complete`: a server that does not know them would reject a connection that requests them."""
 
 _SQL: Final = statements("session")
 
 
 class HexDumper(Dumper):
-    """Writes bytes as hexadecimal digits, which no setting of the session reads in another way."""
+    """Writes bytes as hexadecimal digits, which every session reads in the same way."""
 
     oid = 17
 
@@ -53,6 +53,6 @@ class HexDumper(Dumper):
 
 
 def complete(connection: Connection[Any]) -> None:
-    """Pin what cannot be asked for while connecting, and send bytes in a form that depends on no setting."""
+    """Pin the settings that cannot be requested while connecting, and send bytes in a form that no setting changes."""
     connection.adapters.register_dumper(bytes, HexDumper)
     connection.execute(_SQL["complete_session"], prepare=False)

@@ -1,4 +1,4 @@
-"""Finds the hand-written SQL: the statements of queries/, the schema and its migrations."""
+"""Loads the hand-written SQL: the statements of queries/, the schema and its migrations."""
 
 import re
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
 def source(name: str) -> Path:
-    """Return the path of a file or folder that stands at the top of the tree and inside an installed package."""
+    """Return the path of a file or folder: at the top of the source tree, or inside the installed package."""
     installed = _PACKAGE / name
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement as PostgreSQL takes it, with parameters $1, $2, …, and what they are called in queries/."""
+    """A statement for PostgreSQL, with parameters $1, $2, …, and their names in queries/."""
 
     name: bytes
     text: bytes
@@ -33,7 +33,7 @@ def numbered(subject: str) -> dict[str, Statement]:
 
 
 def number(name: str, text: str) -> Statement:
-    """Return a statement with psycopg's %(name)s parameters as one with numbered ones, in the order they come."""
+    """Convert psycopg's %(name)s parameters to numbered ones, in the order of their first use."""
     names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
     parts = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
     return Statement(name.encode(), parts.replace("%%", "%").encode(), names)

@@ -1,4 +1,4 @@
-"""Shows the service to a newcomer: real data on an embedded PostgreSQL, a page of it, and curl lines to paste."""
+"""The demo: real data on an embedded PostgreSQL, a customer's page to open, and curl lines to paste."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.statements import statements
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
-from cases_service.embedded.command_database import database_at_hand
+from cases_service.embedded.command_database import open_database
 from cases_service.embedded.server import require_programs
 from cases_service.loading.load import LoadFile, load
 from cases_service.server.launch import become_gunicorn, listen
@@ -47,17 +47,17 @@ _START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  nothing is bound here
 
-# A proxy that the environment names is not the way to this machine.
+# Never use a proxy from the environment to reach this machine.
 _http: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DemoError(RuntimeError):
-    """The demo does not start. The message says why and what to do, in a line."""
+    """The demo does not start. The message says why and what to do, in one line."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a client of the API needs: where the service is, an API token and a visitor's JWT."""
+    """The base URL and the credentials of a client: an API token and a visitor's JWT."""
 
     base_url: str
     api_token: str
@@ -68,14 +68,14 @@ class Visit:
         return f"{self.base_url}/api/v5/orgs/{organization}/external-visitors/-/cases"
 
     def get(self, query: str) -> Any:
-        """Return the visitor's cases that a query asks for."""
+        """Return the visitor's cases for a query string."""
         headers = {"Authorization": f"Token {self.api_token}", "X-External-Identity": self.jwt}
         request = urllib.request.Request(f"{self.cases_url()}?{query}", headers=headers)  # noqa: S310  http
         with _http.open(request, timeout=_START_SECONDS) as answer:
             return json.load(answer)
 
     def variables(self) -> str:
-        """Return what the commands of `curl` refer to, for any POSIX shell."""
+        """Return the shell variables of the `curl` commands, for any POSIX shell."""
         return (
             f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nJWT={self.jwt}\n"
             f'CASES="{self.cases_url("$ORGANIZATION")}"\n'
@@ -84,7 +84,7 @@ class Visit:
 
 
 def _curl(rest: str) -> str:
-    """Return a command that shows what is at an address below the visitor's cases."""
+    """Return a `curl` command for an address below the visitor's cases."""
     return (
         'curl -s -H "Authorization: Token $TOKEN" -H "X-External-Identity: $JWT" \\\n'
         f'    "$CASES{rest}" | python3 -m json.tool'
@@ -100,7 +100,7 @@ def _curl_change(case_id: str) -> str:
 
 
 def run_demo(settings: Settings) -> NoReturn:
-    """Prepare everything, and become the service; a child prints the lines when it answers."""
+    """Prepare everything, and become the service; a child prints the lines once it answers."""
     if settings.database_url is not None:
         raise DemoError("demo brings its own PostgreSQL: unset DATABASE_URL, or use cases-service serve")
     if settings.bind.startswith(UNIX):
@@ -115,7 +115,7 @@ def run_demo(settings: Settings) -> NoReturn:
     data_directory.claim_for_demo(data_dir)
     is_new = not (data_dir / supervisor.CLUSTER).exists()
     _say(f"{'making' if is_new else 'starting'} a PostgreSQL in {data_dir}{' (once: half a minute)' if is_new else ''}")
-    with database_at_hand(settings, may_make=True) as database:
+    with open_database(settings, may_make=True) as database:
         database.initialize()
         _say("loading 1,000 real cases, moved in time so that the newest is of today")
         with database.connect() as connection:
@@ -131,27 +131,27 @@ def run_demo(settings: Settings) -> NoReturn:
 
 
 def _say(what: str) -> None:
-    """Tell whoever waits what is being done."""
+    """Report progress on standard error."""
     sys.stderr.write(f"cases-service: {what} ...\n")
     sys.stderr.flush()
 
 
 def _end_with_parent() -> None:
-    """Let what started the demo take it along when it is killed, where that is a terminal's shell or make."""
-    # By the kernel, which knows this on Linux alone. Others who start a demo in the background may end before it.
+    """End with the parent when that is killed, if it is a terminal's shell or make."""
+    # The kernel does this, on Linux only. Other parents may start a demo in the background and end before it.
     ask_for_interrupt = supervisor.end_with_parent(os.getppid())
     if ask_for_interrupt is not None and (sys.stdin.isatty() or is_under_make()):
         ask_for_interrupt()
 
 
 def _reachable(bind: str) -> str:
-    """Return a host by which this machine reaches what listens on an address."""
+    """Return a host name by which this machine reaches a listening address."""
     host, _, _ = bind.rpartition(":")
     return _WILDCARDS.get(host, host)
 
 
 def _for_demo(settings: Settings, *, port: int) -> Settings:
-    """Return settings under which the lines work, and a log for a person."""
+    """Return settings with which the printed lines work, and a log for people."""
     host, _, _ = settings.bind.rpartition(":")
     return msgspec.structs.replace(
         settings,
@@ -164,7 +164,7 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
 
 
 def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[Visit, Plan]:
-    """Bring data, an API token and a signing key into being; of an earlier demo all but its token is kept."""
+    """Load the data, and create an API token and a signing key. An earlier demo's key stays, its token is revoked."""
     box = SecretBox(settings.secret_keys)
     stream = io.BytesIO(moved_to(datetime.now(UTC), DEMO_DATA.read_bytes()))
     load(connection, [LoadFile(DEMO_DATA.name, stream)], box=box)
@@ -185,9 +185,9 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[V
 
 
 def moved_to(now: datetime, lines: bytes) -> bytes:
-    """Return lines of the load format, all times moved by the same whole days so that the newest case is of today.
+    """Return lines of the load format, with all times shifted by whole days so that the newest case is from today.
 
-    What would then lie ahead, later today or some days after the newest case, is of now instead.
+    Times that would then be in the future become the present.
     """
     rows = [json.loads(line) for line in lines.splitlines()]
     newest = max(datetime.fromisoformat(row["created_at"]) for row in rows if row["type"] == "case")
@@ -236,7 +236,7 @@ def _sign(key: tuple[UUID, str, str], settings: Settings) -> str:
 
 
 def _key(connection: psycopg.Connection[Any], box: SecretBox) -> tuple[UUID, str, str]:
-    """Return id, algorithm and secret of a live HMAC key: the newest that opens, or a new one."""
+    """Return id, algorithm and secret of a live HMAC key: the newest whose secret can be decrypted, or a new one."""
     for key in reversed(administration.live_keys(connection, organization_id=_ORGANIZATION)):
         if key.algorithm in HMAC_ALGORITHMS:
             try:
@@ -251,7 +251,7 @@ def _key(connection: psycopg.Connection[Any], box: SecretBox) -> tuple[UUID, str
 
 
 def _print_lines(visit: Visit, portal_url: str, settings: Settings) -> NoReturn:
-    """Print the lines as soon as the service answers, and end; also when the service ends first."""
+    """Print the lines once the service answers, then exit; exit too if the service ends first."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -261,7 +261,7 @@ def _print_lines(visit: Visit, portal_url: str, settings: Settings) -> NoReturn:
     except (OSError, ValueError, LookupError) as error:
         sys.stderr.write(f"cases-service: the demo's first request failed ({type(error).__name__})\n")
     finally:
-        # Not by way of the caller, who goes on in the parent.
+        # Without returning to the caller's code, which the parent runs.
         os._exit(0)
 
 

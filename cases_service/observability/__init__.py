@@ -1,1 +1,1 @@
-"""How the service is watched: the log, metrics, and traces."""
+"""Observability: the log, metrics, and traces."""

@@ -1,7 +1,7 @@
-"""Writes the log: one structured line an event on standard error, as JSON or readable on a terminal.
+"""The log: one structured line for each event on standard error, as JSON or readable on a terminal.
 
-No line carries a path, a token or an external identity. A traceback therefore names files, lines and functions, and
-leaves out the message of the exception, which may quote what a caller sent.
+No line has a path, a token or an external identity. So a traceback names files, lines and functions, but not the
+exception's message, which may quote a caller's input.
 """
 
 import io
@@ -27,7 +27,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def configure(settings: Settings) -> None:
-    """Let structlog write straight to standard error: a line each request is too dear for the library's logging."""
+    """Make structlog write directly to standard error: the standard logging is too slow for a line each request."""
     structlog.configure(
         processors=[*_shared(), _renderer(settings), _as_bytes],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -37,20 +37,21 @@ def configure(settings: Settings) -> None:
 
 
 class _StandardError:
-    """Where the lines go. What cannot be written is lost, and the request that it tells of is not."""
+    """The output of the lines. If writing fails, the line is lost, but not the request."""
 
     def write(self, line: bytes) -> None:
         with suppress(OSError):
             os.write(2, line)
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back."""
+        """Do nothing: nothing is buffered."""
 
 
 class _Unstructured(io.TextIOBase):
-    """Stands in for `sys.stderr`: makes a line of the log of what somebody prints.
+    """Replaces `sys.stderr`: turns printed text into log lines.
 
-    Such a text may quote what nobody is to read. What an operator needs, the error of the system, is in a closed form.
+    Such text may quote private data, so only the part that an operator needs is logged: a system error, in a fixed
+    form.
     """
 
     def write(self, text: str) -> int:
@@ -70,7 +71,7 @@ class _Unstructured(io.TextIOBase):
 
 
 def structure_everything() -> None:
-    """Make lines of the log of what Python and libraries write to standard error by themselves."""
+    """Turn what Python and libraries write to standard error into log lines."""
     sys.stderr = _Unstructured()
     sys.excepthook = lambda _kind, error, _trace: _log_error("unexpected_error", error)
     sys.unraisablehook = lambda found: _log_error("unraisable_error", found.exc_value)
@@ -87,7 +88,7 @@ def _log_warning(_message: Warning | str, category: type[Warning], filename: str
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """Return what `logging.config.dictConfig` takes, for the lines of gunicorn and of the libraries."""
+    """Return the configuration of the standard logging, which gunicorn and the libraries use, for `dictConfig`."""
     level = settings.log_level.upper()
     return {
         "version": 1,
@@ -116,24 +117,24 @@ def logging_config(settings: Settings) -> dict[str, Any]:
                 "propagate": False,
             },
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
-            # Three lines for each request otherwise, at the level info.
+            # At the level info, it logs three lines for each request.
             "psycopg.pool": {"level": "ERROR" if level == "ERROR" else "WARNING"},
         },
     }
 
 
 class ExceptionsWithoutMessages(logging.Filter):
-    """Leaves the class alone of an exception that is an argument of a line: gunicorn's quote the request."""
+    """Replaces an exception among a line's arguments by its class: gunicorn's exceptions quote the request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record and let it pass."""
+        """Change the record, and keep it."""
         if isinstance(record.args, tuple):
             record.args = tuple(type(a).__name__ if isinstance(a, BaseException) else a for a in record.args)
         return True
 
 
 def method_label(method: str) -> str:
-    """Return a method as it may be logged: whatever else a caller invents is OTHER."""
+    """Return a method as it may be logged: OTHER for any that callers invent."""
     return method if method in _METHODS else "OTHER"
 
 

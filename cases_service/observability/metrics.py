@@ -1,7 +1,7 @@
-"""Knows every metric: what is counted of a request, of the database and of a worker, and how Prometheus reads it.
+"""All metrics: of requests, of the database and of workers, and their exposition for Prometheus.
 
-Every label has few values, all of them the service's own: route templates, known methods, statuses, codes, pools. Under
-gunicorn the workers count in files that they share (`metrics_files`), and whichever of them is asked adds them up.
+Every label has few values, all the service's own: route templates, known methods, statuses, codes, pools. Under
+gunicorn the workers count in shared files (`metrics_files`), and the worker that answers a scrape adds them up.
 """
 
 import platform
@@ -28,7 +28,7 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 def _value_class(shared: Path | None) -> Any:
-    """Return where prometheus_client keeps a number: in this process, or in a file of its slot."""
+    """Return the class of prometheus_client's values: in this process, or in a file of its slot."""
     if shared is None:
         return values.MutexValue
     slot = metrics_files.take_slot(shared)
@@ -82,14 +82,14 @@ _JWT_CODES: Final = frozenset(kind.code for kind in VisitorTokenError.__subclass
 
 
 class Queries(Protocol):
-    """What a request asked the database: how many statements, and how long it waited for them."""
+    """A request's number of statements, and how long it waited for them."""
 
     value: int
     seconds: float
 
 
 class _RouteCells(NamedTuple):
-    """The metrics of one route, whose look-up costs more than what they count."""
+    """The metrics of one route, cached: looking them up costs more than counting."""
 
     duration: Callable[[float], None]
     database_time: Callable[[float], None]
@@ -109,7 +109,7 @@ def _request_cell(route: str, method: str, status: int, code: str) -> Callable[[
 
 
 def start() -> None:
-    """Count this process as a worker, from now on and until it has ended."""
+    """Count this process as a worker until it ends."""
     _workers.set(1)
     for share in ("organization", "visitor"):
         _refused_turns.labels(share)
@@ -119,7 +119,7 @@ def start() -> None:
 def count_request(
     route: str | None, method: str, *, status: int, code: str | None, seconds: float, database: Queries
 ) -> None:
-    """Count a request that has been answered; route and method are those that may be logged."""
+    """Count an answered request; route and method are in their logged form."""
     _request_cell(route or "", method, status, code or "")()
     cells = _route_cells(route or "")
     cells.duration(seconds)
@@ -131,12 +131,12 @@ def count_request(
 
 
 def count_refused_turn(share: str) -> None:
-    """Count a read that was refused since the share of its organization, or of its visitor, was used up."""
+    """Count a read that was refused because its organization or visitor had used up its share of turns."""
     _refused_turns.labels(share).inc()
 
 
 def count_pool(pool: str, stats: dict[str, int]) -> None:
-    """Take over what psycopg_pool has counted since it was asked last, and what it shows now."""
+    """Add psycopg_pool's counts since the last call, and set its present state."""
     size = stats["pool_size"]
     _pool_connections.labels(pool).set(size)
     _pool_in_use.labels(pool).set(size - stats["pool_available"])
@@ -148,7 +148,7 @@ def count_pool(pool: str, stats: dict[str, int]) -> None:
 
 
 def count_replica(pool: str, *, is_ready: bool) -> None:
-    """Count this worker among those that read from a replica, or no longer."""
+    """Set whether this worker reads from a replica."""
     _replica_workers.labels(pool).set(is_ready)
 
 
@@ -158,7 +158,7 @@ def exposition() -> bytes:
     if shared is None:
         return generate_latest(registry)
     for _ in range(_TRIES):
-        # For a moment, a file that a new worker makes is empty, and cannot be read.
+        # A new worker's file is empty for a moment and cannot be read.
         with suppress(struct.error):
             return _sums(shared)
         sleep(_PAUSE_SECONDS)

@@ -1,7 +1,7 @@
-"""Knows the files through which gunicorn's workers add up their counts: who makes them, shares them, removes them.
+"""The files in which gunicorn's workers share their counts, and their life cycle.
 
-Each worker writes to the files of a slot, which a lock keeps to it for as long as it lives. Whoever comes after it goes
-on where it ended, so that no count falls back and the files do not become more with every worker that is replaced.
+Each worker locks a slot for its lifetime and writes to the slot's files. Its successor continues their counts, so that
+no counter decreases and the number of files does not grow with every replaced worker.
 """
 
 import fcntl
@@ -16,36 +16,36 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from cases_service.settings import share_metrics_in
 
-# In memory, no slow disk delays a count.
+# In memory, so that no slow disk delays a count.
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  what is made there is ours alone
 _made: Final[list[Path]] = []
 _held: Final[list[BufferedRandom]] = []
 
 
 def make() -> None:
-    """Make a directory that only this user can enter, for the processes that are forked from this one."""
+    """Create a directory that only this user can enter, for the processes forked from this one."""
     _made.append(Path(tempfile.mkdtemp(prefix="cases-metrics-", dir=_MEMORY if _MEMORY.is_dir() else None)))
     share_metrics_in(_made[0])
 
 
 def directory() -> Path | None:
-    """Return the directory of this process and its siblings; None where it counts for itself."""
+    """Return the directory of this process and its siblings; None if it counts alone."""
     return _made[0] if _made else None
 
 
 def remove() -> None:
-    """Remove the directory, which another process may be doing at the same time."""
+    """Remove the directory; another process may do so at the same time."""
     for made in _made:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def take_slot(shared: Path) -> int:
-    """Return the first slot that no living process has, which this process keeps until its end."""
+    """Return the first slot that no living process holds, locked until this process ends."""
     return next(slot for slot in count() if _keep(shared / f"{slot}.lock"))
 
 
 def clear_dead() -> None:
-    """Remove what describes the present of workers that have ended: the gauges, not the counts."""
+    """Remove the gauges, but not the counters, of workers that have ended."""
     for made in _made:
         for path in made.glob("*.lock"):
             lock = _lock(path)

@@ -1,7 +1,7 @@
-"""Traces requests and their round trips to the database, and keeps to itself what nobody may see.
+"""Traces requests and their round trips to the database, without private data.
 
-OpenTelemetry's instrumentation of Flask puts URLs and messages of exceptions into spans. What leaves this process is
-built anew from a short list of attributes, none of which a caller can put anything into.
+OpenTelemetry's instrumentation of Flask puts URLs and exception messages into spans. So each exported span is rebuilt
+from a short list of attributes, none of which a caller can influence.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,27 +35,27 @@ _KEPT: Final = frozenset(
         _SUMMARY,
     }
 )
-# Found in no token: the whole URL has to be such a one.
+# Anchored, so that no token in a URL can match it.
 _NOT_TRACED: Final = r"^https?://[^/]*/(healthz|readyz|metrics)/?([?].*)?$"
 
 
 class PrivateExporter(SpanExporter):
-    """Hands on what may be seen of spans."""
+    """Exports only the public part of spans."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export the spans, built anew."""
+        """Export the rebuilt spans."""
         return self._exporter.export([_private(span) for span in spans])
 
     def shutdown(self) -> None:
-        """End the exporter."""
+        """Shut the exporter down."""
         self._exporter.shutdown()
 
 
 def trace(app: Flask) -> None:
-    """Trace an application's requests and this process's exchanges; OTEL_* says where they go and how many."""
+    """Trace an application's requests and this process's round trips. OTEL_* sets the destination and the sampling."""
     provider = TracerProvider(resource=_resource())
     provider.add_span_processor(BatchSpanProcessor(PrivateExporter(OTLPSpanExporter())))
     FlaskInstrumentor.instrument_app(app, tracer_provider=provider, excluded_urls=_NOT_TRACED, enable_commenter=False)
@@ -63,7 +63,7 @@ def trace(app: Flask) -> None:
 
 
 def _resource() -> Resource:
-    """Return who sends the spans; what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before."""
+    """Return the resource that sends the spans. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
     given = Resource.create()
     own = {SERVICE_NAME: "visitor-cases-service", SERVICE_VERSION: __version__}
     is_named = not str(given.attributes[SERVICE_NAME]).startswith("unknown_service")
@@ -71,7 +71,7 @@ def _resource() -> Resource:
 
 
 def _trace_exchanges(tracer: Tracer) -> None:
-    """Make a span of each round trip. The instrumentation of psycopg wraps cursors, which requests do without."""
+    """Trace each round trip. The instrumentation of psycopg wraps cursors, which requests do not use."""
 
     def traced(exchange: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         @wraps(exchange)
@@ -93,7 +93,7 @@ def _private(span: ReadableSpan) -> ReadableSpan:
     given = span.attributes or {}
     name = span.name
     if span.kind is SpanKind.SERVER:
-        # The instrumentation's own name has the path where no route fits.
+        # If no route matches, the instrumentation's own name has the path.
         method = given.get("http.request.method", given.get("http.method"))
         name = " ".join(str(part) for part in (method, given.get("http.route")) if part)
     return ReadableSpan(

@@ -1,4 +1,4 @@
-"""Decides whether requests are traced. What traces them is an extra, and is imported only where it is wanted."""
+"""Decides whether requests are traced. The libraries for it are an extra and are imported only if they are."""
 
 from importlib import import_module
 from typing import Final
@@ -11,10 +11,10 @@ _EXTRA: Final = ("opentelemetry.instrumentation.flask", "opentelemetry.exporter.
 
 
 def check() -> None:
-    """Raise SettingsError where traces are wanted and the extra for them is not installed."""
+    """Raise SettingsError if traces are wanted but the extra for them is not installed."""
     if wants_traces():
-        # Not `spans` itself: that imports the metrics, and where they are counted is settled by then. gunicorn's master
-        # comes here before it has made the files that the workers share.
+        # Not `spans` itself, which imports `metrics`, which chooses at import where it counts: gunicorn's master runs
+        # this before it has made the shared files.
         try:
             for name in _EXTRA:
                 import_module(name)
@@ -26,9 +26,9 @@ def check() -> None:
 
 
 def trace(app: Flask) -> None:
-    """Trace the requests of an application and their statements, where that is wanted, in this process.
+    """If traces are wanted, trace the application's requests and their statements in this process.
 
-    Comes before the application's own hooks, and before the database is connected to.
+    Call it before the application registers its own hooks and before it connects to the database.
     """
     check()
     if wants_traces():

@@ -1,8 +1,8 @@
-"""Keeps an answer in memory until the client has taken it, and tells what gunicorn's answers look like.
+"""Buffers responses until the client has read them, and collects them from gunicorn's response objects.
 
-The application fills an answer at once. Its thread offers it to the kernel, and what does not fit is sent as the client
-makes room, by the worker's main loop: a client that reads slowly costs memory, and no thread. A file of the service is
-one object in memory however many clients read it.
+The application produces a whole response at once. Its thread writes it to the socket; the worker's main loop sends the
+rest as the client reads. So a slow client costs memory but no thread. A static file is one object in memory, however
+many clients read it.
 """
 
 import socket
@@ -20,10 +20,10 @@ STALL_SECONDS: Final = 20.0
 """How long a client may take nothing of an answer."""
 
 PENDING_BYTES: Final = 64 * 1024 * 1024
-"""What all unsent answers of one worker may take; beyond, who has stopped reading is dropped, the slowest first."""
+"""The memory for all unsent answers of one worker; beyond it, stalled clients are dropped, the slowest first."""
 
 MOST_PENDING_BYTES: Final = 4 * PENDING_BYTES
-"""Beyond, the slowest is dropped even where all of them are reading."""
+"""Beyond this, the slowest client is dropped even if none has stalled."""
 
 _PAUSE_SECONDS: Final = 0.5
 
@@ -33,7 +33,7 @@ _VIEWS_AT_ONCE: Final = 16
 
 
 class Collected:
-    """What gunicorn takes for the socket of an answer: it keeps the parts, of which none is copied."""
+    """Stands in for gunicorn's client socket: keeps the parts of a response, without copying them."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -48,7 +48,7 @@ class Answer:
 
     Attributes:
         keep: Whether the connection is kept for another request.
-        is_lost: Whether the client went before it had everything.
+        is_lost: Whether the client disconnected before it had everything.
 
     """
 
@@ -67,7 +67,7 @@ class Answer:
         return not self._views
 
     def send(self, client: socket.socket) -> None:
-        """Give the kernel what it has room for, without waiting."""
+        """Write as much as the kernel accepts without waiting."""
         try:
             while self._views:
                 self._advance(client.sendmsg(list(islice(self._views, _VIEWS_AT_ONCE))))
@@ -87,26 +87,26 @@ class Answer:
 
     @property
     def deadline(self) -> float:
-        """Until when, by `monotonic`, the client has to take more."""
+        """The deadline for the client to read more, by `monotonic`."""
         return min(monotonic() + STALL_SECONDS, self.began + _TOTAL_SECONDS + self.sent / _BYTES_A_SECOND)
 
     @property
     def bytes_a_second(self) -> float:
-        """How fast it has been read, over a second at least."""
+        """How fast the client has read it, averaged over at least a second."""
         return self.sent / max(monotonic() - self.began, 1.0)
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the client has stopped reading, if only for a moment."""
+        """Whether the client has not read for a moment."""
         return monotonic() - self._read_at > _PAUSE_SECONDS
 
     def held(self) -> dict[int, int]:
-        """Return the sizes of the objects in memory that are still needed, by their identities."""
+        """Return the sizes of the objects still held in memory, by their ids."""
         return {id(view.obj): len(view.obj) for view in self._views}  # type: ignore[arg-type]
 
 
 def held_bytes(answers: Iterable[Answer]) -> int:
-    """Return what the answers take in memory; an object that several of them have counts once."""
+    """Return the memory that the answers hold; an object shared by several counts once."""
     objects: dict[int, int] = {}
     for answer in answers:
         objects |= answer.held()
@@ -114,7 +114,7 @@ def held_bytes(answers: Iterable[Answer]) -> int:
 
 
 def whole_answer(response: Any, collected: Collected, application: Any, environ: dict[str, Any]) -> Answer:
-    """Have the application answer, and return all of it."""
+    """Run the application, and return its whole response."""
     parts = application(environ, response.start_response)
     try:
         for part in parts:
@@ -127,7 +127,7 @@ def whole_answer(response: Any, collected: Collected, application: Any, environ:
 
 
 def new_response(request: Any, client: Any, server: Any, cfg: Any) -> tuple[Any, Collected, dict[str, Any]]:
-    """Return an empty response, what keeps its parts, and the WSGI environment of the request."""
+    """Return an empty response, the collector of its parts, and the request's WSGI environment."""
     collected = Collected()
     response, environ = wsgi.create(request, collected, client, server, cfg)
     environ["wsgi.multithread"] = True

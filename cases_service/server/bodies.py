@@ -1,6 +1,6 @@
-"""Reads a request's body as it comes, so that no thread waits for one.
+"""Reads request bodies as they arrive, so that no thread waits for one.
 
-What is done with a body depends on its framing (RFC 9112, section 6) and on the method:
+What happens to a body depends on its framing (RFC 9112, section 6) and on the method:
 
     head ──── no body, or a method without one ──────────────────────────────────────────▶ application
      │                                                                (an unread body closes the connection)
@@ -15,8 +15,8 @@ What is done with a body depends on its framing (RFC 9112, section 6) and on the
      ▼
     whole ───────────────────────────────────────────────────────────────────────────────▶ application
 
-Chunked bodies are read strictly: sizes of hexadecimal digits alone, extensions by their grammar, CRLF at the end of
-each line, and trailers that are checked like the head. What a chunk size or a trailer says reaches nobody.
+Chunked bodies are parsed strictly: sizes in hexadecimal digits only, extensions by their grammar, CRLF at the end of
+each line, and trailers checked like the head. The content of a chunk size or a trailer is never logged or passed on.
 """
 
 import re
@@ -29,16 +29,16 @@ from gunicorn.http import errors
 from gunicorn.http.body import CHUNK_EXT_RE, ChunkedReader, LengthReader
 
 BODY_BYTES: Final = 1024 * 1024
-"""The longest body, but for an import."""
+"""The longest body, except for an import."""
 
 IMPORT_BYTES: Final = 16 * 1024 * 1024
-"""The longest body of an import. The application counts it again where it comes packed."""
+"""The longest body of an import. The application checks a compressed one again after decompression."""
 
 BODIES_BYTES: Final = 64 * 1024 * 1024
-"""What all bodies of one worker may take while they come and while they are worked on."""
+"""The memory for all bodies of one worker, while they arrive and while they are processed."""
 
 IDLE_SECONDS: Final = 20.0
-"""How long nothing of a body may come."""
+"""How long a client may send nothing of a body."""
 
 _TOTAL_SECONDS: Final = 60.0
 _BYTES_A_SECOND: Final = 128 * 1024
@@ -49,14 +49,14 @@ _TRAILER_BYTES: Final = 8190
 
 
 class BodyProblem(StrEnum):
-    """Why the application gets no body. The value is the name of what tells it so, in the WSGI environment."""
+    """Why the application gets no body. The value is the key in the WSGI environment that says so."""
 
     TOO_LARGE = "cases.body_too_large"
     OVERLOADED = "cases.overloaded"
 
 
 class BodyTooLargeError(Exception):
-    """The body is longer than the request may have it."""
+    """The body is longer than its limit."""
 
 
 class LengthBody:
@@ -69,11 +69,11 @@ class LengthBody:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is there."""
+        """Whether the body is complete."""
         return len(self.content) == self.length
 
     def feed(self, received: bytearray) -> None:
-        """Take what belongs to the body from the front of what came."""
+        """Consume the body's bytes from the front of `received`."""
         part = received[: self.length - len(self.content)]
         self.content += part
         del received[: len(part)]
@@ -93,7 +93,7 @@ class ChunkedBody:
         self._read: Callable[[bytearray], bool] = self._read_size
 
     def feed(self, received: bytearray) -> None:
-        """Take what belongs to the body from the front of what came.
+        """Consume the body's bytes from the front of `received`.
 
         Raises:
             BodyTooLargeError: It is over the limit, or most of it is framing.
@@ -159,7 +159,7 @@ Body = LengthBody | ChunkedBody
 
 
 def expected_body(request: Any) -> Body | None:
-    """Return the body that the head of a request announces, of which nothing has been read; None for an empty one.
+    """Return the body that a request's head announces, still unread; None for an empty one.
 
     Raises:
         BodyTooLargeError: Its length is over the limit.
@@ -176,11 +176,11 @@ def expected_body(request: Any) -> Body | None:
 
 
 def has_use_for_body(request: Any) -> bool:
-    """Tell whether the method is one whose requests have a body."""
+    """Tell whether requests of this method have a body."""
     return request.method in _METHODS
 
 
 def body_deadline(body: Body) -> float:
-    """Return until when, by `monotonic`, more of the body has to come."""
+    """Return the deadline for more of the body, by `monotonic`."""
     slowest = body.began + _TOTAL_SECONDS + len(body.content) / _BYTES_A_SECOND
     return min(monotonic() + IDLE_SECONDS, slowest)

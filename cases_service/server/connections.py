@@ -1,4 +1,4 @@
-"""The connections of one worker: each is in one state, in which it waits for its client or for a thread, until a time.
+"""The client connections of a worker: each has a state, in which it waits for its client or a thread until a deadline.
 
     accepted
        │
@@ -7,15 +7,16 @@
        ▲                  │                │                               │   │   │
        │                  │ malformed, too long, too late: refused         │   │   │ more than the kernel takes
        │                  ▼                ▼                               │   │   ▼
-       │               CLOSING ◀───────────────────────────────────────────┘   │ SENDING ──▶ reset, where the
-       │                  │       answered, not to be kept                     │   │         client does not read
+       │               CLOSING ◀───────────────────────────────────────────┘   │ SENDING ──▶ reset, if the client
+       │                  │       answered, not to be kept                     │   │         does not read
        │                  ▼                                                    │   │
        │                closed                                                 │   │
        └───────────────────────────────────────────────────────────────────────┴───┘ answered, to be kept
 
-All but ANSWERING wait for the client alone, in the worker's main loop, and may be ended at any time to make room: first
-those that are closing anyway, then who has been silent for longest. In CLOSING what still comes is read and dropped:
-the kernel would reset the connection otherwise, which can cost the client the end of its answer (RFC 9112, 9.6).
+In every state but ANSWERING a connection only waits for its client, in the worker's main loop, and may be dropped at
+any time to make room: first those that are closing anyway, then the longest silent. In CLOSING, further input is read
+and discarded. Otherwise the kernel would reset the connection, and the client could lose the end of its response (RFC
+9112, section 9.6).
 """
 
 import errno
@@ -49,11 +50,11 @@ _STOP_SECONDS: Final = 2.0
 _LAST_BYTE_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.1
-# A look at every connection takes tens of microseconds, and there is an event for each request.
+# Checking every deadline takes tens of microseconds, and there is an event for each request.
 _LOOK_SECONDS: Final = 0.1
 _REPORT_SECONDS: Final = 10.0
 _PART_BYTES: Final = 65536
-# The kernel takes twice as much as it is asked for, at most twice net.core.wmem_max, and none before it is used.
+# The kernel doubles this, up to twice net.core.wmem_max, and allocates nothing before it is used.
 _SEND_BUFFER_BYTES: Final = 262144
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_MORE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -80,12 +81,12 @@ class Connection:
     """A client's connection, and the request on it.
 
     Attributes:
-        received: What has come and belongs to no request yet.
-        deadline: When its state ends by itself, by `monotonic`.
-        since: When its state began.
-        arrived: When the request was there whole.
-        content: The request's body, once it is there whole.
-        problem: Why there is none.
+        received: Bytes received that belong to no request yet.
+        deadline: When the state times out, by `monotonic`.
+        since: When the state began.
+        arrived: When the request was complete.
+        content: The request's body, once complete.
+        problem: Why there is no body.
 
     """
 
@@ -104,13 +105,13 @@ class Connection:
 
 
 class Connections:
-    """All connections of a worker, and its listeners.
+    """All client connections of a worker, and its listeners.
 
     Args:
         cfg: gunicorn's configuration.
-        limit: How many connections there may be.
-        hand_over: Called with a connection whose request is there whole, for a thread to answer. When that is done,
-            `finish` has to be called.
+        limit: The most connections that it keeps open.
+        hand_over: Called with a connection whose request is complete, for a thread to answer it. The main loop then
+            calls `finish`.
 
     """
 
@@ -129,7 +130,7 @@ class Connections:
         return sum(map(len, self._in.values()))
 
     def wait(self, seconds: float) -> None:
-        """Do what there is to do for the clients, or wait for it until then."""
+        """Serve the clients' events, waiting for one at most this long."""
         if self._resume_at is not None:
             seconds = min(seconds, _PAUSE_SECONDS)
         for key, _ in self.poller.select(seconds):
@@ -145,7 +146,7 @@ class Connections:
     # Accepting
 
     def listen(self, listeners: Iterable[socket.socket]) -> None:
-        """Accept connections from now on."""
+        """Start accepting connections."""
         self._listeners = list(listeners)
         self._listen()
 
@@ -163,22 +164,22 @@ class Connections:
         except BlockingIOError:
             return False
         except OSError as error:
-            # Files or memory ran out, or this one connection has ended already.
+            # Out of files or memory, or only this connection has ended already.
             return error.errno not in _NO_MORE or self._make_room()
         self._begin(Connection(sock, client, listener.getsockname()))
         return True
 
     def _begin(self, conn: Connection) -> None:
         conn.sock.settimeout(0)
-        with suppress(OSError):  # who has gone already is noticed later
+        with suppress(OSError):  # if the client has gone, reading notices
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._in[conn.state][conn] = None
         self.poller.register(conn.sock, selectors.EVENT_READ, self._reader(conn))
         self._enter(conn, State.IDLE, _HEAD_SECONDS)
 
     def _make_room(self) -> bool:
-        """End the connection that is missed least. Where each waits for a thread, accept no more for a moment."""
-        conn = next(self._least_missed(), None)
+        """Drop the most expendable connection. If all of them wait for a thread, pause accepting."""
+        conn = next(self._expendable(), None)
         if conn is None:
             self._pause()
             return False
@@ -186,7 +187,7 @@ class Connections:
         self._forget(conn)
         return True
 
-    def _least_missed(self) -> Iterator[Connection]:
+    def _expendable(self) -> Iterator[Connection]:
         yield from self._in[State.CLOSING]
         silent = [next(iter(self._in[state])) for state in _WITHOUT_REQUEST if self._in[state]]
         yield from sorted(silent, key=lambda conn: conn.since)
@@ -199,13 +200,13 @@ class Connections:
                 self.poller.unregister(listener)
             self._resume_at = monotonic() + _PAUSE_SECONDS
 
-    def begin_to_stop(self) -> None:
-        """Take the connections that wait to be accepted, refuse all others, and let no silent one delay the stop."""
+    def stop_accepting(self) -> None:
+        """Accept what is in the backlog, close the listeners, and let no silent connection delay the stop."""
         self._stop_at = monotonic() + _STOP_SECONDS
         for listener in self._listeners:
             if self._resume_at is None:
                 self.poller.unregister(listener)
-            # No more than can be waiting: after SIGHUP other workers go on listening, and more will come.
+            # At most one backlog: after SIGHUP other workers still listen, and new connections keep coming.
             for _ in range(self._cfg.backlog):
                 if not self._accept(listener):
                     break
@@ -216,7 +217,7 @@ class Connections:
                 conn.deadline = min(conn.deadline, self._stop_at)
 
     def close(self) -> None:
-        """End all connections, whatever they are doing."""
+        """Close all connections, whatever their state."""
         for connections in self._in.values():
             for conn in list(connections):
                 conn.sock.close()
@@ -227,7 +228,7 @@ class Connections:
     # From state to state
 
     def _enter(self, conn: Connection, state: State, seconds: float) -> None:
-        """Let a connection be in a state for as long as this."""
+        """Move a connection to a state, for at most this long."""
         del self._in[conn.state][conn]
         was_read, conn.state = conn.state in _READING, state
         self._in[state][conn] = None
@@ -244,7 +245,7 @@ class Connections:
         return lambda _: self._read(conn)
 
     def _read(self, conn: Connection) -> None:
-        if conn.state not in _READING:  # ended or moved on by an earlier event of the same turn
+        if conn.state not in _READING:  # an earlier event of this turn changed its state
             return
         try:
             part = conn.sock.recv(_PART_BYTES)
@@ -263,7 +264,7 @@ class Connections:
             self._go_on(conn, known)
 
     def _notice_end(self, conn: Connection) -> None:
-        """Do what is due where the client sends no more: who has sent half a body may still read why it is refused."""
+        """Handle the end of the client's input: after half a body, the client may still read the refusal."""
         if conn.state is State.BODY:
             self._refuse(conn, errors.NoMoreData())
             return
@@ -272,7 +273,7 @@ class Connections:
         self._forget(conn)
 
     def _go_on(self, conn: Connection, known: int) -> None:
-        """Read on in what has been received, of which `known` bytes had been looked at before."""
+        """Parse what has been received; its first `known` bytes were searched before."""
         if conn.state is State.BODY:
             self._read_body(conn)
         elif has_whole_head(conn.received, known):
@@ -307,13 +308,13 @@ class Connections:
             self._skip_body(conn, conn.body)
         else:
             if expects_continue and not conn.received:
-                with suppress(OSError):  # who has gone already is noticed later
+                with suppress(OSError):  # if the client has gone, reading notices
                     conn.sock.send(_CONTINUE)
             self._enter(conn, State.BODY, 0)
             self._read_body(conn)
 
     def _skip_body(self, conn: Connection, body: Body) -> None:
-        """Answer without the body. Where it has not come yet, nobody knows where the next request begins."""
+        """Answer without the body, and close if part of it is still to come: the next request's start is unknown."""
         with suppress(errors.ParseException, BodyTooLargeError):
             body.feed(conn.received)
         conn.body = None
@@ -360,7 +361,7 @@ class Connections:
         self._hand_over(conn)
 
     def finish(self, conn: Connection, answer: Answer) -> None:
-        """Send what the thread could not, and go on with the connection when all is sent."""
+        """Send the rest that the thread could not, then keep or close the connection."""
         conn.request, conn.content, conn.problem = None, b"", None
         self._count_body(conn, 0)
         if answer.is_lost:
@@ -375,7 +376,7 @@ class Connections:
     def _await_request(self, conn: Connection) -> None:
         self._enter(conn, State.IDLE, self._cfg.keepalive)
         if conn.received:
-            # What came behind the request that is answered is the beginning of the next.
+            # The bytes after the answered request begin the next one.
             self._go_on(conn, 0)
 
     def _send_on(self, conn: Connection, answer: Answer) -> None:
@@ -426,7 +427,7 @@ class Connections:
             self._enter(conn, State.CLOSING, _LAST_BYTE_SECONDS)
 
     def _drop(self, conn: Connection) -> None:
-        """Reset a connection whose client does not read, so that the kernel keeps nothing for it either."""
+        """Reset a connection whose client does not read, so that the kernel frees its buffer too."""
         log.warning("answer_not_read")
         with suppress(OSError):
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -437,7 +438,7 @@ class Connections:
         if conn.state is not State.ANSWERING:
             self.poller.unregister(conn.sock)
         self._count_body(conn, 0)
-        # An event of the same turn that is still to come finds it like this.
+        # A later event of the same turn then ignores it.
         conn.state, conn.answer = State.ANSWERING, None
         conn.sock.close()
 

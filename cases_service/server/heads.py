@@ -1,4 +1,4 @@
-"""Finds the end of a request's head, and has gunicorn's strict parser read it without waiting for more."""
+"""Finds the end of a request's head, and parses the head with gunicorn's strict parser without waiting for more."""
 
 import re
 from typing import Any, Final
@@ -9,7 +9,7 @@ from gunicorn.http.unreader import IterUnreader
 HEAD_BYTES: Final = 65536
 """A head that is longer is refused."""
 
-# The parser refuses a line feed without its carriage return at once, so there is no need to wait for more.
+# The parser refuses a bare line feed, so there is no need to wait for more after one.
 _END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _END_BYTES: Final = 4
 _HIGHEST_VERSION: Final = (1, 1)
@@ -17,20 +17,20 @@ _HEALTH: Final = re.compile(r"/healthz/?")
 
 
 def has_whole_head(received: bytearray, known: int) -> bool:
-    """Tell whether a head ends here, where the first `known` bytes have been searched before."""
+    """Tell whether this holds a complete head; its first `known` bytes were searched before."""
     return _END.search(received, max(known - _END_BYTES + 1, 0)) is not None
 
 
 def parse_head(received: bytearray, *, cfg: Any, client: Any, number: int) -> tuple[Any, bytearray]:
-    """Return the request whose head this is, and the bytes behind it.
+    """Return the request with this head, and the bytes after it.
 
     Raises:
-        gunicorn.http.errors.ParseException: It is malformed, or over one of the limits.
+        gunicorn.http.errors.ParseException: It is malformed or exceeds a limit.
 
     """
     source = IterUnreader([bytes(received)])
     request = Request(cfg, source, client, number)
-    # An answer names the highest version of the server's own (RFC 9110, section 2.5), and gunicorn repeats this one.
+    # A response has the server's own highest version (RFC 9110, section 2.5); gunicorn would echo the request's.
     request.version = min(request.version, _HIGHEST_VERSION)
     if "close" in _connection_options(request):
         request.force_close()
@@ -38,11 +38,11 @@ def parse_head(received: bytearray, *, cfg: Any, client: Any, number: int) -> tu
 
 
 def _connection_options(request: Any) -> set[str]:
-    """Return what all the fields Connection list (RFC 9110, section 7.6.1); gunicorn looks at a single one."""
+    """Return the options of all Connection headers (RFC 9110, section 7.6.1); gunicorn reads only one header."""
     fields = [value for name, value in request.headers if name == "CONNECTION"]
     return {option.strip(" \t").lower() for field in fields for option in field.split(",")}
 
 
 def is_health(request: Any) -> bool:
-    """Tell whether the request asks if the process is alive."""
+    """Tell whether this is a liveness check."""
     return request.method in ("GET", "HEAD") and _HEALTH.fullmatch(request.path) is not None

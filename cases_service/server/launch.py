@@ -1,8 +1,8 @@
-"""Turns a command's process into gunicorn: listens first, hands the sockets over, and cleans up when gunicorn ends.
+"""Turns a command's process into gunicorn: listens first, passes the sockets on, and cleans up when gunicorn ends.
 
-There is no second process that could outlive the first or hide its end. What has to be known on the other side of
-`exec` passes by inheritance: the sockets and their number as from systemd, the lock of the embedded server, the blocked
-signals, and the settings in the environment. Nothing of it is on the command line, which all users can read.
+With `exec` there is no second process that could outlive the first or hide its end. gunicorn inherits its state: the
+sockets and their number as from systemd, the lock of the embedded server, the blocked signals, and the settings in the
+environment. Nothing is on the command line, which all users can read.
 """
 
 import errno
@@ -31,15 +31,14 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class ListenError(RuntimeError):
-    """The address cannot be listened on. The message says why, in a line."""
+    """The service cannot listen on the address. The message says why, in one line."""
 
 
 def listen(address: str) -> socket.socket:
     """Return a socket that listens on HOST:PORT or unix:/PATH.
 
-    A socket in the file system is for this user and this group; one that nobody listens on any more is replaced.
-    Where the address is in use, a moment is given to the workers of a predecessor that was killed: they notice it
-    within a second.
+    Only this user and this group can connect to a socket in the file system; an abandoned one is replaced. If the
+    address is in use, wait two seconds: the workers of a killed predecessor exit within one.
 
     Raises:
         ListenError: The address is not this machine's, not permitted, or in use.
@@ -84,7 +83,7 @@ def _bound(listener: socket.socket, address: tuple[str, int] | str) -> socket.so
 
 
 def _is_abandoned(path: str) -> bool:
-    """Tell whether a path is a socket that nobody listens on. What is no socket is left alone."""
+    """Tell whether a path is a socket that no process listens on. Other files are left alone."""
     if not Path(path).is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -92,10 +91,10 @@ def _is_abandoned(path: str) -> bool:
 
 
 def listen_as_set(settings: Settings) -> tuple[Settings, list[socket.socket]]:
-    """Return sockets for the addresses of the settings, and settings that name their ports.
+    """Listen on the addresses of the settings; return the settings with the actual ports, and the sockets.
 
     Raises:
-        ListenError: One of them cannot be listened on.
+        ListenError: The service cannot listen on one of them.
 
     """
     listeners = [listen(address) for address in settings.addresses]
@@ -114,13 +113,13 @@ def become_gunicorn(
     embedded: EmbeddedServer | None,
     demo_credentials: DemoCredentials | None = None,
 ) -> NoReturn:
-    """Replace this program by gunicorn, which serves on the sockets and stays a user of the embedded server."""
+    """Replace this program by gunicorn, which serves on the sockets and keeps the embedded server running."""
     above = _FIRST_SOCKET + len(listeners)
     lock = None if embedded is None else fcntl.fcntl(embedded.lock_fd, fcntl.F_DUPFD, above)
-    # What serves has no need of the rights to change anything.
+    # The service does not need the administrator's rights.
     settings = msgspec.structs.replace(settings, admin_database_url=None)
     environment = process_environment(settings, embedded_lock=lock, demo_credentials=demo_credentials)
-    # What systemd's socket activation says to a service, which gunicorn is able to read.
+    # gunicorn reads systemd's variables for socket activation.
     environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(listeners))}
     arguments = [
         "-P",
@@ -131,7 +130,7 @@ def become_gunicorn(
         "cases_service.application:create_app()",
     ]
     _hold_signals()
-    # Out of each other's way first.
+    # Copy them out of the target numbers first.
     copies = [fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, above) for listener in listeners]
     for number, copy in enumerate(copies, start=_FIRST_SOCKET):
         os.dup2(copy, number)
@@ -143,17 +142,17 @@ def _hold_signals() -> None:
 
 
 def release_signals() -> None:
-    """Receive the signals that were held back, now that this process can handle them."""
+    """Unblock the held signals, now that this process can handle them."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def hold_signals_in_new_workers() -> None:
-    """Let a signal wait until a new worker releases it; before, it would be lost to the handlers of its master."""
+    """Block signals until a new worker releases them; its copy of the master's handlers would swallow one."""
     os.register_at_fork(before=_hold_signals, after_in_parent=release_signals)
 
 
 def leave_embedded_server(settings: Settings) -> None:
-    """End the use of an embedded server that this program was started with, and wait until it is down if it stops."""
+    """Leave the embedded server that this program was started with; if it stops, wait until it is down."""
     lock = inherited_lock()
     if lock is not None:
         server = EmbeddedServer(Path(settings.data_dir), settings.require_database_url(), lock)

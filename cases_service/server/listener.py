@@ -1,6 +1,6 @@
-"""The name under which the worker tells the application by which socket a request came."""
+"""The WSGI environment's key for the socket that received a request."""
 
 from typing import Final
 
 LISTENER: Final = "cases.listener"
-"""In the WSGI environment: the listening socket's own name, as getsockname() gives it."""
+"""Its value is the listening socket's name, as returned by getsockname()."""

@@ -1,4 +1,4 @@
-"""Knows how long the request that a thread handles had waited before the thread took it."""
+"""Measures how long a request waited in the queue before a thread took it."""
 
 import threading
 from time import monotonic
@@ -6,7 +6,7 @@ from typing import Final
 
 
 class Arrival(threading.local):
-    """When the request that this thread handles was there whole, by `monotonic`; None where no worker has said so."""
+    """When this thread's request was complete, by `monotonic`; None if no worker has set it."""
 
     at: float | None = None
 

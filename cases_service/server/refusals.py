@@ -1,4 +1,4 @@
-"""Knows how a request is refused that the application never sees: by a status alone, which repeats nothing."""
+"""Refuses requests that never reach the application, with a bare status that echoes nothing."""
 
 from http import HTTPStatus
 from typing import Final
@@ -20,14 +20,14 @@ log = structlog.get_logger("cases_service.gunicorn")
 
 
 def refusal(error: Exception) -> Answer:
-    """Return the answer to what could not be parsed, or did not come in time."""
+    """Return the response to a request that was malformed or timed out."""
     status = _STATUSES.get(type(error), HTTPStatus.BAD_REQUEST)
     log.warning("request_refused", status=status.value, reason=type(error).__name__)
     return _bare(status)
 
 
 def failure(error: BaseException) -> Answer:
-    """Return the answer where something went wrong outside the application."""
+    """Return the response to an error outside the application."""
     log.error("unexpected_error", exc_info=error)
     return _bare(HTTPStatus.INTERNAL_SERVER_ERROR)
 

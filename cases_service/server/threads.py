@@ -1,7 +1,7 @@
-"""Threads that are there before the first request, and that nobody waits for at the end.
+"""A thread pool whose threads start before the first request and are not joined at exit.
 
-Those of `concurrent.futures` start with the work that needs them, so that a signal's handler can interrupt the start of
-one, and the interpreter waits for each of them before it ends, whatever it is doing.
+`concurrent.futures` starts a thread with the first work for it, where a signal handler can interrupt the start, and the
+interpreter joins all threads before it exits, whatever they are doing.
 """
 
 import threading
@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 
 class Threads:
-    """A number of threads that work off what they are given, in its order."""
+    """A fixed number of threads that process work in the order of submission."""
 
     def __init__(self, number: int, name: str) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -18,7 +18,7 @@ class Threads:
             threading.Thread(target=self._run, name=f"{name}-{place}", daemon=True).start()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do this as soon as one is free. It must not raise."""
+        """Run this in a thread as soon as one is free. It must not raise."""
         self._work.put(work)
 
     def _run(self) -> None:

@@ -1,16 +1,16 @@
-"""The gunicorn worker that repeats nothing of a request, lets no client hold it up, and drops no client as it stops.
+"""The gunicorn worker: echoes nothing of a request, is not blocked by slow clients, and drops no client as it stops.
 
-gunicorn's own threaded worker quotes what it cannot parse in its answer and in its log, resets the connections that
-wait in the backlog when it stops, and keeps a thread for whoever takes his time: to send the head of a request or its
-body, or to read the answer. Here a thread sees a request whole and waits for no client (`connections`).
+gunicorn's own threaded worker quotes malformed requests in its response and log, resets the connections in the backlog
+when it stops, and blocks a thread while a slow client sends a head or a body, or reads a response. Here a thread gets a
+complete request and never waits for a client (`connections`).
 
     serving ── SIGTERM ──▶ draining ── CASES_DRAIN_SECONDS ──▶ stopping ── all answered, or graceful_timeout ──▶ ended
        │                 answers as before, not ready        accepts no more                                      ▲
        └─────────────┴── SIGINT, SIGQUIT ────────────────────────────┴─────────────────────────────────────────────┘
 
-A signal's handler only notes the signal, and the kernel wakes the main loop, which acts: the code that a handler
-interrupts is prepared for nothing (cpython, issue 121649). SIGABRT, by which the master ends a worker whose main loop
-hangs, is the exception, and ends the process where it stands.
+A signal handler only records the signal. The kernel wakes the main loop, which acts on it, since code that a handler
+interrupts is not prepared for anything (cpython, issue 121649). SIGABRT is the exception: the master sends it to a
+worker whose main loop hangs, and it ends the process at once.
 """
 
 import os
@@ -43,10 +43,10 @@ from cases_service.settings import read_settings
 _OPERATORS_THREADS: Final = 2
 _TURN_SECONDS: Final = 1.0
 _STOPPING_TURN_SECONDS: Final = 0.1
-# Long enough for a run of large answers to have ended, of which each would need the memory again.
+# Long enough for a burst of large answers to end: each of them would need the memory again.
 _GIVE_BACK_SECONDS: Final = 2.0
 _QUICK: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
-# The master's: it gets them too where a whole process group does, and does for its workers what is due.
+# Ignored in workers: if a whole process group gets them, so does the master, which tells its workers what to do.
 _MASTERS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _WAKE: Final = b"\0"
 
@@ -54,14 +54,14 @@ log = structlog.get_logger("cases_service.gunicorn")
 
 
 class CasesLogger(Logger):  # type: ignore[misc]
-    """gunicorn's logger without its access log, whose every line has the path; the application writes one without."""
+    """gunicorn's logger without its access log, whose lines have the path; the application logs requests itself."""
 
     def access(self, *_: Any) -> None:
         """Do nothing."""
 
 
 class CasesWorker(Worker):  # type: ignore[misc]
-    """A process that answers requests, with a main loop for the clients and threads for the application."""
+    """A process that answers requests: a main loop for the clients, threads for the application."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,7 +74,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
     # Signals
 
     def init_signals(self) -> None:
-        """Note what ends a worker, ignore what is for its master, and let both wake the main loop."""
+        """Record the signals that end a worker, ignore the master's, and let both wake the main loop."""
         for number in (signal.SIGTERM, *_QUICK):
             signal.signal(number, self._note)
         for number in _MASTERS:
@@ -98,9 +98,9 @@ class CasesWorker(Worker):  # type: ignore[misc]
         settings = read_settings()
         self._is_operators = settings.is_admin_address
         self._threads = Threads(self.cfg.threads, "requests")
-        # Whether the process lives is told even while every other thread waits for the database.
+        # Answers /healthz even while every other thread waits for the database.
         self._health_thread = Threads(1, "requests-health")
-        # Metrics and readiness are of most use while every other thread has too much to do.
+        # Metrics and readiness matter most while every other thread is busy.
         self._operators_threads = Threads(_OPERATORS_THREADS, "requests-operators")
         limit = descriptors.connection_limit(settings, self.cfg.worker_connections)
         self._connections = Connections(cfg=self.cfg, limit=limit, hand_over=self._hand_over)
@@ -118,9 +118,9 @@ class CasesWorker(Worker):  # type: ignore[misc]
             self._turn(_TURN_SECONDS)
 
     def _has_to_stop(self) -> bool:
-        """Tell whether to accept no more. SIGTERM gives those who look at the readiness time to see it first."""
+        """Tell whether to stop accepting. After SIGTERM, load balancers first get time to see /readyz fail."""
         if signal.SIGTERM in self._noted and self._drained_at is None:
-            self._drained_at = monotonic() + self.wsgi.begin_to_stop()
+            self._drained_at = monotonic() + self.wsgi.start_draining()
         is_drained = self._drained_at is not None and self._drained_at <= monotonic()
         return is_drained or not self.alive or not self._has_master()
 
@@ -131,7 +131,7 @@ class CasesWorker(Worker):  # type: ignore[misc]
         self.alive = False
         if self._is_quick:
             return
-        self._connections.begin_to_stop()
+        self._connections.stop_accepting()
         end = monotonic() + self.cfg.graceful_timeout
         while len(self._connections) and monotonic() < end and not self._is_quick:
             self._turn(_STOPPING_TURN_SECONDS)
@@ -167,17 +167,17 @@ class CasesWorker(Worker):  # type: ignore[misc]
         return self._operators_threads if self._is_operators(conn.server) else self._threads
 
     def _answer(self, conn: Connection) -> None:
-        """Answer a request, in a thread."""
+        """Answer a request. Runs in a thread."""
         arrival.at = conn.arrived
         try:
-            answer = self._ask_application(conn)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it ends this request alone
+            answer = self._call_application(conn)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  it ends only this request
             answer = failure(error)
         answer.send(conn.sock)
         self._answered.append((conn, answer))
         self._wake()
 
-    def _ask_application(self, conn: Connection) -> Answer:
+    def _call_application(self, conn: Connection) -> Answer:
         response, collected, environ = new_response(conn.request, conn.client, conn.server, self.cfg)
         environ["wsgi.input"] = BytesIO(conn.content)
         if conn.problem is not None:
@@ -188,12 +188,12 @@ class CasesWorker(Worker):  # type: ignore[misc]
         return whole_answer(response, collected, self.wsgi, environ)
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # the main loop has reasons enough to wake already
+        with suppress(BlockingIOError):  # the pipe is full, so the main loop wakes anyway
             os.write(self.PIPE[1], _WAKE)
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing. Not SIG_IGN, which children would inherit."""
+    """Do nothing. Unlike SIG_IGN, children do not inherit it."""
 
 
 def _end_here(_number: int, frame: FrameType | None) -> None:

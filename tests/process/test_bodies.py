@@ -23,7 +23,7 @@ class Echo:
     def close(self):
         pass
 
-    def begin_to_stop(self):
+    def start_draining(self):
         return 0.0
 
     def __call__(self, environ, start_response):

@@ -115,7 +115,7 @@ class Failing:
     def __init__(self):
         self.application = create_app()
         self.close = self.application.close
-        self.begin_to_stop = self.application.begin_to_stop
+        self.start_draining = self.application.start_draining
 
     def __call__(self, environ, start_response):
         if environ["PATH_INFO"].startswith("/fail"):

@@ -6,11 +6,11 @@ import msgspec
 from flask import Blueprint, Response
 
 from cases_service.observability import metrics
-from cases_service.service import OPERATION, current_service
+from cases_service.service import OPERATOR_PATHS, current_service
 
 blueprint = Blueprint("health", __name__)
 
-PATHS: Final = ("/healthz", *OPERATION)
+PATHS: Final = ("/healthz", *OPERATOR_PATHS)
 """Where any host is answered."""
 
 _OK: Final = msgspec.json.encode({"status": "ok"})

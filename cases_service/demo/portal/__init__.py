@@ -1,1 +1,1 @@
-"""The portal of examples/portal beside the demo, where a newcomer chooses whom to be signed in as."""
+"""The page of examples/portal beside the demo, with a choice of the visitor to sign in as."""

@@ -1,4 +1,4 @@
-"""The portal's process: `python -m cases_service.demo.portal SOCKET`, with the plan as the first line of its input."""
+"""The portal's process: `python -m cases_service.demo.portal SOCKET`, with the plan as the first line of input."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ class _SilentHandler(WSGIRequestHandler):
 
 
 def main() -> None:
-    """Serve the portal until standard input ends, as it does with the demo."""
+    """Serve the portal until standard input ends, which happens when the demo ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
     host = listener.getsockname()[0]
@@ -42,11 +42,11 @@ def _end_with_demo() -> None:
 
 
 def create_app(plan: Plan) -> Flask:
-    """Return the portal as a company would mount it, with a list of visitors to choose from for its login."""
+    """Return the portal as a company would mount it, with a choice of visitors instead of a login."""
     example = _example()
     visitors = {visitor.external_id: visitor for visitor in plan.visitors}
     app = Flask("cases_service.demo.portal", static_url_path="/demo")
-    # Another demo on this host, whose cookies the browser sends here, too, has another key and is not believed.
+    # The browser also sends the cookies of another demo on this host; its key differs, so they are rejected.
     app.config.update(SECRET_KEY=secrets.token_bytes(32), SESSION_COOKIE_SAMESITE="Lax")
     service = example.CasesService(**plan.service)
 
@@ -58,7 +58,7 @@ def create_app(plan: Plan) -> Flask:
 
     @app.before_request
     def refuse_other_hosts() -> None:
-        """Keep out pages that had their own name point to this machine."""
+        """Reject requests for other host names, which guards against DNS rebinding."""
         if urlsplit(f"//{request.host}").hostname not in {host.strip("[]") for host in plan.hosts}:
             abort(400)
 
@@ -76,12 +76,12 @@ def create_app(plan: Plan) -> Flask:
 
 
 def name_of(visitor: DemoVisitor) -> str:
-    """Return what a person calls a visitor of the demo data."""
+    """Return a readable name for a visitor of the demo data."""
     return visitor.external_id.replace("zip-", "ZIP ")
 
 
 def _example() -> ModuleType:
-    """Import examples/portal, which is no package: a company copies it as it is."""
+    """Import examples/portal, which is not a package, since a company copies it as it is."""
     spec = importlib.util.spec_from_file_location("portal", source("examples/portal") / "portal.py")
     if spec is None or spec.loader is None:
         raise ImportError("examples/portal")

@@ -1,4 +1,4 @@
-"""Starts the portal's process, tells it what it has to know, and lets it end with the demo."""
+"""Starts the portal's process, passes it its plan, and makes it end with the demo."""
 
 import fcntl
 import socket
@@ -16,7 +16,7 @@ _LOWEST_DESCRIPTOR: Final = 10  # above the one that gunicorn's socket takes
 
 
 class DemoVisitor(msgspec.Struct, frozen=True):
-    """A visitor to be signed in as, and how much there is to see."""
+    """A visitor to sign in as, and the number of contacts and cases."""
 
     external_id: str
     contacts: int
@@ -25,7 +25,7 @@ class DemoVisitor(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the portal is told: the arguments of its CasesService, the hosts it may be asked as, whom to show."""
+    """The portal's input: the arguments of its CasesService, its allowed hosts, and the visitors to choose from."""
 
     service: dict[str, str | int | None]
     hosts: list[str]
@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def listen_beside(address: str) -> socket.socket:
-    """Return a socket that listens a hundred ports further on, or on any port where that is not to be had."""
+    """Return a socket that listens a hundred ports higher, or on any port if that one is taken."""
     host, _, port = address.rpartition(":")
     further = int(port) + _PORTS_FURTHER
     if int(port) == 0 or further > _LAST_PORT:
@@ -45,12 +45,12 @@ def listen_beside(address: str) -> socket.socket:
 
 
 def start_portal(plan: Plan, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the portal on this socket. It ends when its standard input does.
+    """Start the portal on this socket. It ends when its standard input ends.
 
-    That input brings the plan, so that no secret is on the command line or in the environment, and stays open; the
-    kernel closes it however those that hold its other end come to theirs.
+    The input brings the plan, so that no secret is on the command line or in the environment, and then stays open.
+    However the processes at its other end stop, the kernel closes it.
     """
-    # A session of its own: Ctrl-C in the terminal reaches the demo alone, and the portal by way of it.
+    # A session of its own: Ctrl-C in the terminal reaches only the demo, and ends the portal through it.
     portal = subprocess.Popen(  # noqa: S603  this interpreter
         [sys.executable, "-P", "-m", "cases_service.demo.portal", str(listener.fileno())],
         stdin=subprocess.PIPE,
@@ -65,12 +65,12 @@ def start_portal(plan: Plan, listener: socket.socket) -> subprocess.Popen[bytes]
 
 
 def hand_over(portal: subprocess.Popen[bytes]) -> None:
-    """Let the program that this one becomes hold the other end; gunicorn reaps what it has not started, too."""
+    """Keep the other end open across `exec`; gunicorn also reaps children that it has not started."""
     fcntl.fcntl(input_of(portal), fcntl.F_DUPFD, _LOWEST_DESCRIPTOR)
 
 
 def input_of(portal: subprocess.Popen[bytes]) -> IO[bytes]:
-    """Return the end of its standard input that is held here."""
+    """Return this process's end of the portal's standard input."""
     if portal.stdin is None:
         raise ValueError("standard input is not a pipe")
     return portal.stdin
