@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -24,6 +24,7 @@ from cases_service.credentials.administration import AdministrationError
 from cases_service.credentials.algorithms import HMAC_ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.statements import statements
+from cases_service.demo.conversations import conversations_of
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.command_database import database_at_hand
@@ -55,13 +56,23 @@ class DemoError(RuntimeError):
     """The demo does not start. The message says why and what to do, in a line."""
 
 
+class AnsweredCase(NamedTuple):
+    """The case that the printed lines have an agent answer in."""
+
+    id: UUID
+    number: str
+    subject: str
+
+
 @dataclass(frozen=True)
 class Visit:
-    """What a client of the API needs: where the service is, an API token and a visitor's JWT."""
+    """Where the service is, an API token and a visitor's JWT for a client of the API, and a token for an agent."""
 
     base_url: str
     api_token: str
+    agent_token: str
     jwt: str
+    answered: AnsweredCase
 
     def cases_url(self, organization: str = str(_ORGANIZATION)) -> str:
         """Return the address of the visitor's cases. The JWT travels in a header."""
@@ -77,7 +88,7 @@ class Visit:
     def variables(self) -> str:
         """Return what the commands of `curl` refer to, for any POSIX shell."""
         return (
-            f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nJWT={self.jwt}\n"
+            f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nAGENT={self.agent_token}\nJWT={self.jwt}\n"
             f'CASES="{self.cases_url("$ORGANIZATION")}"'
         )
 
@@ -87,6 +98,15 @@ def _curl(rest: str) -> str:
     return (
         'curl -s -H "Authorization: Token $TOKEN" -H "X-External-Identity: $JWT" \\\n'
         f'    "$CASES{rest}" | python3 -m json.tool'
+    )
+
+
+def _answer(base_url: str, case_id: UUID) -> str:
+    """Return a command that answers in a case as the company's own system does."""
+    return (
+        'curl -s -H "Authorization: Token $AGENT" -H "Content-Type: application/json" \\\n'
+        f'    "{base_url}/api/v5/orgs/$ORGANIZATION/cases/{case_id}/messages" \\\n'
+        '    -d \'{"text": "We are on our way.", "is_private": false}\' | python3 -m json.tool'
     )
 
 
@@ -108,7 +128,7 @@ def run_demo(settings: Settings) -> NoReturn:
     _say(f"{'making' if is_new else 'starting'} a PostgreSQL in {data_dir}{' (once: half a minute)' if is_new else ''}")
     with database_at_hand(settings, may_make=True) as database:
         database.initialize()
-        _say("loading 1,000 real cases, moved in time so that the newest is of today")
+        _say("loading 1,000 real cases, moved in time so that the newest is of today, and made-up conversations")
         with database.connect() as connection:
             visit, plan = _prepare(connection, database.settings)
         _say("starting the service and the page of a customer's cases")
@@ -157,21 +177,41 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
 def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[Visit, Plan]:
     """Bring data, an API token and a signing key into being; of an earlier demo all but its token is kept."""
     box = SecretBox(settings.secret_keys)
-    stream = io.BytesIO(moved_to(datetime.now(UTC), DEMO_DATA.read_bytes()))
-    load(connection, [LoadFile(DEMO_DATA.name, stream)], box=box)
+    now = datetime.now(UTC)
+    lines = moved_to(now, DEMO_DATA.read_bytes())
+    load(connection, [LoadFile(DEMO_DATA.name, io.BytesIO(lines))], box=box)
+    _add_conversations(connection, lines, now=now)
     administration.revoke_tokens_described(connection, organization_id=_ORGANIZATION, description=_DESCRIPTION)
-    _, api_token = administration.create_token(
+    key, visitors = _key(connection, box), _visitors(connection)
+    visit = Visit(
+        base_url=f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}",
+        api_token=_token(connection, "visitors:read", "visitors:write"),
+        agent_token=_token(connection, "cases:write"),
+        jwt=_sign(key, settings),
+        answered=_case_to_answer(connection, visitors[0]),
+    )
+    return visit, _plan(visit, key, settings, visitors)
+
+
+def _token(connection: psycopg.Connection[Any], *scopes: str) -> str:
+    _, token = administration.create_token(
         connection,
         organization_id=_ORGANIZATION,
         user_id=_USER,
+        scopes=scopes,
         description=_DESCRIPTION,
         expires_at=datetime.now(UTC) + _TOKEN_LIFETIME,
     )
-    key = _key(connection, box)
-    visit = Visit(
-        f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}", api_token, _sign(key, settings)
-    )
-    return visit, _plan(visit, key, settings, _visitors(connection))
+    return token
+
+
+def _add_conversations(connection: psycopg.Connection[Any], lines: bytes, *, now: datetime) -> None:
+    """Make up what was said in the cases. What was said in an earlier demo besides stays."""
+    made = list(conversations_of([json.loads(line) for line in lines.splitlines()], now=now))
+    values = {"organization_id": _ORGANIZATION, "lines": json.dumps(made)}
+    with connection.transaction():
+        for name in ("add_activities", "add_messages", "count_messages_of_activities", "count_unread_of_visitors"):
+            connection.execute(statements("demo")[name].encode(), values)
 
 
 def moved_to(now: datetime, lines: bytes) -> bytes:
@@ -210,6 +250,15 @@ def _visitors(connection: psycopg.Connection[Any]) -> list[DemoVisitor]:
         statements("demo")["list_visitors_to_show"].encode(), {"organization_id": _ORGANIZATION}
     ).fetchall()
     return [DemoVisitor(*row) for row in rows]
+
+
+def _case_to_answer(connection: psycopg.Connection[Any], visitor: DemoVisitor) -> AnsweredCase:
+    """Return the newest open case of a visitor."""
+    values = {"organization_id": _ORGANIZATION, "external_id": visitor.external_id}
+    row = connection.execute(statements("demo")["get_newest_open_case"].encode(), values).fetchone()
+    if row is None:
+        raise LookupError(visitor.external_id)
+    return AnsweredCase(*row)
 
 
 def _sign(key: tuple[UUID, str, str], settings: Settings) -> str:
@@ -276,6 +325,7 @@ What a signed-in customer sees, to open in a browser:
 {portal_url}
 
 The service answers. Its data, 1,000 real service requests from New York, are in {settings.data_dir}.
+What is said in their cases is made up.
 {_docs_line(visit, settings)}
 What a request needs, to paste into a shell first, or into a script of your own:
 {visit.variables()}
@@ -288,6 +338,10 @@ The next ones, by the cursor in the link "next":
 
 One case, whole:
 {_curl(f"/{case['id']}")}
+
+An answer of the company, which appears on the page while its first customer looks at the case
+#{visit.answered.number}, "{visit.answered.subject}":
+{_answer(visit.base_url, visit.answered.id)}
 
 An error:
 {_curl("?page_size=1000")}
