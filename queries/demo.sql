@@ -39,30 +39,21 @@ where v.organization_id = :organization_id and v.external_id = :external_id
 order by k.created_at desc, k.id desc
 limit 1;
 
--- name: add_activities!
--- Those of the made-up conversations: lines of the load format.
+-- name: add_activity!
+-- What is made up, and is made up again at each start, takes the place of what is there.
 insert into activities (organization_id, id, case_id, channel, created_at, updated_at, ended_at)
-select :organization_id, a.id, a.case_id, a.channel, a.created_at, a.updated_at, a.ended_at
-from jsonb_to_recordset(:lines::jsonb) as a (
-    type text, id uuid, case_id uuid, channel text, created_at timestamptz, updated_at timestamptz, ended_at timestamptz
-)
-where a.type = 'activity'
+values (:organization_id, :id, :case_id, :channel, :created_at, :updated_at, :ended_at)
 on conflict (organization_id, id) do update
 set created_at = excluded.created_at, updated_at = excluded.updated_at, ended_at = excluded.ended_at;
 
--- name: add_messages!
+-- name: add_message!
 insert into messages (
     organization_id, id, case_id, activity_id, sender_type, sender_user_id, text, created_at, read_at, is_private
 )
-select
-    :organization_id, m.id, a.case_id, m.activity_id, m.sender_type, m.sender_user_id, m.text, m.created_at, m.read_at,
-    m.is_private
-from jsonb_to_recordset(:lines::jsonb) as m (
-    type text, id uuid, activity_id uuid, sender_type text, sender_user_id uuid, text text, created_at timestamptz,
-    read_at timestamptz, is_private boolean
+values (
+    :organization_id, :id, :case_id, :activity_id, :sender_type, :sender_user_id, :text, :created_at, :read_at,
+    :is_private
 )
-join activities a on a.organization_id = :organization_id and a.id = m.activity_id
-where m.type = 'message'
 on conflict (organization_id, id) do update set created_at = excluded.created_at, read_at = excluded.read_at;
 
 -- name: count_messages_of_activities!

@@ -4,6 +4,7 @@ What is said fits the complaint, and how it ends fits the case: who writes last,
 case gets the same conversation each time.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,15 +13,15 @@ from uuid import UUID, uuid5
 
 Row = dict[str, Any]
 
-# By words of the complaint, the first that fits: what the visitor writes, is asked, replies, and is answered.
+# By how words of the complaint begin, the first that fits: what the visitor writes, is asked, replies, and is answered.
 _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]]]]] = (
     (
-        ("noise", "non-emergency"),
+        ("noise",),
         (
             (
-                "It has been loud for two hours now. The windows are shaking.",
-                "Thank you. Is it still going on, and which floor does it come from?",
-                "Yes, still. The second floor, facing the street.",
+                "It has been loud for two hours now.",
+                "Thank you. Is it still going on, and where exactly does it come from?",
+                "Yes, still. From the second floor, facing the street.",
                 "A patrol car has been told. It goes there between emergencies.",
             ),
             (
@@ -32,12 +33,51 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
         ),
     ),
     (
-        ("driveway", "parking", "derelict", "vehicle"),
+        ("taxi", "for hire"),
         (
             (
-                "A car has been standing here since yesterday, and I cannot get out.",
+                "The driver refused to take me there.",
+                "Do you have the number of the car, or the receipt?",
+                "Only the time: it was just after eight.",
+                "That helps. We have asked the base for its list of trips.",
+            ),
+        ),
+    ),
+    (
+        ("broken parking meter", "broken muni meter"),
+        (
+            (
+                "The meter took my money and printed nothing.",
+                "Could you tell us the number on its front?",
+                "It was covered by a sticker. It is the one at the corner.",
+                "Thank you. It is checked on the next round, and a ticket for it can be disputed.",
+            ),
+        ),
+    ),
+    (
+        ("derelict",),
+        (
+            (
+                "This car has not moved for two months. It has two flat tires.",
+                "Could you tell us its colour, and whether there is a license plate?",
+                "It is a grey sedan. There is no plate.",
+                "Thank you. It gets a notice first, and is towed if nobody moves it.",
+            ),
+            (
+                "Somebody has left an old van here and taken the wheels.",
+                "Is it in the street, or on private ground?",
+                "In the street, in front of the bakery.",
+                "Then it is ours to remove. A truck is scheduled.",
+            ),
+        ),
+    ),
+    (
+        ("blocked driveway", "illegal parking"),
+        (
+            (
+                "A car has been standing here since this morning, and nobody gets past.",
                 "Could you tell us its colour and the license plate?",
-                "It is a grey sedan. There is no plate at the back.",
+                "It is white. I could not read the plate from here.",
                 "Thank you. An officer is on the way to look at it.",
             ),
             (
@@ -49,7 +89,7 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
         ),
     ),
     (
-        ("street light", "traffic signal", "electric"),
+        ("street light",),
         (
             (
                 "The corner is completely dark at night.",
@@ -58,10 +98,21 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
                 "That is enough for us to find it. An electrician is scheduled.",
             ),
             (
-                "It goes on and off all the time.",
-                "Does it do so by day as well?",
-                "Only after dark, as far as I can tell.",
+                "Is this the right place to tell you about the lamp in front of our house?",
+                "It is. Is it only this one, or others in the street, too?",
+                "Only this one, as far as I can see.",
                 "Thank you. We have added that for the crew.",
+            ),
+        ),
+    ),
+    (
+        ("traffic signal",),
+        (
+            (
+                "The signal does not change any more. Cars go through on red.",
+                "Is it so in all directions, and for pedestrians as well?",
+                "In one direction only. The pedestrian light works.",
+                "Thank you. A crew has been sent.",
             ),
         ),
     ),
@@ -71,13 +122,24 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
             (
                 "Somebody has painted the whole side of the building.",
                 "About how large is it, and may we come onto the property?",
-                "Three metres wide. Yes, the gate is open by day.",
+                "Ten feet wide. Yes, the gate is open by day.",
                 "Thank you. A cleaning crew is scheduled.",
             ),
         ),
     ),
     (
-        ("tree", "root", "plant"),
+        ("new tree",),
+        (
+            (
+                "There is an empty bed in front of our house.",
+                "Is there a hydrant or a driveway next to it?",
+                "No, only the sidewalk.",
+                "Then a tree can be planted there. Planting is in spring and in autumn.",
+            ),
+        ),
+    ),
+    (
+        ("tree", "root"),
         (
             (
                 "Could you have a look at this before the next storm?",
@@ -85,33 +147,21 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
                 "One branch is over the sidewalk. No wires.",
                 "A forester has been told and will inspect it.",
             ),
-            (
-                "The bed in front of our house has been empty for two years.",
-                "Is there at least two metres of sidewalk beside it?",
-                "Yes, it is a wide one.",
-                "Then it can be planted. Planting is in spring and in autumn.",
-            ),
         ),
     ),
     (
-        ("water system", "sewer", "hydrant", "lead"),
+        ("hydrant", "water system", "sewer"),
         (
             (
-                "Water is running down the street and into the basement.",
-                "Is it clear, and has it become more since this morning?",
-                "It is clear, and there is a lot more of it.",
-                "A crew has been sent. Please keep away from the electric meter.",
-            ),
-            (
-                "There is hardly any pressure on our floor.",
-                "Is it the same with your neighbours?",
-                "The whole building, they say.",
-                "Then it is ours to look at. An inspector is scheduled.",
+                "I told you about this on the phone. It has become worse since.",
+                "Thank you. Is the street or a basement under water?",
+                "The street, up to the curb.",
+                "A crew has been sent. Please keep away from it until they are there.",
             ),
         ),
     ),
     (
-        ("heat", "gas", "safety"),
+        ("heat",),
         (
             (
                 "The radiators have been cold since Friday.",
@@ -122,7 +172,29 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
         ),
     ),
     (
-        ("condition", "collection", "sanitation", "appointment", "removal", "litter", "dirty"),
+        ("street condition", "sidewalk condition", "highway", "pothole", "curb"),
+        (
+            (
+                "I nearly fell off my bicycle there.",
+                "How wide is it, about, and is it in the middle of the lane?",
+                "As wide as a tire, on the right-hand side.",
+                "Thank you. It has been marked, and a crew fills it in the next days.",
+            ),
+        ),
+    ),
+    (
+        ("request large bulky", "electronics waste"),
+        (
+            (
+                "Do I have to be at home when you come?",
+                "No. Please put everything out on the evening before.",
+                "Good, I do that.",
+                "Thank you. The truck comes between six and noon.",
+            ),
+        ),
+    ),
+    (
+        ("missed collection", "litter", "sanitation condition", "dirty"),
         (
             (
                 "It has been lying there for days.",
@@ -130,16 +202,21 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
                 "Partly on both. People have to walk around it.",
                 "Thank you. It is on the route for tomorrow morning.",
             ),
+        ),
+    ),
+    (
+        ("construction", "building/use", "inspection team", "scaffold", "elevator"),
+        (
             (
-                "The truck went past and did not stop here.",
-                "Was everything out by six in the morning?",
-                "Yes, since the evening before.",
-                "We are sorry. It is picked up on the next regular day.",
+                "They are at it again, and there is no permit on the fence.",
+                "Is anybody working there now, and on which floor?",
+                "Three people, on the top floor.",
+                "Thank you. An inspector has been told, and writes down what is found.",
             ),
         ),
     ),
     (
-        ("door", "window", "paint", "floor", "plumbing", "leak", "appliance", "general", "unsanitary", "elevator"),
+        ("door", "paint", "floor", "plumbing", "leak", "appliance", "general:", "unsanitary", "electric:", "safety"),
         (
             (
                 "The landlord does not answer my calls any more.",
@@ -152,17 +229,6 @@ _TALKS: Final[Sequence[tuple[tuple[str, ...], Sequence[tuple[str, str, str, str]
                 "An inspector has to see it. Is anybody at home in the afternoon?",
                 "Yes, after two.",
                 "Then we come after two. You get a call on the day before.",
-            ),
-        ),
-    ),
-    (
-        ("taxi", "for hire"),
-        (
-            (
-                "The driver refused to take me there.",
-                "Do you have the number of the car, or the receipt?",
-                "Only the time: it was just after eight.",
-                "That helps. We have asked the base for its list of trips.",
             ),
         ),
     ),
@@ -255,7 +321,7 @@ def _lines(case: Row) -> Iterator[_Line]:
 
 def _talk(subject: str | None, number: int) -> tuple[str, str, str, str]:
     complaint = (subject or "").lower()
-    fitting = (talks for words, talks in _TALKS if any(word in complaint for word in words))
+    fitting = (talks for words, talks in _TALKS if any(re.search(rf"\b{word}", complaint) for word in words))
     talks = next(fitting, _ANYTHING_ELSE)
     return talks[number % len(talks)]
 

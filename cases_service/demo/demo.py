@@ -208,10 +208,16 @@ def _token(connection: psycopg.Connection[Any], *scopes: str) -> str:
 def _add_conversations(connection: psycopg.Connection[Any], lines: bytes, *, now: datetime) -> None:
     """Make up what was said in the cases. What was said in an earlier demo besides stays."""
     made = list(conversations_of([json.loads(line) for line in lines.splitlines()], now=now))
-    values = {"organization_id": _ORGANIZATION, "lines": json.dumps(made)}
-    with connection.transaction():
-        for name in ("add_activities", "add_messages", "count_messages_of_activities", "count_unread_of_visitors"):
-            connection.execute(statements("demo")[name].encode(), values)
+    activities = {row["id"]: row for row in made if row["type"] == "activity"}
+    messages = [
+        row | {"case_id": activities[row["activity_id"]]["case_id"]} for row in made if row["type"] == "message"
+    ]
+    demo = statements("demo")
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(demo["add_activity"].encode(), list(activities.values()))
+        cursor.executemany(demo["add_message"].encode(), messages)
+        for name in ("count_messages_of_activities", "count_unread_of_visitors"):
+            cursor.execute(demo[name].encode(), {"organization_id": _ORGANIZATION})
 
 
 def moved_to(now: datetime, lines: bytes) -> bytes:
