@@ -28,6 +28,7 @@ RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/l
     && useradd --uid 10001 --user-group --no-log-init --home-dir /nonexistent --no-create-home \
         --shell /usr/sbin/nologin cases
 COPY --from=builder /opt/venv /opt/venv
+COPY --chmod=0644 deploy/licenses/ /usr/share/doc/visitor-cases-service/licenses/
 WORKDIR /app
 COPY --chmod=0644 app.py gunicorn.conf.py ./
 ENV PATH=/opt/venv/bin:$PATH \

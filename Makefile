@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons queries torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-memory bench-row-security load-statements docs image lock .venv
+	bench-quick bench-memory bench-row-security load-statements docs image lock openapi package sbom swagger-ui .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -119,6 +119,10 @@ $(VENV)/complete: requirements/development.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# The interface's document in the tree, for those who read it there; a test compares.
+openapi: .venv
+	$(BIN)/python -m tests.openapi_document
+
 # The document of the demo that runs, through a linter.
 lint-openapi:
 	npx --yes @redocly/cli@2 lint http://127.0.0.1:8000/openapi.json
@@ -127,18 +131,41 @@ lint-openapi:
 image:
 	deploy/build-image
 
-# Names, versions and hashes; no addresses. Needs uv.
+# What the package is published as: a wheel and a source distribution in dist/.
+package: .venv
+	rm -rf dist
+	$(BIN)/hatchling build
+
+# What the image is made of, for those who have to know: a bill of materials in build/, in CycloneDX' form.
+sbom: $(VENV)/sbom/complete
+	mkdir -p build
+	$(VENV)/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.json requirements/production.lock
+
+$(VENV)/sbom/complete: $(VENV)/complete requirements/sbom.lock
+	$(PYTHON) -m venv --clear $(VENV)/sbom
+	$(VENV)/sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sbom.lock
+	touch $@
+
+# The page at /docs of the release that cases_service/api/docs_page/README.md names, without source maps. Needs npm.
+PAGE := cases_service/api/docs_page/swagger-ui
+swagger-ui:
+	rm -rf build/swagger-ui && mkdir -p build/swagger-ui
+	cd build/swagger-ui && npm pack --silent \
+		"$$(grep -o 'swagger-ui-dist [0-9.]*[0-9]' ../../$(PAGE)/../README.md | tr ' ' '@')" && tar -xzf *.tgz
+	for file in $(PAGE)/*; do \
+		sed 's|/\*# sourceMappingURL=.*\*/||' "build/swagger-ui/package/$${file##*/}" > "$$file" || exit 1; done
+
+# Names, versions and hashes; no addresses. What is locked stays where it may: UPGRADE=--upgrade takes what is newest.
+# Needs uv.
+UPGRADE ?=
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 $(UPGRADE)
 lock:
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra redis --extra tracing -o requirements/production.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		--group build -o requirements/build.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		pyproject.toml --extra embedded --extra tracing --extra redis --group dev -o requirements/development.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		-c requirements/development.lock pyproject.toml --extra embedded --extra redis --group benchmarks \
+	$(COMPILE) pyproject.toml --extra redis --extra tracing -o requirements/production.lock
+	$(COMPILE) --group build -o requirements/build.lock
+	$(COMPILE) pyproject.toml --extra embedded --extra tracing --extra redis --group dev -o requirements/development.lock
+	$(COMPILE) -c requirements/development.lock pyproject.toml --extra embedded --extra redis --group benchmarks \
 		-o requirements/benchmarks.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		--group audit -o requirements/audit.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		-c requirements/development.lock --group docs -o requirements/docs.lock
+	$(COMPILE) --group audit -o requirements/audit.lock
+	$(COMPILE) --group sbom -o requirements/sbom.lock
+	$(COMPILE) -c requirements/development.lock --group docs -o requirements/docs.lock

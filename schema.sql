@@ -281,6 +281,10 @@ create index cases_of_contact_by_channel_and_creation
 create index cases_of_contact_by_channel_and_update
     on cases (organization_id, contact_id, channel_number, updated_at, id);
 
+-- The cases of an organization, whatever contact they have, for the organization itself.
+create index cases_of_organization_by_creation on cases (organization_id, created_at, id);
+create index cases_of_organization_by_update on cases (organization_id, updated_at, id);
+
 -- What a case contains: conversations, each on one channel.
 create table activities (
     organization_id uuid not null,

@@ -93,21 +93,10 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     database = Database(settings.require_database_url(), settings)
     configure(settings)
     app = Application("cases_service", static_folder=None)
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)
     app.extensions["cases_service"] = service
-    app.register_blueprint(cases.blueprint)
-    app.register_blueprint(conversations.blueprint)
-    app.register_blueprint(organization_cases.blueprint)
-    app.register_blueprint(organization_conversations.blueprint)
-    app.register_blueprint(health.blueprint)
+    add_routes(app, with_docs=settings.docs == "on", with_demo=demo_credentials is not None)
     tracing.trace(app)
-    if settings.docs == "on":
-        app.register_blueprint(docs.blueprint)
-        if demo_credentials is not None:
-            app.register_blueprint(docs.demo)
     app.before_request(_begin)
     app.after_request(_finish)
     if service.rate_limits is not None:
@@ -118,6 +107,19 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     service.open()
     return app
+
+
+def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
+    """Add every route of the service, matched without redirects."""
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    for module in (cases, conversations, organization_cases, organization_conversations, health):
+        app.register_blueprint(module.blueprint)
+    if with_docs:
+        app.register_blueprint(docs.blueprint)
+    if with_docs and with_demo:
+        app.register_blueprint(docs.demo)
 
 
 def _begin() -> None:

@@ -275,7 +275,7 @@ class VisitorNotFoundError(ProblemError):
 
 
 class CaseNotFoundError(ProblemError):
-    """The visitor has no such case."""
+    """The case does not exist."""
 
     status = 404
     code = "case_not_found"

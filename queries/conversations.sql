@@ -3,7 +3,8 @@
 --
 -- A page costs as much as its size, however many messages the case has: its keys come from an index, in order. The
 -- statements of pages run as they stand, ascending. cases_service/store/conversations.py makes the descending ones of
--- them. Keys lie behind (:after, :after_id); :look_behind asks whether there are any on the other side.
+-- them. Keys lie behind (:after, :after_id); :look_behind asks whether there are any on the other side, once and not for
+-- each row.
 --
 -- A visitor's transaction does not see notes at all (row security in schema.sql). That a visitor's pages leave them out
 -- themselves is for the index.
@@ -43,7 +44,7 @@ select
         select
         from messages k
         where k.organization_id = :organization_id
-            and k.case_id = f.case_id
+            and k.case_id = (select b.case_id from found b)
             and k.is_private = false
             and (k.created_at, k.id) <= (:after::timestamptz, :after_id::uuid)
         order by k.created_at desc, k.id desc
@@ -109,7 +110,7 @@ select
         select
         from activities k
         where k.organization_id = :organization_id
-            and k.case_id = f.case_id
+            and k.case_id = (select b.case_id from found b)
             and k.is_private = false
             and (k.created_at, k.id) <= (:after::timestamptz, :after_id::uuid)
         order by k.created_at desc, k.id desc
@@ -164,7 +165,7 @@ select
             select
             from messages k
             where k.organization_id = :organization_id
-                and k.case_id = f.case_id
+                and k.case_id = (select b.case_id from found b)
                 and k.is_private = stream.is_private
                 and (k.created_at, k.id) <= (:after::timestamptz, :after_id::uuid)
             order by k.created_at desc, k.id desc
@@ -223,7 +224,7 @@ select
         select
         from activities k
         where k.organization_id = :organization_id
-            and k.case_id = f.case_id
+            and k.case_id = (select b.case_id from found b)
             and (k.created_at, k.id) <= (:after::timestamptz, :after_id::uuid)
         order by k.created_at desc, k.id desc
         limit 1

@@ -65,6 +65,19 @@ select 'update (last_used_at) on ' || name, true
 from unnest(array['api_tokens', 'signing_keys']) as recorded (name)
 where to_regclass(name) is null or not has_column_privilege(to_regclass(name), 'last_used_at', 'update');
 
+-- name: list_missing_writer_rights
+-- What list_writer_grants would give to this role, and it has not; and the server, where it takes no writes.
+select 'select on ' || name as missing
+from unnest(array['schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases']) as seen (name)
+where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
+union all
+select right_ || ' on cases'
+from unnest(array['insert', 'update', 'delete']) as written (right_)
+where to_regclass('cases') is null or not has_table_privilege(to_regclass('cases'), right_)
+union all
+select 'a server that takes writes'
+where pg_is_in_recovery();
+
 -- name: sees_every_organization
 -- Whether this session is shown all rows: row security does not bind it, or it may ask for them and has done so.
 select not row_security_active('signing_keys')

@@ -34,6 +34,7 @@ NOT_RUN = {
     ("docs/container.md", "docker run --detach"): ENGINE,
     ("docs/container.md", "docker run --rm"): ENGINE,
     ("docs/deployment.md", "kubectl create namespace"): CLUSTER,
+    ("docs/deployment.md", "kubectl create secret"): CLUSTER,
     ("docs/deployment.md", "kubectl exec"): CLUSTER,
     ("docs/deployment.md", "kubectl replace"): CLUSTER,
     ("docs/deployment.md", "python3 -m venv"): "downloads packages; the image is made by the same lines",

@@ -17,7 +17,7 @@ from cases_service.settings import Settings
 from tests.statements import ORGANIZATION, Statement, calls, rendered_statements, statements_of_requests
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "summary")
+REQUESTS = ("access", "cases", "organization_page", "summary")
 PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost")
 ONE_BY_ONE = ("administration", "conversations", "demo", "doctor", "events", "last_use", "writing")
 # What the version of the schema and the server's state are read with concerns nobody's rows.

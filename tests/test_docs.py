@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
 SECURITY = (ROOT / "docs/security.md").read_text()
 FAULTS = (ROOT / "docs/operations.md").read_text().split("**Fail-over.**")[0]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 DOCUMENTS += [ROOT / "examples/portal/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -449,3 +449,19 @@ def test_replicas_are_looked_at(service_role: str) -> None:
             assert "the primary answers in its place" in report.findings[name][1]
         report = diagnose(variables, CASES_READ_DATABASE_URL=variables["DATABASE_URL"])
         assert list(report.problems().values()) == ["warning"]
+
+
+def test_what_requests_that_write_lack_is_named_until_init_db_gives_it(
+    installation: Installation, writer_role: str
+) -> None:
+    writer = {"CASES_WRITE_DATABASE_URL": make_conninfo(installation.admin_url, user=writer_role, password=writer_role)}
+    report = diagnose(installation.variables, **writer)
+    assert report.problems() == {"writer": "failure"}
+    assert "and 6 more: run cases-service init-db with CASES_WRITE_DATABASE_URL" in report.findings["writer"][1]
+    init_db(installation.connection, writer_role=writer_role)
+    assert diagnose(installation.variables, **writer).problems() == {}
+
+
+def test_a_way_to_write_past_row_security_is_warned_of(installation: Installation) -> None:
+    report = diagnose(installation.variables, CASES_WRITE_DATABASE_URL=installation.admin_url)
+    assert report.problems() == {"writer": "warning"}

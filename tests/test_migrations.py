@@ -154,13 +154,6 @@ def previous(new_database: Callable[..., str]) -> str:
     return url
 
 
-@pytest.fixture
-def newest(previous: str) -> str:
-    """The same, upgraded to the newest schema."""
-    initialize(previous)
-    return previous
-
-
 @contextmanager
 def held(url: str, table: str, application: str = "report") -> Iterator[psycopg.Connection]:
     """Hold a table as a report does: a transaction that has read it and is not done."""
@@ -291,6 +284,13 @@ alter table cases validate constraint cases_have_words;
 
 
 @pytest.fixture
+def current(previous: str) -> str:
+    """The same database with the schema of this release."""
+    initialize(previous)
+    return previous
+
+
+@pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A migration after the newest, with steps; it may be written anew."""
     file = tmp_path / f"{SCHEMA_VERSION + 1:04}_steps.sql"
@@ -332,13 +332,13 @@ def test_a_step_that_fails_is_where_the_next_call_goes_on(previous: str, next_re
     assert said == [f"schema {SCHEMA_VERSION + 1}, step 5 of 5"]
 
 
-def test_an_index_whose_making_was_killed_is_made_anew(newest: str, next_release: Path) -> None:
+def test_an_index_whose_making_was_killed_is_made_anew(current: str, next_release: Path) -> None:
     """Who makes an index beside everybody else waits for all who began earlier. There it is killed."""
-    with psycopg.connect(newest) as report, ThreadPoolExecutor() as threads:
+    with psycopg.connect(current) as report, ThreadPoolExecutor() as threads:
         report.execute("set transaction isolation level repeatable read")
         report.execute("select 1")
-        upgrading = threads.submit(initialize, newest)
-        with psycopg.connect(newest, autocommit=True) as killer:
+        upgrading = threads.submit(initialize, current)
+        with psycopg.connect(current, autocommit=True) as killer:
             kill = (
                 "select pg_terminate_backend(pid) from pg_stat_activity where query like 'create index concurrently%'"
             )
@@ -348,9 +348,9 @@ def test_an_index_whose_making_was_killed_is_made_anew(newest: str, next_release
                 time.sleep(0.05)
             with pytest.raises(psycopg.OperationalError):
                 upgrading.result(timeout=30)
-    assert state(newest) == (SCHEMA_VERSION, 3)
-    assert initialize(newest) == (SCHEMA_VERSION, SCHEMA_VERSION + 1)
-    with psycopg.connect(newest) as connection:
+    assert state(current) == (SCHEMA_VERSION, 3)
+    assert initialize(current) == (SCHEMA_VERSION, SCHEMA_VERSION + 1)
+    with psycopg.connect(current) as connection:
         valid = connection.execute("select indisvalid from pg_index where indexrelid = 'cases_by_wordiness'::regclass")
         assert valid.fetchone() == (True,)
 

@@ -34,6 +34,7 @@ from tests.process.embedded_data import url_of
 from tests.process.running import COMMAND, environment, wait_for
 from tests.replication import ReplicaServer, primary_server, replica_server
 from tests.swaps import NAMES, Swaps
+from tests.writing import Writer
 
 LATER = LONG_AGO + timedelta(days=1)
 RETURN_SECONDS = 2.0
@@ -481,3 +482,42 @@ def test_the_document_names_two_replicas(tmp_path: Path) -> None:
     settings = read_settings({"DATABASE_URL": "host=primary", "CASES_READ_DATABASE_URL": said.strip()})
     hosts = [conninfo_to_dict(url)["host"] for url in single_hosts(settings.read_database_url)]
     assert hosts == ["replica-1", "replica-2"]
+
+
+@pytest.fixture
+def writer_of(
+    make_app: Callable[..., Application], primary: EmbeddedServer, operator: psycopg.Connection
+) -> Iterator[Callable[[str], Writer]]:
+    """Return a function that gives a writer whose service has a replica, and writes to this database."""
+    apps: list[Application] = []
+
+    def make(url: str) -> Writer:
+        settings = make_app(max_lag=60).extensions["cases_service"].settings
+        apps.append(create_app(msgspec.structs.replace(settings, write_database_url=url)))
+        return Writer(apps[-1].test_client(), Organization(operator, SecretBox([SECRET_KEY])))
+
+    yield make
+    for app in apps:
+        app.close()
+
+
+def test_what_was_written_is_there_in_the_next_request_however_late_a_replica_is(
+    writer_of: Callable[[str], Writer], primary: EmbeddedServer, replica: ReplicaServer
+) -> None:
+    writer = writer_of(primary.conninfo)
+    with replica.paused():
+        case = writer.create()
+        assert writer.get(case["id"]).get_json() == case
+        assert writer.patch(case, priority=1)["priority"] == writer.get(case["id"]).get_json()["priority"]
+
+
+def test_a_server_that_takes_no_writes_is_unavailable_to_them(
+    writer_of: Callable[[str], Writer], replica: ReplicaServer
+) -> None:
+    """As the one that a failover has left behind."""
+    writer = writer_of(replica.url)
+    case_id = writer.organization.case(None)
+    for method, body in (("PATCH", {"priority": 1}), ("DELETE", None)):
+        problem = assert_problem(writer.send(method, case_id, body), 503, "unavailable")
+        assert "takes no writes" in problem["detail"]
+    assert writer.get(case_id).status_code == 200

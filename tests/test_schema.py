@@ -183,6 +183,8 @@ def test_every_index_is_used_by_a_constraint_or_by_a_statement(connection: psyco
     ).fetchall()
     assert {name for (name,) in plain} == {
         "contacts_of_visitor",
+        "cases_of_organization_by_creation",
+        "cases_of_organization_by_update",
         "cases_of_contact_by_creation",
         "cases_of_contact_by_update",
         "cases_of_contact_by_status_and_creation",

@@ -17,9 +17,11 @@ from werkzeug.routing import Map, Rule
 from cases_service import __version__, errors
 from cases_service.api import parameters
 from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM_IN_HEADER, MAXIMUM_IN_PATH
+from cases_service.api.organization_parameters import Identifiers, OrganizationCollectionParameters
 from cases_service.cases import schemas
 from cases_service.cases.bodies import CHANGE, WHOLE, Identifier, Kind, Reference
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, NEW_ORGANIZATION_MESSAGE, READ_MARK
+from cases_service.cases.organization_filters import NONE
 from cases_service.errors import ProblemError
 
 Json = dict[str, Any]
@@ -42,8 +44,11 @@ The system that holds your organization's cases needs the API token alone, one w
 `cases:write`: it finds them below `/api/v5/orgs/{{organization_id}}/cases`. Every write can be repeated safely.
 
 `HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
-repeated is an error. Errors are problem documents (RFC 9457): program against `code`. GETs may be repeated after 429,
-503 and 504. What is no HTTP at all, or has a request line of more than 8,190 bytes, gets a bare 4xx or 501.
+repeated is an error; only a list may be repeated, or come once with commas between its values. Errors are problem
+documents (RFC 9457): program against `code`. GETs may be repeated after 429, 503 and 504.
+
+What never reaches the service is answered without a body, and not listed with the operations: 414 for a request line
+of more than 8,190 bytes, 431 for header fields that are too long or too many, another 4xx or 501 for what is no HTTP.
 
 Within v5 attributes, codes and enumeration values may be added: ignore what you do not know.
 """
@@ -170,7 +175,7 @@ _ANSWER_HEADERS: Final[dict[str, Json]] = {
     "ETag": {
         "description": "Stands for what is shown, weakly: not for the links.",
         "required": True,
-        "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{32}"$'},
+        "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{40}"$'},
     },
     "StrongETag": {
         "description": "Stands for the case, strongly: another one after every change.",
@@ -221,11 +226,6 @@ _STATUS_WORDS: Final = {
     503: "The service cannot answer now.",
     504: "The database took too long.",
 }
-# What gunicorn refuses before the application sees it.
-_REFUSED: Final[dict[int, Json]] = {
-    414: {"description": "The request line is longer than 8,190 bytes. Without a body and headers of the service."},
-    431: {"description": "The header fields are too long or too many. Without a body and headers of the service."},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +242,8 @@ class Operation:
     method: str = "get"
     media_type: str = "application/json"
     schema: type[Schema] | Json | None
+    with_fields: str | None = None
+    """The schema of an answer to a request that names `fields`."""
     example: Any = None
     parameters: type[Schema] | None = None
     etag: str | None = None
@@ -309,6 +311,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Cases",
         parameters=parameters.CollectionParameters,
         schema=schemas.PageSchema,
+        with_fields="PageOfPartialCases",
         example={"next": _EXAMPLES["next"], "previous": None, "results": [_CASE]},
         etag="ETag",
         takes=("IfNoneMatch",),
@@ -331,10 +334,27 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Cases",
         parameters=parameters.DetailParameters,
         schema=schemas.CaseSchema,
+        with_fields="PartialCase",
         example=_CASE,
         etag="ETag",
         takes=("IfNoneMatch",),
         problems=_of_visitors(errors.InvalidCursorError),
+    ),
+    "organization_cases.list_cases": Operation(
+        summary="List an organization's cases",
+        description="A page of all cases of the organization, with or without a contact, as they are now. To walk on,"
+        " follow `next` as it is. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=OrganizationCollectionParameters,
+        schema=schemas.OrganizationPageSchema,
+        with_fields="PageOfPartialOrganizationCases",
+        example={"next": None, "previous": None, "results": [_CASE]},
+        etag="ETag",
+        takes=("IfNoneMatch",),
+        problems=(
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+            errors.InvalidCursorError,
+        ),
     ),
     "organization_cases.get_case": Operation(
         summary="Show one case to its organization",
@@ -343,6 +363,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Organization",
         parameters=parameters.DetailParameters,
         schema=schemas.OrganizationCaseSchema,
+        with_fields="PartialOrganizationCase",
         example=_CASE,
         etag="StrongETag",
         takes=("IfNoneMatch",),
@@ -605,6 +626,29 @@ def describe(routes: Map, server: str, *, writes: bool) -> Json:
     converter = cast("OpenAPIConverter", marshmallow.converter)
     converter.add_attribute_function(_property_of)  # type: ignore[no-untyped-call]
     converter.add_parameter_attribute_function(_style_of)
+    _add_components(spec)
+    for rule in routes.iter_rules():
+        operation = OPERATIONS.get(rule.endpoint)
+        if operation is not None and (writes or not operation.writes):
+            spec.path(path=_path(rule), operations={operation.method: _operation(rule, operation)})
+    document: Json = spec.to_dict()
+    for path in document["paths"].values():
+        if "get" in path:
+            path["head"] = _without_bodies(path["get"])
+    described = document["components"]["schemas"]
+    for name, schema in described.items():
+        _say_what_is_there(name, schema)
+    described |= _narrowed_by_fields(described)
+    if writes:
+        described["NewCase"] = _body_schema("A new case.", WHOLE, described["OrganizationCase"])
+        described["CaseChange"] = _body_schema(
+            "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
+        )
+        described |= {name: _members(schema) for name, schema in _BODIES.items()}
+    return document
+
+
+def _add_components(spec: APISpec) -> None:
     for name, header in _ANSWER_HEADERS.items():
         spec.components.header(name, header)
     for name, parameter in _REQUEST_HEADERS.items():
@@ -614,21 +658,6 @@ def describe(routes: Map, server: str, *, writes: bool) -> Json:
     for kind in errors.kinds():
         spec.components.example(kind.code, {"summary": _title(kind), "value": _example_of(kind)})
     spec.components.schema("Problem", schema=schemas.ProblemSchema)
-    for rule in routes.iter_rules():
-        operation = OPERATIONS.get(rule.endpoint)
-        if operation is not None and (writes or not operation.writes):
-            spec.path(path=_path(rule), operations={operation.method: _operation(rule, operation)})
-    document: Json = spec.to_dict()
-    described = document["components"]["schemas"]
-    for name, schema in described.items():
-        _say_what_is_there(name, schema)
-    if writes:
-        described["NewCase"] = _body_schema("A new case.", WHOLE, described["OrganizationCase"])
-        described["CaseChange"] = _body_schema(
-            "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
-        )
-        described |= {name: _members(schema) for name, schema in _BODIES.items()}
-    return document
 
 
 def _schema_name(schema: type[Schema] | Schema) -> str:
@@ -655,6 +684,20 @@ def _operation(rule: Rule, operation: Operation) -> Json:
         **({} if operation.body is None else {"requestBody": _request_body(operation)}),
         "security": _SECURITY_OF[operation.tag],
         "responses": _responses(operation, _RATE_LIMIT if is_api else ()),
+    }
+
+
+def _without_bodies(operation: Json) -> Json:
+    """Return what HEAD does, given what GET does."""
+    responses = {
+        status: {name: value for name, value in response.items() if name != "content"}
+        for status, response in operation["responses"].items()
+    }
+    return operation | {
+        "operationId": f"head_{operation['operationId']}",
+        "summary": f"{operation['summary']}: the headers alone",
+        "description": "What `GET` answers, without the body.",
+        "responses": responses,
     }
 
 
@@ -739,7 +782,7 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
         by_status[kind.status].append(kind)
     for status, kinds in sorted(by_status.items()):
         responses[status] = _problem(status, kinds, more_headers)
-    return responses | _REFUSED
+    return responses
 
 
 def _content(operation: Operation) -> Json:
@@ -748,6 +791,8 @@ def _content(operation: Operation) -> Json:
     content: Json = {"schema": operation.schema}
     if operation.example is not None:
         content["example"] = operation.example
+    if operation.with_fields is not None:
+        content["x-with-fields"] = {"$ref": f"#/components/schemas/{operation.with_fields}"}
     return {"content": {operation.media_type: content}}
 
 
@@ -811,9 +856,7 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
         ret["type"] = "string"
     match field:
         case parameters.CommaSeparated():
-            choices = list(field.choices.values())
-            items = {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
-            return {"type": "array", "minItems": 1, "items": items}
+            return {"type": "array", "minItems": 1, "items": _items(field)}
         case parameters.Flag():
             return {"type": "boolean"}
         case parameters.Moment():
@@ -825,8 +868,15 @@ def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret:
     return {}
 
 
+def _items(field: parameters.CommaSeparated) -> Json:
+    if isinstance(field, Identifiers):
+        return {"anyOf": [_UUID, {"const": NONE}]}
+    choices = list(field.choices.values())
+    return {"type": "integer" if isinstance(choices[0], int) else "string", "enum": choices}
+
+
 def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) -> Json:
-    return {"style": "form", "explode": False} if isinstance(field, parameters.CommaSeparated) else {}
+    return {"style": "form", "explode": True} if isinstance(field, parameters.CommaSeparated) else {}
 
 
 _SOMETIMES: Final = frozenset(
@@ -844,10 +894,19 @@ def _say_what_is_there(name: str, schema: Json) -> None:
     """Complete an object's schema: which of its attributes an answer always has, and that there may come more."""
     del schema["additionalProperties"]
     schema["description"] = (getattr(schemas, f"{name}Schema").__doc__ or "").strip()
-    always = [attribute for attribute in schema["properties"] if (name, attribute) not in _SOMETIMES]
-    if name in ("Case", "OrganizationCase"):
-        # `fields` chooses among them.
-        always = []
-    schema["required"] = always
-    if not always:
-        del schema["required"]
+    schema["required"] = [attribute for attribute in schema["properties"] if (name, attribute) not in _SOMETIMES]
+
+
+def _narrowed_by_fields(described: Json) -> Json:
+    """Return the schemas of what `fields` leaves. Were they one with the others, each attribute could be missing."""
+    said = "with the attributes that `fields` names, and no others."
+    narrowed = {}
+    for page, name in (("Page", "Case"), ("OrganizationPage", "OrganizationCase")):
+        partial = f"Partial{name}"
+        narrowed[partial] = {key: value for key, value in described[name].items() if key != "required"}
+        narrowed[partial]["description"] = f"A case {said}"
+        results = described[page]["properties"]["results"] | {"items": {"$ref": f"#/components/schemas/{partial}"}}
+        properties = described[page]["properties"] | {"results": results}
+        of_page = {"properties": properties, "description": f"A page whose cases are {said}"}
+        narrowed[f"PageOf{partial}s"] = described[page] | of_page
+    return narrowed

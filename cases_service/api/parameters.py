@@ -139,6 +139,7 @@ def _attributes() -> CommaSeparated:
         load_default=None,
         metadata=says(
             "The attributes that the case is to have, in the answer in their documented order. Without it, all."
+            " With it, the answer is a `PartialCase` or a `PageOfPartialCases`."
         ),
     )
 

@@ -88,8 +88,13 @@ def link_of_visitor(
     return _link(request, f"/api/v5/orgs/{organization_id}/external-visitors/{place}/cases{below}", cursor)
 
 
-def link_of_organization(request: CasesRequest, organization_id: UUID, cursor: str | None, *, below: str) -> str | None:
-    """Return the URL of another page of what is below an organization's cases, with the caller's other parameters."""
+def link_of_organization(
+    request: CasesRequest, organization_id: UUID, cursor: str | None, *, below: str = ""
+) -> str | None:
+    """Return the URL of another page of an organization's cases, or of what is below them.
+
+    It has the caller's other parameters.
+    """
     return _link(request, f"/api/v5/orgs/{organization_id}/cases{below}", cursor)
 
 

@@ -1,6 +1,7 @@
 """Knows the strong ETag of a case on its organization's side, and the conditions that a request may set by it."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -15,7 +16,8 @@ from cases_service.errors import PreconditionFailedError
 
 _RELEASE: Final = __version__.encode()
 _DIGEST_BYTES: Final = 16
-_VARIANT: Final = "."
+# The case's own, which attributes are shown, and what proxies append where they compress.
+_TAG: Final = re.compile(r"(([0-9a-f]{32})(?:\.[0-9a-f]{8})?)(?:-gzip|-br|-zstd|;gzip|--gzip)?")
 
 
 def tag_of(row: Sequence[Any]) -> str:
@@ -29,7 +31,7 @@ def tag_of(row: Sequence[Any]) -> str:
 
 def tag_of_some(tag: str, fields: frozenset[str] | None) -> str:
     """Return the ETag of a case of which only some attributes are shown; a condition takes it for the case's own."""
-    return tag if fields is None else f"{tag}{_VARIANT}{crc32(','.join(sorted(fields)).encode()):08x}"
+    return tag if fields is None else f"{tag}.{crc32(','.join(sorted(fields)).encode()):08x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,23 @@ class Preconditions:
             raise PreconditionFailedError
 
 
+def is_known(tags: ETags, tag: str) -> bool:
+    """Tell whether If-None-Match has the tag of what would be shown, compared weakly."""
+    return tags.star_tag or any(_read(each)[0] == tag for each in tags.as_set(include_weak=True))
+
+
 def _holds(tags: ETags, tag: str | None) -> bool:
-    return tag is not None and (tags.star_tag or any(_whole(strong) == tag for strong in tags.as_set()))
+    return tag is not None and (tags.star_tag or any(_read(strong)[1] == tag for strong in tags.as_set()))
 
 
 def _names(tags: ETags, tag: str) -> bool:
-    return tags.star_tag or any(_whole(each) == tag for each in tags.as_set(include_weak=True))
+    return tags.star_tag or any(_read(each)[1] == tag for each in tags.as_set(include_weak=True))
 
 
-def _whole(tag: str) -> str:
-    return tag.partition(_VARIANT)[0]
+def _read(text: str | None) -> tuple[str, str]:
+    """Return the tag that a proxy was given, and that of the whole case; '' for what is none.
+
+    Of an empty tag Werkzeug makes None.
+    """
+    found = _TAG.fullmatch(text or "")
+    return ("", "") if found is None else (found[1], found[2])

@@ -196,6 +196,16 @@ class PageSchema(Schema):
     )
 
 
+class OrganizationPageSchema(PageSchema):
+    """A page of an organization's cases and the links to the pages beside it."""
+
+    results = fields.List(
+        fields.Nested(OrganizationCaseSchema),
+        required=True,
+        metadata=says("The cases, in the order that `ordering` names."),
+    )
+
+
 class ActivitySchema(Schema):
     """A conversation in a case, on one channel."""
 

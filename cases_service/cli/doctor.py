@@ -134,6 +134,8 @@ def _examine_database(database: DatabaseAtHand) -> Iterator[Finding]:
             yield _found("rights", partial(_check_rights, service))
             yield _found("row security", partial(_check_row_security, service))
             yield _found("statistics", partial(_check_statistics, admin))
+            if settings.write_database_url is not None:
+                yield _found("writer", partial(_check_writer, settings.write_database_url, settings))
             yield from _examine_organizations(admin, settings)
             yield from _examine_replicas(service, settings)
 
@@ -201,6 +203,19 @@ def _check_rights(connection: AnyConnection) -> Verdict:
     missing = _some([name for name, _ in rows])
     advice = "run cases-service init-db with CASES_ADMIN_DATABASE_URL"
     return status, f"the role of DATABASE_URL lacks {missing}: {advice} (docs/security.md)"
+
+
+def _check_writer(url: str, settings: Settings) -> Verdict:
+    """Look whether requests that write can."""
+    with _connect(url, settings) as writer:
+        missing = [name for (name,) in writer.execute(_SESSION["list_missing_writer_rights"]).fetchall()]
+        is_bound = _one(writer, _SESSION["is_bound_by_row_security"])
+    if missing:
+        advice = "run cases-service init-db with CASES_WRITE_DATABASE_URL, too"
+        return "failure", f"the role of CASES_WRITE_DATABASE_URL lacks {_some(missing)}: {advice} (docs/security.md)"
+    if not is_bound:
+        return "warning", "row security does not hold for the role of CASES_WRITE_DATABASE_URL (docs/security.md)"
+    return "ok", "the role of CASES_WRITE_DATABASE_URL may write cases, of one organization at a time"
 
 
 def _check_row_security(connection: AnyConnection) -> Verdict:

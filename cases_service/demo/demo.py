@@ -66,11 +66,11 @@ class AnsweredCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Visit:
-    """Where the service is, an API token and a visitor's JWT for a client of the API, and a token for an agent."""
+    """Where the service is, an API token and a visitor's JWT for a client of the API, and the portal's own token."""
 
     base_url: str
     api_token: str
-    agent_token: str
+    portal_token: str
     jwt: str
     answered: AnsweredCase
 
@@ -88,8 +88,9 @@ class Visit:
     def variables(self) -> str:
         """Return what the commands of `curl` refer to, for any POSIX shell."""
         return (
-            f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nAGENT={self.agent_token}\nJWT={self.jwt}\n"
-            f'CASES="{self.cases_url("$ORGANIZATION")}"'
+            f"ORGANIZATION={_ORGANIZATION}\nTOKEN={self.api_token}\nJWT={self.jwt}\n"
+            f'CASES="{self.cases_url("$ORGANIZATION")}"\n'
+            f'ALL_CASES="{self.base_url}/api/v5/orgs/$ORGANIZATION/cases"'
         )
 
 
@@ -101,12 +102,20 @@ def _curl(rest: str) -> str:
     )
 
 
-def _answer(base_url: str, case_id: UUID) -> str:
-    """Return a command that answers in a case as the company's own system does."""
+def _curl_change(case_id: str) -> str:
+    """Return a command that changes a case as the organization's own system would."""
     return (
-        'curl -s -H "Authorization: Token $AGENT" -H "Content-Type: application/json" \\\n'
-        f'    "{base_url}/api/v5/orgs/$ORGANIZATION/cases/{case_id}/messages" \\\n'
-        '    -d \'{"text": "We are on our way.", "is_private": false}\' | python3 -m json.tool'
+        'curl -s -X PATCH -H "Authorization: Token $TOKEN" -H "Content-Type: application/json" \\\n'
+        f'    -d \'{{"subject": "Changed from a shell"}}\' "$ALL_CASES/{case_id}" | python3 -m json.tool'
+    )
+
+
+def _curl_answer(case_id: UUID) -> str:
+    """Return a command that answers in a case, as a user of the organization does."""
+    return (
+        'curl -s -H "Authorization: Token $TOKEN" -H "Content-Type: application/json" \\\n'
+        '    -d \'{"text": "We are on our way.", "is_private": false}\' \\\n'
+        f'    "$ALL_CASES/{case_id}/messages" | python3 -m json.tool'
     )
 
 
@@ -185,8 +194,8 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[V
     key, visitors = _key(connection, box), _visitors(connection)
     visit = Visit(
         base_url=f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}",
-        api_token=_token(connection, "visitors:read", "visitors:write"),
-        agent_token=_token(connection, "cases:write"),
+        api_token=_token(connection, "visitors:read", "visitors:write", "cases:write"),
+        portal_token=_token(connection, "visitors:read", "visitors:write"),
         jwt=_sign(key, settings),
         answered=_case_to_answer(connection, visitors[0]),
     )
@@ -240,7 +249,7 @@ def _plan(visit: Visit, key: tuple[UUID, str, str], settings: Settings, visitors
     service: dict[str, str | int | None] = {
         "url": visit.base_url,
         "organization": str(_ORGANIZATION),
-        "api_token": visit.api_token,
+        "api_token": visit.portal_token,
         "key_id": str(key_id),
         "algorithm": algorithm,
         "secret": secret,
@@ -345,9 +354,11 @@ The next ones, by the cursor in the link "next":
 One case, whole:
 {_curl(f"/{case['id']}")}
 
-An answer of the company, which appears on the page while its first customer looks at the case
-#{visit.answered.number}, "{visit.answered.subject}":
-{_answer(visit.base_url, visit.answered.id)}
+A change of that case by the organization's own system, which the customer's page above shows:
+{_curl_change(case["id"])}
+
+An answer by the organization, which appears by itself on the page above, in the case #{visit.answered.number}:
+{_curl_answer(visit.answered.id)}
 
 An error:
 {_curl("?page_size=1000")}

@@ -6,8 +6,7 @@ gunicorn's master imports this, so it must not import `metrics`, which decides a
 import resource
 from typing import Final
 
-from psycopg.conninfo import conninfo_to_dict
-
+from cases_service.database.connection_strings import single_hosts
 from cases_service.settings import Settings
 
 CONNECTIONS: Final = 1000
@@ -20,8 +19,9 @@ _OTHER_FILES: Final = 64
 
 def reserved_files(settings: Settings) -> int:
     """Return how many files a worker may need for anything but its clients."""
-    replicas = conninfo_to_dict(settings.read_database_url or "")
-    pools = 1 + len(str(replicas.get("host") or replicas.get("hostaddr") or "").split(","))
+    replicas = settings.read_database_url
+    pools = 1 + (settings.write_database_url is not None)
+    pools += 0 if replicas is None else sum(1 for _ in single_hosts(replicas))
     # A connection to the database takes a second file while it is looked at or made anew.
     return _OTHER_FILES + 2 * pools * settings.connections
 

@@ -53,7 +53,7 @@ class TestConditions:
         new = writer.send("PATCH", case["id"], {"subject": "x"}).headers["ETag"]
         assert old != new
         body = None if method == "DELETE" else {"case_number": case["case_number"], "priority": 1}
-        for tag in (old, f"W/{new}", '"x"', "", '"', f'{old}, W/{new}, "y"'):
+        for tag in (old, f"W/{new}", '"x"', "", '"', '""', 'W/""', ",", '"x", ""', f'{old}, W/{new}, "y"'):
             assert_problem(writer.send(method, case["id"], body, If_Match=tag), 412, "precondition_failed")
         assert writer.send(method, case["id"], body, If_Match=f"{old}, {new}").status_code < 300
 
@@ -77,7 +77,8 @@ class TestConditions:
         for given in (tag, f"W/{tag}", "*", f'"x", {tag}'):
             answer = writer.get(case["id"], If_None_Match=given)
             assert (answer.status_code, answer.data, answer.headers["ETag"]) == (304, b"", tag)
-        assert writer.get(case["id"], If_None_Match='"x"').status_code == 200
+        for given in ('"x"', '""', 'W/""', ","):
+            assert writer.get(case["id"], If_None_Match=given).status_code == 200
 
     def test_what_is_nested_counts(self, writer: Writer) -> None:
         user = writer.organization.user(first_name="Old")
@@ -94,6 +95,14 @@ class TestConditions:
             assert writer.send("PATCH", case["id"], {}, If_Match=tag).status_code == 200
         assert writer.get(f"{case['id']}?fields=id", If_None_Match=tags[1]).status_code == 304
         assert writer.get(f"{case['id']}?fields=id", If_None_Match=tags[0]).status_code == 200
+
+    @pytest.mark.parametrize("suffix", ["-gzip", "-br", "-zstd", ";gzip", "--gzip"])
+    def test_a_tag_that_a_compressing_proxy_has_marked_is_understood(self, writer: Writer, suffix: str) -> None:
+        case = writer.create()
+        marked = writer.get(case["id"]).headers["ETag"][:-1] + suffix + '"'
+        assert writer.get(case["id"], If_None_Match=marked).status_code == 304
+        assert writer.send("PATCH", case["id"], {"priority": 1}, If_Match=marked).status_code == 200
+        assert_problem(writer.send("PATCH", case["id"], {"priority": 2}, If_Match=marked), 412, "precondition_failed")
 
     def test_two_changes_within_a_millisecond_have_two_tags(self, writer: Writer) -> None:
         """Their answers may be the same byte for byte: the times in them have three decimals."""

@@ -11,7 +11,7 @@ import psycopg
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.migrations import init_db
-from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer, join
+from cases_service.embedded.server import SERVICE_ROLE, WRITER_ROLE, EmbeddedServer, join
 from cases_service.embedded.supervisor import CLUSTER, SERVER_LOCK
 from tests.factories import SECRET_KEY, Organization
 
@@ -37,7 +37,7 @@ class Template:
 def make_template(data_dir: Path, *, bin_dir: Path | None = None) -> Template:
     server = join(data_dir, bin_dir=bin_dir, settings=FAST)
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
-        init_db(connection, service_role=SERVICE_ROLE)
+        init_db(connection, service_role=SERVICE_ROLE, writer_role=WRITER_ROLE)
         organization = Organization(connection, SecretBox([SECRET_KEY]))
         visitor = organization.visitor()
         visitor.cases(3)

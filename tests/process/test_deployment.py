@@ -11,12 +11,16 @@ from pathlib import Path
 import kubernetes_validate
 import msgspec
 import pytest
+import yaml
 
+from cases_service import __version__
 from cases_service.settings import Settings, read_settings
 from tests.documents import ROOT, block, run
 from tests.process.running import COMMAND, LOOPBACK, PATIENCE, Service
 
-KUBERNETES = sorted(path for path in (ROOT / "deploy/kubernetes").rglob("*") if path.is_file())
+KUSTOMIZATION = ROOT / "deploy/kubernetes/kustomization.yaml"
+# The kustomization is kubectl's, and nothing that the cluster sees.
+KUBERNETES = sorted({path for path in (ROOT / "deploy/kubernetes").rglob("*") if path.is_file()} - {KUSTOMIZATION})
 UNIT = ROOT / "deploy/cases-service.service"
 # The oldest release that docs/deployment.md promises, and the newest that the validator knows.
 RELEASES = ["1.30", "1.37"]
@@ -27,6 +31,24 @@ RELEASES = ["1.30", "1.37"]
 def test_kubernetes_accepts_the_manifest(manifest: Path, release: str) -> None:
     said = kubernetes_validate.validate_file(str(manifest), release, strict=True, quiet=False, no_warn=False)
     assert said == 0  # its reasons are on standard output
+
+
+def test_the_kustomization_names_every_manifest_and_the_image_of_this_version() -> None:
+    document = yaml.safe_load(KUSTOMIZATION.read_text())
+    beside = [path.name for path in KUBERNETES if path.parent == KUSTOMIZATION.parent and path.suffix == ".yaml"]
+    assert sorted(document["resources"]) == beside
+    (image,) = document["images"]
+    used = {found for path in KUBERNETES for found in re.findall(r"image: (\S+)", path.read_text())}
+    assert used == {f"{image['name']}:{__version__}"}
+    assert image["newTag"] == __version__
+
+
+def test_password_files_for_kubernetes_hold_what_was_typed_and_no_newline(tmp_path: Path) -> None:
+    typed = "printf 'pass word\\\\1\\nadmin\\n'"
+    run(f"{typed} | {{\n{block('docs/deployment.md', 'bash', 'service-password admin-password')}}}", tmp_path)
+    assert (tmp_path / "service-password").read_bytes() == b"pass word\\1"
+    assert (tmp_path / "admin-password").read_bytes() == b"admin"
+    assert_private(tmp_path / "secret-key", 0o600)
 
 
 def test_every_variable_in_deploy_is_a_setting() -> None:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from tests.documents import block, run
-from tests.factories import Organization, Visitor
+from tests.factories import Organization, Visitor, cases_path
 from tests.process.running import SCRIPTS, Service
 
 API = "docs/api.md"
@@ -64,6 +64,28 @@ def test_it_lists_counts_and_shows_cases(client: Any, organization: Organization
     assert (case.id, case.organization_id, case.contact.organization_id) == (ids[2], organization.id, organization.id)
     assert (case.status, case.priority_label, case.owner, case.closed_at) == ("Open", "Normal", None, None)
     assert json.loads(json.dumps(case.to_dict()))["created_at"].startswith("2015-08-31T16:32:19.879")
+
+
+def test_it_gives_several_values_of_a_list(client: Any, organization: Organization, visitor: Visitor) -> None:
+    first, second, third = visitor.cases(3)
+    organization.update("cases", "id", second, status="Pending")
+    organization.update("cases", "id", third, status="In Progress")
+    status = importlib.import_module("cases_client.models").ListCasesStatusItem
+    page = operation("list_cases").sync(
+        organization.id, "-", client=client, status=[status("Open"), status("Pending")], page_size=1
+    )
+    assert [case.id for case in page.results] == [first]
+    assert "status=Open&status=Pending" in page.next_
+
+
+def test_it_reads_what_fields_leaves(client: Any, organization: Organization, visitor: Visitor) -> None:
+    visitor.cases(2)
+    partial = importlib.import_module("cases_client.models").PageOfPartialCases
+    names = importlib.import_module("cases_client.models").ListCasesFieldsItem
+    path = cases_path(organization.id, "-")
+    answer = client.get_httpx_client().get(path, params={"fields": [names("case_number"), names("status")]})
+    page = partial.from_dict(answer.json())
+    assert [set(case.to_dict()) for case in page.results] == [{"case_number", "status"}] * 2
 
 
 def test_it_prints_what_the_document_has_it_print(

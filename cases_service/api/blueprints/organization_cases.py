@@ -1,30 +1,65 @@
 """The routes of an organization's own cases. The order of the calls in a view is the order of the checks."""
 
+from functools import partial
 from typing import Final
 
 import msgspec
 from flask import Blueprint, Response
 
+from cases_service.api.etag import answer
+from cases_service.api.organization_parameters import OrganizationCollectionParameters
 from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.api.routes import for_organization, writing_database
+from cases_service.api.routes import for_organization, link_of_organization, writing_database
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
-from cases_service.cases.preconditions import Preconditions, tag_of_some
+from cases_service.cases.organization_filters import OrganizationFilters
+from cases_service.cases.pagination import Collection, Cursor
+from cases_service.cases.preconditions import Preconditions, is_known, tag_of_some
 from cases_service.errors import CaseNotFoundError
 from cases_service.service import current_service
 from cases_service.store import organization_cases as case_store
+from cases_service.store import organization_pages
 from cases_service.store.case_writing import CaseWriter
 from cases_service.store.cases import Access
 from cases_service.store.organization_cases import StoredCase
 
 blueprint = Blueprint("organization_cases", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/cases")
 
+_COLLECTION: Final = OrganizationCollectionParameters()
 _DETAIL: Final = DetailParameters()
+# No visitor's filters begin like this, so that no cursor of theirs fits here.
+_KIND: Final = "organization:"
 _NONE: Final = Parameters()
 _JSON: Final = frozenset({"application/json"})
 _JSON_OR_PATCH: Final = _JSON | {"application/merge-patch+json"}
+
+
+@blueprint.get("")
+@for_organization("cases:read")
+def list_cases(request: CasesRequest, access: Access) -> Response:
+    """Answer a page of the organization's cases, as the primary has them now."""
+    parameters = read_parameters(_COLLECTION, request.query_string)
+    filters: OrganizationFilters = parameters["filters"]
+    collection = Collection(access.organization_id, parameters["ordering"], f"{_KIND}{filters.canonical()}")
+    given = parameters["cursor"]
+    query = organization_pages.list_cases(
+        organization_id=access.organization_id,
+        ordering=collection.ordering,
+        filters=filters,
+        fields=parameters["attributes"],
+        cursor=None if given is None else Cursor.decode(given, collection),
+        page_size=parameters["page_size"],
+    )
+    page = current_service().database.ask(access.organization_id, query)
+    following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
+
+    def document() -> bytes:
+        link = partial(link_of_organization, request, access.organization_id)
+        return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
+
+    return answer(request, document, page.represented, f"{following} {preceding}".encode())
 
 
 @blueprint.get("/<case_id>")
@@ -37,7 +72,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     if case is None:
         raise CaseNotFoundError("The organization has no case with this id.")
     tag = tag_of_some(case.tag, fields)
-    if request.if_none_match.contains_weak(tag):
+    if is_known(request.if_none_match, tag):
         return _tagged(Response(status=304), tag)
     document = case.document if fields is None else {name: case.document[name] for name in case_store.only(fields)}
     return _tagged(Response(msgspec.json.encode(document), content_type="application/json"), tag)
