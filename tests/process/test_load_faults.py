@@ -110,7 +110,7 @@ def test_disturbed_as_it_writes_it_leaves_nothing(
         waits = "select from pg_stat_activity where application_name = %s and wait_event_type = 'Lock'"
         wait_for(lambda: connection.execute(waits, [export.name]).fetchone() is not None, story=program, seconds=30)
         disturb(how, program, export, connection)
-    assert program.process.returncode == (-signal.SIGKILL if how == "kill" else 1)
+    assert program.process.returncode == (-signal.SIGKILL if how == "kill" else 75)
     assert export.rows() == 0
     assert end_of(load()) == 0
     assert export.rows() == VISITORS
