@@ -433,9 +433,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "exclude_still_needed cases.contact_id",
     ],
 )
-def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Company, name: str) -> None:
+@pytest.mark.parametrize("joins", ["any join", "nested loops"])
+def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Company, joins: str, name: str) -> None:
     connection = many_cases.connection
     with connection.transaction(force_rollback=True):
+        for setting in ("hashjoin", "mergejoin", "bitmapscan") if joins == "nested loops" else ():
+            connection.execute(f"set local enable_{setting} = off".encode())
         for table in ("contacts", "cases"):
             connection.execute(STATEMENTS[f"create_staging {table}"].encode())
         connection.execute(
