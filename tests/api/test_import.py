@@ -16,6 +16,7 @@ from werkzeug.test import TestResponse
 
 from cases_service.loading.imports import MAXIMUM_LINES
 from cases_service.loading.load import Load
+from tests.documents import block
 from tests.factories import Organization, assert_problem
 from tests.torture import times
 from tests.writing import contents
@@ -318,3 +319,17 @@ class TestAtOnce:
             problem = assert_problem(feed.post(encode(case(1))), 504, "timeout")
         assert "Nothing was changed" in problem["detail"]
         assert feed.send(case(1))["written"]["case"] == 1
+
+
+class TestDocuments:
+    def test_the_lines_of_the_document_are_answered_as_it_says(self, feed: Feed) -> None:
+        feed.send(case("977"))
+        request = block("docs/api.md", "text", "/import?mode=all").split()[1]
+        lines = block("docs/api.md", "json", '"id": "977"').encode()
+        answer = feed.post(lines, request.partition("?")[2])
+        assert answer.get_json() == json.loads(block("docs/api.md", "json", '"lines": 3'))
+
+    def test_the_own_ids_of_the_document_are_taken(self, feed: Feed) -> None:
+        lines = block("docs/load.md", "json", '"id": "35436"')
+        own = lines.replace("53b97666-d364-5ae6-931e-d7745d57c1ac", str(feed.organization.id))
+        assert feed.post(own.encode()).get_json()["written"]["case"] == 1
