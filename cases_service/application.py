@@ -17,6 +17,7 @@ from cases_service.api.blueprints import (
     conversations,
     docs,
     health,
+    imports,
     organization_cases,
     organization_conversations,
 )
@@ -114,7 +115,7 @@ def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for module in (cases, conversations, organization_cases, organization_conversations, health):
+    for module in (cases, conversations, organization_cases, organization_conversations, imports, health):
         app.register_blueprint(module.blueprint)
     if with_docs:
         app.register_blueprint(docs.blueprint)

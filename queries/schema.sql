@@ -110,19 +110,26 @@ where :role::text not in (current_user, session_user);
 -- Statements that let a role write cases for the service, and what is in them: it sees what a case refers to, and no
 -- token or key.
 -- No row: it is the owner, or the role that administers.
-select format(statement, :role::text, current_schema())
+select format(statement, :role::text, current_schema(), current_database())
 from (
     values
-        ('grant usage on schema %%2$I to %%1$I'),
+        (true, 'grant usage on schema %%2$I to %%1$I'),
         (
+            true,
             'grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases, activities, messages,'
             ' event_positions to %%1$I'
         ),
-        ('grant insert, update, delete on cases to %%1$I'),
-        ('grant insert, update on activities, messages, event_positions to %%1$I'),
-        ('grant insert on events to %%1$I')
-) as grants (statement)
-where :role::text not in (current_user, session_user);
+        (true, 'grant insert, update on users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant delete on visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant insert, update on activities, messages, event_positions to %%1$I'),
+        (true, 'grant insert on events to %%1$I'),
+        (
+            not has_database_privilege(:role::text, current_database(), 'temporary')
+            and (select pg_has_role(datdba, 'usage') from pg_database where datname = current_database()),
+            'grant temporary on database %%3$I to %%1$I'
+        )
+) as grants (is_due, statement)
+where is_due and :role::text not in (current_user, session_user);
 
 -- name: list_administration_grants
 -- Statements that let the role of this session load cases, and manage tokens and keys, where it is not the owner.

@@ -177,6 +177,17 @@ def assert_problem(response: TestResponse, status: int, code: str) -> dict[str, 
     assert document["title"]
     assert document["detail"]
     assert document["request_id"] == response.headers["X-Request-ID"]
-    members = {"type", "title", "status", "detail", "code", "request_id", "errors", "case_id", "position"}
+    members = {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "request_id",
+        "errors",
+        "error_count",
+        "case_id",
+        "position",
+    }
     assert set(document) <= members
     return document

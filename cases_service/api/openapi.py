@@ -23,6 +23,8 @@ from cases_service.cases.bodies import CHANGE, WHOLE, Identifier, Kind, Referenc
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.organization_filters import NONE
 from cases_service.errors import ProblemError
+from cases_service.loading.imports import MAXIMUM_LINES
+from cases_service.loading.load import IMPORTED_TYPES, MAXIMUM_ERRORS
 
 Json = dict[str, Any]
 
@@ -272,6 +274,35 @@ _DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEA
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
 
 
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_BY_TYPE: Final[Json] = {
+    "type": "object",
+    "properties": dict.fromkeys(IMPORTED_TYPES, _COUNT),
+    "required": list(IMPORTED_TYPES),
+}
+_LINE_ERROR: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "line": {"type": "integer", "minimum": 1},
+        "field": {"type": ["string", "null"]},
+        "detail": {"type": "string"},
+    },
+    "required": ["line", "field", "detail"],
+}
+_IMPORT: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "lines": {**_COUNT, "description": "Lines that are not blank. Each of them is counted once below."},
+        "written": {**_BY_TYPE, "description": "Rows that were added or changed."},
+        "removed": {**_BY_TYPE, "description": "Rows that were removed."},
+        "unchanged": {**_COUNT, "description": "Lines that changed nothing, or that a later line of the row replaced."},
+        "stale": {**_COUNT, "description": "Lines that were not newer than their row."},
+        "error_count": {**_COUNT, "description": "Lines that are wrong."},
+        "errors": {"type": "array", "maxItems": MAXIMUM_ERRORS, "items": _LINE_ERROR},
+    },
+    "required": ["lines", "written", "removed", "unchanged", "stale", "error_count", "errors"],
+}
+
 _OF_BODIES: Final = (errors.UnsupportedMediaTypeError, errors.BodyTooLargeError, errors.InvalidBodyError)
 _OF_WRITES: Final = (errors.ReadOnlyDeploymentError, errors.PreconditionFailedError, errors.CaseNumberTakenError)
 _OF_CONVERSATIONS: Final = (errors.IdTakenError, errors.CaseClosedError, errors.EventsGoneError)
@@ -287,11 +318,11 @@ def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
 
 
 def _of_visitors(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_BODIES, *_OF_WRITES, *_OF_CONVERSATIONS, *others)
+    return _all_but(*_OF_BODIES, *_OF_WRITES, *_OF_CONVERSATIONS, errors.InvalidLinesError, *others)
 
 
 def _of_organization(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_VISITORS, *_OF_CONVERSATIONS, *others)
+    return _all_but(*_OF_VISITORS, *_OF_CONVERSATIONS, errors.InvalidLinesError, *others)
 
 
 _OF_VISITORS_WRITES: Final = (
@@ -551,6 +582,36 @@ OPERATIONS: Final[dict[str, Operation]] = {
             errors.EventsGoneError,
         ),
     ),
+    "imports.import_rows": Operation(
+        summary="Import rows",
+        description="Users, visitors, contacts, stages and cases of the organization, a line each in the load format,"
+        f" which docs/load.md describes; `organization_id` may be left out. At most {MAXIMUM_LINES:,} lines, and 16 MiB"
+        " unpacked; `Content-Encoding: gzip` is accepted. An `id`, and each reference to one, may be any text of yours"
+        " of 1 to 128 characters. Repeating an import is harmless. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="post",
+        parameters=parameters.ImportParameters,
+        body="Lines",
+        body_types=("application/x-ndjson",),
+        body_example='{"type": "user", "id": "35436", "first_name": "Ada"}\n',
+        schema=_IMPORT,
+        example={
+            "lines": 1,
+            "written": dict.fromkeys(IMPORTED_TYPES, 0) | {"user": 1},
+            "removed": dict.fromkeys(IMPORTED_TYPES, 0),
+            "unchanged": 0,
+            "stale": 0,
+            "error_count": 0,
+            "errors": [],
+        },
+        problems=_all_but(
+            *_OF_VISITORS,
+            *_OF_CONVERSATIONS,
+            errors.CaseNotFoundError,
+            errors.PreconditionFailedError,
+            errors.CaseNumberTakenError,
+        ),
+    ),
     "health.healthz": Operation(
         summary="Whether the process lives",
         description="Answers 200 for as long as the process answers at all, to any host.",
@@ -641,6 +702,7 @@ def describe(routes: Map, server: str, *, writes: bool) -> Json:
     described |= _narrowed_by_fields(described)
     if writes:
         described["NewCase"] = _body_schema("A new case.", WHOLE, described["OrganizationCase"])
+        described["Lines"] = {"type": "string", "description": "Lines of the load format, an object each (NDJSON)."}
         described["CaseChange"] = _body_schema(
             "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
         )
@@ -827,6 +889,8 @@ _DETAILS: Final[dict[type[ProblemError], str]] = {
 
 _WRONG_MEMBER: Final = {"pointer": "/priority", "detail": "Expected a whole number from 1 to 5."}
 
+_WRONG_LINE: Final = {"line": 7, "field": "priority", "detail": "expected an integer from 1 to 5"}
+
 
 def _example_of(kind: type[ProblemError]) -> Json:
     wrong = {"parameter": "page_size", "detail": "Expected a whole number from 1 to 100."}
@@ -839,6 +903,7 @@ def _example_of(kind: type[ProblemError]) -> Json:
             "request_id": "4f0c6a1b2d3e4f5061728394a5b6c7d8",
             **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
             **({"errors": [_WRONG_MEMBER]} if kind is errors.InvalidBodyError else {}),
+            **({"errors": [_WRONG_LINE], "error_count": 1} if kind is errors.InvalidLinesError else {}),
             **({"case_id": _CASE["id"]} if kind is errors.CaseNumberTakenError else {}),
             **({"position": 4711} if kind is errors.EventsGoneError else {}),
         }
@@ -881,11 +946,8 @@ def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) 
 
 _SOMETIMES: Final = frozenset(
     {
-        ("Problem", "errors"),
-        ("Problem", "case_id"),
-        ("Problem", "position"),
-        ("ParameterError", "parameter"),
-        ("ParameterError", "pointer"),
+        *(("Problem", name) for name in ("errors", "error_count", "case_id", "position")),
+        *(("ParameterError", name) for name in ("parameter", "pointer", "line", "field")),
     }
 )
 

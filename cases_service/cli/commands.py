@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TextIO, cast
 from uuid import UUID
 
 import click
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from cases_service.credentials.secret_encryption import SecretBox
     from cases_service.embedded.command_database import CommandDatabase
+    from cases_service.loading.kept_lines import KeptLines
     from cases_service.loading.load import LoadSummary
     from cases_service.store.cases import StoredKey
 
@@ -294,33 +295,83 @@ def init_db(wait: float) -> None:
     metavar="SECONDS",
     help="How long to wait for a session that holds a row or table.",
 )
-def load_files(files: tuple[str, ...], wait: float) -> None:
+@click.option("--each", "by_line", is_flag=True, help="Load the right lines and report the wrong ones.")
+@click.option(
+    "--errors",
+    "errors_file",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="With --each: write the wrong lines, with what is wrong, to FILE.",
+)
+@click.option("--if-newer", is_flag=True, help="Leave a case or contact alone that is as new as its line, or newer.")
+@click.option("--keep-left-out", is_flag=True, help="Let a field that a line leaves out stay as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def load_files(
+    files: tuple[str, ...],
+    *,
+    wait: float,
+    by_line: bool,
+    errors_file: str | None,
+    if_newer: bool,
+    keep_left_out: bool,
+    as_json: bool,
+) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
-    replaces that row. All files are loaded, or none. FILE may be - for standard input; one that ends in .gz
-    is unpacked.
+    replaces that row. All files are loaded, or none; with --each, every line that is right, and the exit
+    status is 1 where others were not. FILE may be - for standard input; one that ends in .gz is unpacked.
 
     \b
     Example:
       cases-service load organization.ndjson export.ndjson.gz
+      cases-service load --each --errors wrong.ndjson --if-newer changes.ndjson
     """
-    from cases_service.loading.load import LoadFile, load
+    from cases_service.loading.kept_lines import KeptLines
+    from cases_service.loading.load import MAXIMUM_ERRORS, LineStream, LoadFile, LoadOptions, load
 
+    if errors_file is not None and not by_line:
+        raise click.UsageError("--errors is for --each: without it, the first wrong line ends the load.")
+    options = LoadOptions(
+        mode="each" if by_line else "all",
+        if_newer=if_newer,
+        keeps_left_out=keep_left_out,
+        maximum_errors=MAXIMUM_ERRORS if errors_file is None else None,
+    )
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
+        report = None if errors_file is None else stack.enter_context(Path(errors_file).open("w", encoding="utf-8"))
         opened = [stack.enter_context(_opened(name)) for name in files]
         names = ["standard input" if name == "-" else name for name in files]
-        named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
+        kept = None if report is None else [stack.enter_context(KeptLines(file)) for file in opened]
+        streams: Sequence[LineStream] = opened if kept is None else kept
+        named = [LoadFile(name, stream) for name, stream in zip(names, streams, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
-    click.echo(_summary(summary))
+            summary = load(connection, named, box=box, options=options, wait=wait, advance=bar.update)
+        if report is not None and kept is not None:
+            _write_errors(report, summary, dict(zip(names, kept, strict=True)))
+    summary = dataclasses.replace(summary, errors=summary.errors[:MAXIMUM_ERRORS])
+    click.echo(json.dumps(summary.as_dict()) if as_json else _summary(summary))
+    if report is None and not as_json:
+        for error in summary.errors:
+            place = f"{error.file}:{error.line}"
+            click.echo(": ".join(part for part in (place, error.field, error.detail) if part), err=True)
     if summary.without_statistics:
         tables = ", ".join(summary.without_statistics)
         click.echo(
             f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
         )
         click.echo(" autovacuum", err=True)
+    if summary.error_count:
+        raise click.ClickException(f"{_counted(summary.error_count, 'line')} wrong; what is right was loaded")
+
+
+def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptLines"]) -> None:
+    """Write each wrong line as JSON: where it stands, what is wrong, and what it is."""
+    for name, lines in kept.items():
+        wrong = {error.line: error for error in summary.errors if error.file == name}
+        for number, text in lines.read(wrong):
+            click.echo(json.dumps(wrong[number]._asdict() | text), file=report)
 
 
 @contextmanager
@@ -355,7 +406,11 @@ def _summary(summary: "LoadSummary") -> str:
         ", ".join(_counted(count, name.replace("_", " ")) for name, count in counts.items() if count)
         for counts in (summary.written, summary.removed)
     )
-    changes = "; ".join(part for part in (written, removed and f"removed {removed}") if part)
+    stale, wrong = (
+        f"{count:,} {word}" if count else ""
+        for count, word in ((summary.stale, "stale"), (summary.error_count, "wrong"))
+    )
+    changes = "; ".join(part for part in (written, removed and f"removed {removed}", stale, wrong) if part)
     return f"{_counted(summary.lines, 'line')}: {changes or 'nothing changed'}"
 
 
