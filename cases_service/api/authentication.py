@@ -53,7 +53,7 @@ class Identity(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a view asks the database, for whom, and what makes the response of the answer or asks on."""
+    """A view's query and visitor, and the function that turns its result into the response or a further query."""
 
     query: Query[Any]
     identity: Identity

@@ -25,7 +25,7 @@ _READ: Final = "cases.body"
 
 
 def read_body(request: Request, *, media_types: Collection[str], maximum: int) -> bytes:
-    """Return the body of a request. It is read once, and what became of that holds for the request.
+    """Return the body of a request. It is read only once; later calls return or raise the same.
 
     Raises:
         UnsupportedMediaTypeError: It is of another type, or compressed.
