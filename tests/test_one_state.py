@@ -44,8 +44,8 @@ class Exchanges:
 def exchanges(monkeypatch: pytest.MonkeyPatch) -> Exchanges:
     found, ask = Exchanges(), Connection.ask
 
-    def counted(connection: Connection, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
-        answers = ask(connection, organization_id, *queries)
+    def counted(connection: Connection, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
+        answers = ask(connection, organization_id, *queries, notes=notes)
         # The uses of credentials are recorded by a thread of their own.
         if threading.get_ident() == found.thread:
             found.add(len(queries))

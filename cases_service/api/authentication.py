@@ -1,7 +1,7 @@
 """Authenticates and authorizes requests: API token, organization, subscription, then the visitor's JWT."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -52,15 +52,17 @@ class Identity(NamedTuple):
     key_id: UUID
 
 
-class Asked(NamedTuple):
-    """A view's query and visitor, and the function that turns its result into the response or a further query."""
+class VisitorQuery(NamedTuple):
+    """A view's query, and the visitor it is about."""
 
     query: Query[Any]
     identity: Identity
-    respond: "Callable[[Any], Response | Asked]"
 
 
-View: TypeAlias = Callable[[Access], Asked]
+Steps: TypeAlias = Generator[VisitorQuery, Any, Response]
+"""A running view: it yields queries, is sent their results, and returns the response."""
+
+View: TypeAlias = Callable[[Access], Steps]
 
 
 class Gate:
@@ -107,45 +109,46 @@ class Gate:
             return self._answer(api_token(request), organization_id, view, by_primary=by_primary)
 
     def _answer(self, token: ApiToken, organization_id: UUID, view: View, *, by_primary: bool) -> Response:
-        access, asked = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
+        begun = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
         if self._limits is not None:
-            self._limits.count_visitor(organization_id, asked.identity.external_id)
+            self._limits.count_visitor(organization_id, begun.pending.identity.external_id)
         for _ in range(_TRIES):
-            found, answer = self._ask(token, organization_id, asked, by_primary=by_primary)
-            if found != access:
-                access = self._admit(token, organization_id, found)
-                asked = view(access)
+            found, answer = self._ask(token, organization_id, begun.pending, by_primary=by_primary)
+            if found != begun.access:
+                begun.steps.close()
+                begun = _begin(self._admit(token, organization_id, found), view)
                 continue
             self._last_use.note(organization_id, token.hash)
-            self._last_use.note(organization_id, asked.identity.key_id)
-            response = asked.respond(answer)
-            if not isinstance(response, Asked):
+            self._last_use.note(organization_id, begun.pending.identity.key_id)
+            try:
+                begun = begun._replace(pending=begun.steps.send(answer))
+            except StopIteration as end:
+                response: Response = end.value
                 return response
-            asked = response
         raise UnavailableError
 
     def _ask(
-        self, token: ApiToken, organization_id: UUID, asked: Asked, *, by_primary: bool
+        self, token: ApiToken, organization_id: UUID, pending: VisitorQuery, *, by_primary: bool
     ) -> tuple[Access | None, Any]:
-        visitor = asked.identity.external_id
+        visitor = pending.identity.external_id
         if by_primary:
-            return self._database.ask_both(organization_id, _access_query(token), asked.query, visitor=visitor)
+            return self._database.ask_both(organization_id, _access_query(token), pending.query, visitor=visitor)
         links = store.get_visitor(organization_id=organization_id, external_id=visitor)
-        return self._cases.ask_judged(organization_id, _access_query(token), asked.query, links=links, visitor=visitor)
+        access = _access_query(token)
+        return self._cases.ask_judged(organization_id, access, pending.query, links=links, visitor=visitor)
 
-    def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked] | None:
-        """Return the token's remembered access with the view's query for it; None if it does not suffice."""
+    def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun | None":
+        """Begin a view with the token's remembered access; None if that does not suffice."""
         access = self._remembered.get(token.hash) if self._limits is None else None
         if access is not None and access.organization_id == organization_id:
-            # An error by remembered access is raised only if present access gives it too.
+            # Remembered access must not refuse a request that the present access allows.
             with suppress(ProblemError, SecretNotOpenedError):
-                return access, view(access)
+                return _begin(access, view)
         return None
 
-    def _open(self, token: ApiToken, organization_id: UUID, view: View) -> tuple[Access, Asked]:
-        """Return the token's present access with the view's query for it."""
-        access = self._prove(token, organization_id)
-        return access, view(access)
+    def _open(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun":
+        """Begin a view with the token's present access."""
+        return _begin(self._prove(token, organization_id), view)
 
     def _prove(self, token: ApiToken, organization_id: UUID) -> Access:
         found = self._database.ask(token.organization_id, _access_query(token))
@@ -167,6 +170,19 @@ class Gate:
             self._remembered.clear()
         self._remembered[token.hash] = access
         return access
+
+
+class _Begun(NamedTuple):
+    """A view that waits for a result: the access that it was checked with, and its pending query."""
+
+    access: Access
+    steps: Steps
+    pending: VisitorQuery
+
+
+def _begin(access: Access, view: View) -> _Begun:
+    steps = view(access)
+    return _Begun(access, steps, next(steps))
 
 
 def api_token(request: Request) -> ApiToken:

@@ -26,15 +26,23 @@ def answer(request: Request, document: Callable[[], bytes], *etag_input: bytes) 
 
     """
     digest = _digest(etag_input)
-    headers = [("ETag", f'W/"{digest}"'), ("Cache-Control", "private, no-cache")]
     if _has(request, digest):
-        return Response(status=304, headers=headers)
-    return Response(document(), headers=headers, content_type="application/json")
+        return Response(status=304, headers=_headers(digest))
+    return Response(document(), headers=_headers(digest), content_type="application/json")
 
 
 def matches_etag(request: Request, *etag_input: bytes) -> bool:
     """Tell whether `answer` would be 304."""
     return _has(request, _digest(etag_input))
+
+
+def not_modified(*etag_input: bytes) -> Response:
+    """Return what `answer` does where the caller has the document already."""
+    return Response(status=304, headers=_headers(_digest(etag_input)))
+
+
+def _headers(digest: str) -> list[tuple[str, str]]:
+    return [("ETag", f'W/"{digest}"'), ("Cache-Control", "private, no-cache")]
 
 
 def _has(request: Request, digest: str) -> bool:

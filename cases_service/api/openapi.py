@@ -175,7 +175,7 @@ _ANSWER_HEADERS: Final[dict[str, Json]] = {
     "ETag": {
         "description": "Stands for what is shown, weakly: not for the links.",
         "required": True,
-        "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{32}"$'},
+        "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{40}"$'},
     },
     "StrongETag": {
         "description": "Stands for the case, strongly: another one after every change.",

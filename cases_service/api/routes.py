@@ -6,7 +6,7 @@ from uuid import UUID
 
 from flask import Response
 
-from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, Asked, Identity, identify
+from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, Identity, Steps, identify
 from cases_service.api.parameters import without_cursor
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.scopes import Scope, check_scope
@@ -18,19 +18,19 @@ from cases_service.store.cases import Access
 View = Callable[..., Response]
 
 
-def for_visitor(scope: Scope) -> Callable[[Callable[..., Asked]], View]:
-    """Call a view with the request and its API token's access, if that has the scope.
+def for_visitor(scope: Scope) -> Callable[[Callable[..., Steps]], View]:
+    """Run a view with the request and its API token's access, if that has the scope.
 
-    The view returns its query, and is called again if the access has changed. A view that writes is checked on the
-    primary only.
+    The view yields its queries. If the access has changed meanwhile, it is run again from the start. A view that writes
+    is checked on the primary only.
     """
 
-    def decorate(view: Callable[..., Asked]) -> View:
+    def decorate(view: Callable[..., Steps]) -> View:
         @wraps(view)
         def route(organization_id: UUID, **given: str) -> Response:
             request = current_request()
 
-            def checked(access: Access) -> Asked:
+            def checked(access: Access) -> Steps:
                 check_scope(access.scopes, scope)
                 return view(request, access, **given)
 

@@ -75,11 +75,11 @@ def _trace_exchanges(tracer: Tracer) -> None:
 
     def traced(exchange: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         @wraps(exchange)
-        def call(connection: Connection, about: UUID | bytes, *queries: Query[Any]) -> list[Any]:
+        def call(connection: Connection, about: UUID | bytes, *queries: Query[Any], **how: bool) -> list[Any]:
             name = " ".join(query.statement.name.decode() for query in queries) or exchange.__name__
             known = {_SYSTEM: "postgresql", _SUMMARY: name}
             with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=known):
-                return exchange(connection, about, *queries)
+                return exchange(connection, about, *queries, **how)
 
         return call
 

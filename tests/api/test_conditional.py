@@ -156,6 +156,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "channel_priority": 2,
         "is_waiting": True,
         "unread_message_count": 1,
+        "visitor_unread_message_count": 1,
         "contact_id": None,
     },
 }

@@ -80,7 +80,7 @@ def callers(organization: Organization, visitor: Visitor, case_ids: list[UUID]) 
     def anyone(case: Request) -> dict[str, str]:
         return {}
 
-    token = organization.token_with("visitors:read", "cases:write")
+    token = organization.token_with("visitors:read", "visitors:write", "cases:write")
 
     def as_writer(case: Request) -> dict[str, str]:
         return {**with_header(case), "Authorization": f"Bearer {token}"}

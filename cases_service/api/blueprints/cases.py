@@ -7,8 +7,8 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response
 
-from cases_service.api.authentication import Asked
-from cases_service.api.etag import answer, matches_etag
+from cases_service.api.authentication import Steps, VisitorQuery
+from cases_service.api.etag import answer, matches_etag, not_modified
 from cases_service.api.parameters import (
     CollectionParameters,
     DetailParameters,
@@ -37,7 +37,7 @@ _SUMMARY: Final = SummarySchema()
 
 @blueprint.get("")
 @for_visitor("visitors:read")
-def list_cases(request: CasesRequest, access: Access, token: str) -> Asked:
+def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
     """Answer a page of the cases of all contacts of the visitor."""
     parameters = read_parameters(_COLLECTION, request.query_string)
     filters: Filters = parameters["filters"]
@@ -45,7 +45,7 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Asked:
     given = parameters["cursor"]
     cursor = None if given is None else Cursor.decode(given, collection)
     visitor = identified(request, access, token)
-    ask = partial(
+    page_query = partial(
         store.list_cases,
         organization_id=access.organization_id,
         external_id=visitor.external_id,
@@ -55,32 +55,34 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Asked:
         cursor=cursor,
         page_size=parameters["page_size"],
     )
-    respond = partial(_respond_with_page, request, token, collection, cursor)
-
-    def ask_whole() -> Asked:
-        return Asked(ask(), visitor, respond)
-
-    if not request.if_none_match or parameters["attributes"] is not None:
-        return ask_whole()
-    # Most likely the caller has the page already. Where it has not, the page is asked for once more.
-    return Asked(ask(whole=False), visitor, partial(respond, instead=ask_whole))
+    link = partial(link_of_visitor, request, token, access.organization_id)
+    if request.if_none_match and parameters["attributes"] is None:
+        # Most likely the caller has the page already, and that is cheaper to find out than to read the page.
+        page = _found(cursor, (yield VisitorQuery(page_query(whole=False), visitor)))
+        if matches_etag(request, *_etag_input(page, collection)):
+            return not_modified(*_etag_input(page, collection))
+    page = _found(cursor, (yield VisitorQuery(page_query(), visitor)))
+    return answer(request, lambda: _document(page, collection, link), *_etag_input(page, collection))
 
 
 @blueprint.get("/summary")
 @for_visitor("visitors:read")
-def summarize_cases(request: CasesRequest, access: Access, token: str) -> Asked:
+def summarize_cases(request: CasesRequest, access: Access, token: str) -> Steps:
     """Answer the cases of the visitor in a few numbers."""
     filters = read_parameters(_FILTERS, request.query_string)["filters"]
     visitor = identified(request, access, token)
     query = store.summarize_cases(
         organization_id=access.organization_id, external_id=visitor.external_id, filters=filters
     )
-    return Asked(query, visitor, partial(_respond_with_summary, request))
+    summary = yield VisitorQuery(query, visitor)
+    if summary is None:
+        raise VisitorNotFoundError
+    return _whole(request, _SUMMARY.dump(summary))
 
 
 @blueprint.get("/<case_id>")
 @for_visitor("visitors:read")
-def get_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def get_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Answer one case of a contact of the visitor."""
     parameters = read_parameters(_DETAIL, request.query_string)
     visitor = identified(request, access, token)
@@ -90,46 +92,38 @@ def get_case(request: CasesRequest, access: Access, token: str, case_id: str) ->
         case_id=uuid_or_none(case_id),
         fields=parameters["attributes"],
     )
-    return Asked(query, visitor, partial(_respond_with_case, request))
-
-
-def _respond_with_page(
-    request: CasesRequest,
-    token: str,
-    collection: Collection,
-    cursor: Cursor | None,
-    page: Page | None,
-    *,
-    instead: Callable[[], Asked] | None = None,
-) -> Response | Asked:
-    if page is None:
-        raise VisitorNotFoundError
-    if cursor is not None:
-        cursor.check_visitor(page.visitor_id)
-    following, preceding = (None if c is None else c.encode(collection) for c in (page.next, page.previous))
-
-    def document() -> bytes:
-        link = partial(link_of_visitor, request, token, collection.organization_id)
-        return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
-
-    represented = page.represented, f"{following} {preceding}".encode()
-    if instead is not None and not matches_etag(request, *represented):
-        return instead()
-    return answer(request, document, *represented)
-
-
-def _respond_with_summary(request: CasesRequest, summary: dict[str, Any] | None) -> Response:
-    if summary is None:
-        raise VisitorNotFoundError
-    return _whole(request, _SUMMARY.dump(summary))
-
-
-def _respond_with_case(request: CasesRequest, found: Found | None) -> Response:
+    found: Found | None = yield VisitorQuery(query, visitor)
     if found is None:
         raise VisitorNotFoundError
     if found.case is None:
         raise CaseNotFoundError
     return _whole(request, found.case)
+
+
+def _found(cursor: Cursor | None, page: Page | None) -> Page:
+    if page is None:
+        raise VisitorNotFoundError
+    if cursor is not None:
+        cursor.check_visitor(page.visitor_id)
+    return page
+
+
+def _cursors(page: Page, collection: Collection) -> tuple[str | None, str | None]:
+    """Return the cursors of the next and the previous page."""
+    following, preceding = (
+        None if cursor is None else cursor.encode(collection) for cursor in (page.next, page.previous)
+    )
+    return following, preceding
+
+
+def _etag_input(page: Page, collection: Collection) -> tuple[bytes, bytes]:
+    following, preceding = _cursors(page, collection)
+    return page.represented, f"{following} {preceding}".encode()
+
+
+def _document(page: Page, collection: Collection, link: Callable[[str | None], str | None]) -> bytes:
+    following, preceding = _cursors(page, collection)
+    return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
 
 def _whole(request: CasesRequest, document: dict[str, Any]) -> Response:

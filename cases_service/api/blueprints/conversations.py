@@ -9,7 +9,7 @@ import msgspec
 from flask import Blueprint, Response
 from marshmallow import Schema
 
-from cases_service.api.authentication import Asked
+from cases_service.api.authentication import Steps, VisitorQuery
 from cases_service.api.conversation_pages import JSON, JSON_OR_PATCH, respond_with_page, starting_point
 from cases_service.api.parameters import ConversationParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
@@ -41,21 +41,21 @@ _CASE: Final = tuple(CaseSchema().fields)
 
 @blueprint.get("/activities")
 @for_visitor("visitors:read")
-def list_activities(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def list_activities(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Answer a page of the activities of a case."""
     return _list("activities", request, access, token, case_id)
 
 
 @blueprint.get("/messages")
 @for_visitor("visitors:read")
-def list_messages(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def list_messages(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Answer a page of the messages of a case."""
     return _list("messages", request, access, token, case_id)
 
 
 @blueprint.post("/messages")
 @for_visitor("visitors:write")
-def create_message(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def create_message(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Say something in a case."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
@@ -67,7 +67,7 @@ def create_message(request: CasesRequest, access: Access, token: str, case_id: s
 
 @blueprint.put("/read")
 @for_visitor("visitors:write")
-def mark_read(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def mark_read(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Mark as read what users wrote."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
@@ -78,7 +78,7 @@ def mark_read(request: CasesRequest, access: Access, token: str, case_id: str) -
 
 @blueprint.patch("")
 @for_visitor("visitors:write")
-def change_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def change_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     """Close a case, or open it again."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
@@ -87,7 +87,7 @@ def change_case(request: CasesRequest, access: Access, token: str, case_id: str)
     return _write(request, access, token, case_id, body=CASE_STATE, media_types=JSON_OR_PATCH, write=write)
 
 
-def _list(things: Things, request: CasesRequest, access: Access, token: str, case_id: str) -> Asked:
+def _list(things: Things, request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
     parameters = read_parameters(_PAGE, request.query_string)
     given_id = uuid_or_none(case_id)
     collection, cursor = starting_point(things, parameters, access.organization_id, given_id, of="visitor")
@@ -102,17 +102,15 @@ def _list(things: Things, request: CasesRequest, access: Access, token: str, cas
         page_size=parameters["page_size"],
     )
 
-    def respond(page: Page | None) -> Response:
-        if page is None:
-            raise VisitorNotFoundError
-        if cursor is not None:
-            cursor.check_visitor(page.visitor_id)
-        if not page.has_case:
-            raise CaseNotFoundError
-        link = partial(link_of_visitor, request, token, access.organization_id, below=f"/{given_id}/{things}")
-        return respond_with_page(request, page, collection, link)
-
-    return Asked(query, visitor, respond)
+    page: Page | None = yield VisitorQuery(query, visitor)
+    if page is None:
+        raise VisitorNotFoundError
+    if cursor is not None:
+        cursor.check_visitor(page.visitor_id)
+    if not page.has_case:
+        raise CaseNotFoundError
+    link = partial(link_of_visitor, request, token, access.organization_id, below=f"/{given_id}/{things}")
+    return respond_with_page(request, page, collection, link)
 
 
 def _write(
@@ -124,7 +122,7 @@ def _write(
     body: Schema,
     media_types: frozenset[str],
     write: Callable[[ConversationWriter, dict[str, Any]], Response],
-) -> Asked:
+) -> Steps:
     """Ask whether the case is the visitor's, in the state of the database that lets them in, and then write."""
     database = writing_database()
     read_parameters(_NONE, request.query_string)
@@ -134,21 +132,19 @@ def _write(
         organization_id=access.organization_id, external_id=visitor.external_id, case_id=uuid_or_none(case_id)
     )
 
-    def respond(found: FoundCase | None) -> Response:
-        if found is None:
-            raise VisitorNotFoundError
-        if found.case_id is None:
-            raise CaseNotFoundError
-        writer = ConversationWriter(
-            database=database,
-            organization_id=access.organization_id,
-            case_id=UUID(found.case_id),
-            external_id=visitor.external_id,
-            closed_is_final=current_service().settings.closed_is_final,
-        )
-        return write(writer, given)
-
-    return Asked(query, visitor, respond)
+    found: FoundCase | None = yield VisitorQuery(query, visitor)
+    if found is None:
+        raise VisitorNotFoundError
+    if found.case_id is None:
+        raise CaseNotFoundError
+    writer = ConversationWriter(
+        database=database,
+        organization_id=access.organization_id,
+        case_id=UUID(found.case_id),
+        external_id=visitor.external_id,
+        closed_is_final=current_service().settings.closed_is_final,
+    )
+    return write(writer, given)
 
 
 def _case(case: StoredCase) -> Response:
