@@ -38,7 +38,7 @@ _SUMMARY: Final = SummarySchema()
 @blueprint.get("")
 @for_visitor("visitors:read")
 def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
-    """Answer a page of the cases of all contacts of the visitor."""
+    """Answer a page of the visitor's cases over all contacts."""
     parameters = read_parameters(_COLLECTION, request.query_string)
     filters: Filters = parameters["filters"]
     collection = Collection(access.organization_id, parameters["ordering"], filters.canonical())
@@ -57,7 +57,7 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
     )
     link = partial(link_of_visitor, request, token, access.organization_id)
     if request.if_none_match and parameters["attributes"] is None:
-        # Most likely the caller has the page already, and that is cheaper to find out than to read the page.
+        # Most likely the caller has the page already, and checking that is cheaper than reading the page.
         page = _found(cursor, (yield VisitorQuery(page_query(whole=False), visitor)))
         if matches_etag(request, *_etag_input(page, collection)):
             return not_modified(*_etag_input(page, collection))
@@ -68,7 +68,7 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
 @blueprint.get("/summary")
 @for_visitor("visitors:read")
 def summarize_cases(request: CasesRequest, access: Access, token: str) -> Steps:
-    """Answer the cases of the visitor in a few numbers."""
+    """Answer a summary of the visitor's cases."""
     filters = read_parameters(_FILTERS, request.query_string)["filters"]
     visitor = identified(request, access, token)
     query = store.summarize_cases(
@@ -83,7 +83,7 @@ def summarize_cases(request: CasesRequest, access: Access, token: str) -> Steps:
 @blueprint.get("/<case_id>")
 @for_visitor("visitors:read")
 def get_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Answer one case of a contact of the visitor."""
+    """Answer one of the visitor's cases."""
     parameters = read_parameters(_DETAIL, request.query_string)
     visitor = identified(request, access, token)
     query = store.get_case(
@@ -118,7 +118,7 @@ def _cursors(page: Page, collection: Collection) -> tuple[str | None, str | None
 
 def _etag_input(page: Page, collection: Collection) -> tuple[bytes, bytes]:
     following, preceding = _cursors(page, collection)
-    return page.represented, f"{following} {preceding}".encode()
+    return page.etag_input, f"{following} {preceding}".encode()
 
 
 def _document(page: Page, collection: Collection, link: Callable[[str | None], str | None]) -> bytes:

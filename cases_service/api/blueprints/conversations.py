@@ -1,4 +1,4 @@
-"""The routes of what is in a visitor's case. The order of the calls in a view is the order of the checks."""
+"""The routes of a visitor's conversations. The order of the calls in a view is the order of the checks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -56,7 +56,7 @@ def list_messages(request: CasesRequest, access: Access, token: str, case_id: st
 @blueprint.post("/messages")
 @for_visitor("visitors:write")
 def create_message(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Say something in a case."""
+    """Write a message in a case."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
         said = writer.say(NewMessage(channel=CHANNEL_OF_VISITORS, **given))
@@ -68,7 +68,7 @@ def create_message(request: CasesRequest, access: Access, token: str, case_id: s
 @blueprint.put("/read")
 @for_visitor("visitors:write")
 def mark_read(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Mark as read what users wrote."""
+    """Mark the users' messages as read."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
         return _case(writer.mark_read(given.get("until")))
@@ -123,7 +123,7 @@ def _write(
     media_types: frozenset[str],
     write: Callable[[ConversationWriter, dict[str, Any]], Response],
 ) -> Steps:
-    """Ask whether the case is the visitor's, in the state of the database that lets them in, and then write."""
+    """Check in one state of the database that the visitor has access and owns the case, and then write."""
     database = writing_database()
     read_parameters(_NONE, request.query_string)
     visitor = identified(request, access, token)
