@@ -60,7 +60,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "channel_priority": 4,
     },
 }
-NOT_NULL_WITH_DEFAULT = {"is_waiting": True, "unread_message_count": 7}
+NOT_NULL_WITH_DEFAULT = {"is_waiting": True, "unread_message_count": 7, "visitor_unread_message_count": 7}
 REQUIRED_FIELDS = [(name, field) for name, fields in REQUIRED.items() for field in fields]
 NULLABLE_FIELDS = [(name, field) for name, fields in OPTIONAL.items() for field in fields]
 IDS = [
@@ -444,6 +444,7 @@ def test_a_time_of_any_zone_is_read_to_the_microsecond(local: datetime, offset_m
         ("case", "priority", 1, 5),
         ("case", "channel_priority", 1, 4),
         ("case", "unread_message_count", 0, 2**31 - 1),
+        ("case", "visitor_unread_message_count", 0, 2**31 - 1),
         ("case_funnel_stage", "position", -(2**31), 2**31 - 1),
     ],
 )

@@ -236,6 +236,7 @@ class TestRows:
             created_by_user_id=user["id"],
             updated_by_user_id=user["id"],
             case_funnel_stage_id=stage["id"],
+            visitor_unread_message_count=3,
         )
         organization = company.organization(name="Acme Ltd", subscription_status="inactive", subscription_ends_at=LATER)
 

@@ -14,6 +14,7 @@ ATTRIBUTES = [
     "status", "priority", "priority_label", "latest_messaging_channel", "is_closed", "closed_at", "is_waiting",
     "unread_message_count", "created_at", "updated_at", "created_by_user_id", "created_by_user",
     "updated_by_user_id", "updated_by_user", "case_funnel_stage", "case_funnel_stage_id", "channel_priority",
+    "visitor_unread_message_count",
 ]  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def test_a_case_is_whole(client: FlaskClient, organization: Organization) -> Non
         priority=5,
         latest_messaging_channel="webchat",
         channel_priority=4,
+        visitor_unread_message_count=5,
         closed_at=closed_at,
         is_waiting=True,
         unread_message_count=7,
@@ -108,6 +110,7 @@ def test_a_case_is_whole(client: FlaskClient, organization: Organization) -> Non
         },
         "case_funnel_stage_id": str(stage_id),
         "channel_priority": 4,
+        "visitor_unread_message_count": 5,
     }
     assert list(document) == ATTRIBUTES
 

@@ -70,6 +70,7 @@ class TestCreation:
             "unread_message_count": 0,
             "created_by_user_id": user,
             "updated_by_user_id": user,
+            "visitor_unread_message_count": 0,
         }
         assert case["created_at"] == case["updated_at"]
 

@@ -74,6 +74,7 @@ class State:
             "is_closed": self.status == "Closed",
             "is_waiting": False,
             "channel_priority": None,
+            "visitor_unread_message_count": 0,
         }
 
 
