@@ -16,8 +16,7 @@
 
 -- name: begin#
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
--- Where the session only reads by default, this transaction writes.
-set transaction isolation level read committed, read write;
+set transaction isolation level read committed;
 set local client_encoding = 'UTF8';
 
 -- name: create_staging!

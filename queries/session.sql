@@ -21,6 +21,7 @@ union all
 select set_config(name, 'off', false)
 from pg_settings
 where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
+
 -- name: get_server
 -- Whether it only follows another one, and the process that answers: another one than it said at the start where a
 -- pooler stands in between.

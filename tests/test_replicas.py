@@ -518,6 +518,5 @@ def test_a_server_that_takes_no_writes_is_unavailable_to_them(
     writer = writer_of(replica.url)
     case_id = writer.organization.case(None)
     for method, body in (("PATCH", {"priority": 1}), ("DELETE", None)):
-        problem = assert_problem(writer.send(method, case_id, body), 503, "unavailable")
-        assert "takes no writes" in problem["detail"]
+        assert_problem(writer.send(method, case_id, body), 503, "unavailable")
     assert writer.get(case_id).status_code == 200

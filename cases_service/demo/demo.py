@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -24,6 +24,7 @@ from cases_service.credentials.administration import AdministrationError
 from cases_service.credentials.algorithms import HMAC_ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.statements import statements
+from cases_service.demo.conversations import conversations_of
 from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, listen_beside, start_portal
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.command_database import open_database
@@ -55,13 +56,23 @@ class DemoError(RuntimeError):
     """The demo does not start. The message says why and what to do, in one line."""
 
 
+class AnsweredCase(NamedTuple):
+    """The case that the printed lines have an agent answer in."""
+
+    id: UUID
+    number: str
+    subject: str
+
+
 @dataclass(frozen=True)
 class Visit:
-    """The base URL and the credentials of a client: an API token and a visitor's JWT."""
+    """Where the service is, an API token and a visitor's JWT for a client of the API, and the portal's own token."""
 
     base_url: str
     api_token: str
+    portal_token: str
     jwt: str
+    answered: AnsweredCase
 
     def cases_url(self, organization: str = str(_ORGANIZATION)) -> str:
         """Return the address of the visitor's cases. The JWT travels in a header."""
@@ -99,6 +110,15 @@ def _curl_change(case_id: str) -> str:
     )
 
 
+def _curl_answer(case_id: UUID) -> str:
+    """Return a command that answers in a case, as a user of the organization does."""
+    return (
+        'curl -s -H "Authorization: Token $TOKEN" -H "Content-Type: application/json" \\\n'
+        '    -d \'{"text": "We are on our way.", "is_private": false}\' \\\n'
+        f'    "$ALL_CASES/{case_id}/messages" | python3 -m json.tool'
+    )
+
+
 def run_demo(settings: Settings) -> NoReturn:
     """Prepare everything, and become the service; a child prints the lines once it answers."""
     if settings.database_url is not None:
@@ -117,7 +137,7 @@ def run_demo(settings: Settings) -> NoReturn:
     _say(f"{'making' if is_new else 'starting'} a PostgreSQL in {data_dir}{' (once: half a minute)' if is_new else ''}")
     with open_database(settings, may_make=True) as database:
         database.initialize()
-        _say("loading 1,000 real cases, moved in time so that the newest is of today")
+        _say("loading 1,000 real cases, moved in time so that the newest is of today, and made-up conversations")
         with database.connect() as connection:
             visit, plan = _prepare(connection, database.settings)
         _say("starting the service and the page of a customer's cases")
@@ -166,22 +186,47 @@ def _for_demo(settings: Settings, *, port: int) -> Settings:
 def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[Visit, Plan]:
     """Load the data, and create an API token and a signing key. An earlier demo's key stays, its token is revoked."""
     box = SecretBox(settings.secret_keys)
-    stream = io.BytesIO(moved_to(datetime.now(UTC), DEMO_DATA.read_bytes()))
-    load(connection, [LoadFile(DEMO_DATA.name, stream)], box=box)
+    now = datetime.now(UTC)
+    lines = moved_to(now, DEMO_DATA.read_bytes())
+    load(connection, [LoadFile(DEMO_DATA.name, io.BytesIO(lines))], box=box)
+    _add_conversations(connection, lines, now=now)
     administration.revoke_tokens_described(connection, organization_id=_ORGANIZATION, description=_DESCRIPTION)
-    _, api_token = administration.create_token(
+    key, visitors = _key(connection, box), _visitors(connection)
+    visit = Visit(
+        base_url=f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}",
+        api_token=_token(connection, "visitors:read", "visitors:write", "cases:write"),
+        portal_token=_token(connection, "visitors:read", "visitors:write"),
+        jwt=_sign(key, settings),
+        answered=_case_to_answer(connection, visitors[0]),
+    )
+    return visit, _plan(visit, key, settings, visitors)
+
+
+def _token(connection: psycopg.Connection[Any], *scopes: str) -> str:
+    _, token = administration.create_token(
         connection,
         organization_id=_ORGANIZATION,
         user_id=_USER,
-        scopes=("visitors:read", "cases:write"),
+        scopes=scopes,
         description=_DESCRIPTION,
         expires_at=datetime.now(UTC) + _TOKEN_LIFETIME,
     )
-    key = _key(connection, box)
-    visit = Visit(
-        f"http://{_reachable(settings.bind)}:{settings.bind.rpartition(':')[2]}", api_token, _sign(key, settings)
-    )
-    return visit, _plan(visit, key, settings, _visitors(connection))
+    return token
+
+
+def _add_conversations(connection: psycopg.Connection[Any], lines: bytes, *, now: datetime) -> None:
+    """Make up what was said in the cases. What was said in an earlier demo besides stays."""
+    made = list(conversations_of([json.loads(line) for line in lines.splitlines()], now=now))
+    activities = {row["id"]: row for row in made if row["type"] == "activity"}
+    messages = [
+        row | {"case_id": activities[row["activity_id"]]["case_id"]} for row in made if row["type"] == "message"
+    ]
+    demo = statements("demo")
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(demo["add_activity"].encode(), list(activities.values()))
+        cursor.executemany(demo["add_message"].encode(), messages)
+        for name in ("count_messages_of_activities", "count_unread_of_visitors"):
+            cursor.execute(demo[name].encode(), {"organization_id": _ORGANIZATION})
 
 
 def moved_to(now: datetime, lines: bytes) -> bytes:
@@ -204,7 +249,7 @@ def _plan(visit: Visit, key: tuple[UUID, str, str], settings: Settings, visitors
     service: dict[str, str | int | None] = {
         "url": visit.base_url,
         "organization": str(_ORGANIZATION),
-        "api_token": visit.api_token,
+        "api_token": visit.portal_token,
         "key_id": str(key_id),
         "algorithm": algorithm,
         "secret": secret,
@@ -220,6 +265,15 @@ def _visitors(connection: psycopg.Connection[Any]) -> list[DemoVisitor]:
         statements("demo")["list_visitors_to_show"].encode(), {"organization_id": _ORGANIZATION}
     ).fetchall()
     return [DemoVisitor(*row) for row in rows]
+
+
+def _case_to_answer(connection: psycopg.Connection[Any], visitor: DemoVisitor) -> AnsweredCase:
+    """Return the newest open case of a visitor."""
+    values = {"organization_id": _ORGANIZATION, "external_id": visitor.external_id}
+    row = connection.execute(statements("demo")["get_newest_open_case"].encode(), values).fetchone()
+    if row is None:
+        raise LookupError(visitor.external_id)
+    return AnsweredCase(*row)
 
 
 def _sign(key: tuple[UUID, str, str], settings: Settings) -> str:
@@ -286,6 +340,7 @@ What a signed-in customer sees, to open in a browser:
 {portal_url}
 
 The service answers. Its data, 1,000 real service requests from New York, are in {settings.data_dir}.
+What is said in their cases is made up.
 {_docs_line(visit, settings)}
 What a request needs, to paste into a shell first, or into a script of your own:
 {visit.variables()}
@@ -301,6 +356,9 @@ One case, whole:
 
 A change of that case by the organization's own system, which the customer's page above shows:
 {_curl_change(case["id"])}
+
+An answer by the organization, which appears by itself on the page above, in the case #{visit.answered.number}:
+{_curl_answer(visit.answered.id)}
 
 An error:
 {_curl("?page_size=1000")}

@@ -234,6 +234,7 @@ def test_the_summary_counts_the_visitors_cases(client: FlaskClient, visitor: Vis
         "unread_message_count": sum(range(40)),
         "waiting_count": 20,
         "latest_updated_at": "2015-09-03T08:32:17.879Z",
+        "visitor_unread_message_count": 0,
     }
 
 
@@ -246,6 +247,7 @@ def test_the_summary_of_nothing_is_zeros(client: FlaskClient, organization: Orga
             "unread_message_count": 0,
             "waiting_count": 0,
             "latest_updated_at": None,
+            "visitor_unread_message_count": 0,
         }
 
 

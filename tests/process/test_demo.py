@@ -34,7 +34,7 @@ def lines_of(demo: Service) -> list[str]:
     """Wait for the end of what the demo prints, and return each command to paste, behind its variables."""
     wait_for(lambda: "Ctrl-C" in demo.out, lambda: demo.process.poll() is not None, demo)
     variables = "\n".join(re.findall(r"^[A-Z_]+=.*$", demo.out, re.MULTILINE))
-    return [f"{variables}\n{command}" for command in re.findall(r"^curl .*\\\n.*$", demo.out, re.MULTILINE)]
+    return [f"{variables}\n{command}" for command in re.findall(r"^curl (?:.*\\\n)+.*$", demo.out, re.MULTILINE)]
 
 
 def paste(line: str, shell: str = "sh") -> dict[str, object]:
@@ -84,11 +84,13 @@ def last_line(demo: Service) -> str:
     return line
 
 
-def test_its_lines_show_two_pages_a_case_a_change_of_it_and_an_error(demo: Callable[..., Service], place: Path) -> None:
+def test_its_lines_show_two_pages_a_case_a_change_an_answer_and_an_error(
+    demo: Callable[..., Service], place: Path
+) -> None:
     running = demo()
     lines = lines_of(running)
-    assert [status_of(line) for line in lines] == [200, 200, 200, 200, 400]
-    first, second, case, changed, problem = (paste(line) for line in lines)
+    assert [status_of(line) for line in lines] == [200, 200, 200, 200, 201, 400]
+    first, second, case, changed, _, problem = (paste(line) for line in lines)
     assert changed["subject"] == paste(lines[2])["subject"] == "Changed from a shell"
     assert changed["id"] == case["id"]
     pages = [page["results"] for page in (first, second)]
@@ -109,6 +111,44 @@ def test_its_lines_are_short_and_keep_the_jwt_out_of_urls(demo: Callable[..., Se
     lines_of(running)
     assert not re.search(r"https?://\S*eyJ", running.out)
     assert [line[:4] for line in running.out.splitlines() if len(line) > 120 and "cursor=" not in line] == ["JWT="]
+    running.end()
+
+
+def test_the_companys_answer_appears_in_the_portal(demo: Callable[..., Service]) -> None:
+    running = demo()
+    url = portal_of(running)
+    said = paste(lines_of(running)[4])
+    newest = json.loads(read(f"{url}api/cases/open"))["cases"][0]
+    assert newest["id"] == said["case_id"]
+    messages = json.loads(read(f"{url}api/cases/{newest['id']}/messages"))["messages"]
+    assert (messages[-1]["text"], messages[-1]["is_unread"]) == (said["text"], True)
+    assert len(messages) > 1
+    running.end()
+
+
+def test_its_conversations_fit_their_cases(demo: Callable[..., Service], place: Path) -> None:
+    running = demo()
+    lines_of(running)
+    with psycopg.connect(url_of(place / ".cases-data", user="postgres")) as connection:
+        (wrong,) = connection.execute(
+            """
+            select count(*) filter (
+                where c.unread_message_count <> m.unread or c.visitor_unread_message_count <> m.unread_of_visitor
+                or m.first < c.created_at or m.last > now() or m.counted <> m.messages or m.messages < 3
+            )
+            from cases c
+            left join lateral (
+                select
+                    count(*) filter (where sender_type = 'visitor' and m.read_at is null) as unread,
+                    count(*) filter (where sender_type = 'user' and m.read_at is null) as unread_of_visitor,
+                    min(m.created_at) as first, max(m.created_at) as last, count(*) as messages,
+                    max(a.message_count + a.private_message_count) as counted
+                from messages m join activities a on a.id = m.activity_id
+                where m.case_id = c.id
+            ) m on true
+            """
+        ).fetchone() or (None,)
+    assert wrong == 0
     running.end()
 
 
@@ -283,7 +323,7 @@ def test_its_lines_work_whatever_the_environment_says(demo: Callable[..., Servic
         "http_proxy": "http://192.0.2.1:9",
     }
     running = demo(address="0.0.0.0:0", **settings)
-    assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 200, 400]
+    assert [status_of(line) for line in lines_of(running)] == [200, 200, 200, 200, 201, 400]
     assert json.loads(read(f"{portal_of(running)}api/summary"))["total"] > 0
     running.end()
 
@@ -306,7 +346,7 @@ def test_an_ordinary_user_can_run_it(start: Callable[..., Service], place: Path)
     else:
         pytest.skip("there is no Python that an ordinary user may run")
     demo = start(*become, python, "-m", "cases_service", "demo", "--bind", f"{LOOPBACK}:0", cwd=home, **given)
-    assert [status_of(line) for line in lines_of(demo)] == [200, 200, 200, 400]
+    assert [status_of(line) for line in lines_of(demo)] == [200, 200, 200, 200, 201, 400]
     assert {path.stat().st_uid for path in (home / ".cases-data").iterdir()} == {nobody.pw_uid}
     demo.interrupt()
     assert demo.process.wait(PATIENCE) == 0

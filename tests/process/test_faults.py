@@ -288,7 +288,7 @@ def test_disk_full(
                     file.write(bytes(2**20))
                     file.flush()
             ran = load()
-            assert (ran.returncode, ran.stdout) == (1, ""), ran
+            assert (ran.returncode, ran.stdout) == (75, ""), ran
             assert ran.stderr.count("\n") == 1
             assert "Traceback" not in ran.stderr
             yield
