@@ -1,4 +1,4 @@
-"""gunicorn's configuration, made from the service's settings. `gunicorn app:app` finds it where it is started."""
+"""gunicorn's configuration, from the service's settings. `gunicorn app:app` finds it in the current directory."""
 
 import gc
 import os
@@ -32,30 +32,30 @@ logger_class = "cases_service.server.worker.CasesLogger"
 logconfig_dict = logs.logging_config(_settings)
 loglevel = _settings.log_level
 
-# A token of 4,000 characters fits into the line, one of 8,000 into a field; a longer one than that is the
-# application's to refuse, which says why.
+# A token of 4,000 characters fits into the request line, one of 8,000 into a header field. The application refuses
+# longer ones, and says why.
 limit_request_line = 8190
 limit_request_field_size = 32768
-# The time that gunicorn takes to read a head grows with the square of its size.
+# gunicorn's time to parse a head grows with the square of its size.
 limit_request_fields = 64
 
-# Who stands in front is known from CASES_TRUSTED_HOPS, to the application. By default gunicorn believes loopback.
+# The application handles proxies itself, by CASES_TRUSTED_HOPS. By default gunicorn trusts loopback.
 forwarded_allow_ips = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
-# Of a unix: socket that gunicorn itself makes, where `serve` is not used.
+# For a Unix socket that gunicorn itself creates, when run without `serve`.
 umask = 0o117
 
-# Its socket would be made in the home directory, for commands that nobody needs.
+# It would create a socket in the home directory, for commands that nobody needs.
 control_socket_disable = True
 
-# The heartbeat of a worker is a file's time stamp: in memory, no slow disk delays it.
+# A worker's heartbeat is a file's time stamp: in memory, so that no slow disk delays it.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn makes its own file there
 
 
 def on_starting(server: Any) -> None:
-    """Refuse what the worker cannot do, and warn once of what is most likely a mistake."""
+    """Reject unsupported options, and warn once of likely mistakes."""
     if server.cfg.is_ssl:
         sys.exit(
             "cases-service: gunicorn's --certfile and --keyfile: TLS ends at a proxy in front, and not here;"
@@ -65,7 +65,7 @@ def on_starting(server: Any) -> None:
         sys.exit("cases-service: gunicorn's --env SCRIPT_NAME: leave it out and set CASES_PUBLIC_URL")
     logs.configure(_settings)
     logs.structure_everything()
-    # gunicorn would start a second master beside this one, from arguments that `serve` has made.
+    # gunicorn would start a second master beside this one, from the arguments of `serve`.
     server.handle_usr2 = partial(server.log.warning, "SIGUSR2 is not supported: SIGHUP replaces the workers")
     for name in unknown_names():
         server.log.warning("%s is not a setting of this service", name)
@@ -82,31 +82,31 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(_server: Any) -> None:
-    """Receive the signals that `serve` held back until gunicorn could handle them, and do the same for workers."""
+    """Unblock the signals that `serve` blocked until gunicorn could handle them, and do the same for workers."""
     metrics_files.make()
     launch.release_signals()
     launch.hold_signals_in_new_workers()
 
 
 def post_worker_init(_worker: Any) -> None:
-    """Receive them in a worker, and spare the garbage collector what the start has made: it stays."""
+    """Unblock them in a worker, and exempt the permanent objects made so far from garbage collection."""
     launch.release_signals()
     gc.collect()
     gc.freeze()
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """Remove what a killed master leaves behind."""
+    """Remove the files of a killed master."""
     if os.getppid() != worker.ppid:
         metrics_files.remove()
 
 
 def child_exit(_server: Any, _worker: Any) -> None:
-    """Let the metrics show living workers only."""
+    """Make the metrics show only living workers."""
     metrics_files.clear_dead()
 
 
 def on_exit(_server: Any) -> None:
-    """Wait until the embedded server is down, where `serve` started one and nobody else uses it."""
+    """Wait until the embedded server is down, if `serve` started one and nobody else uses it."""
     metrics_files.remove()
     launch.leave_embedded_server(_settings)

@@ -1,4 +1,4 @@
-"""Reads the documents as their readers do: the code blocks to paste and run, and what stands in tables."""
+"""Reads the documents: the code blocks to paste and run, and the tables."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _FENCED = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """A code block, and where it stands."""
+    """A code block and its location."""
 
     document: str
     line: int
@@ -32,7 +32,7 @@ def all_blocks(document: str) -> Iterator[Block]:
 
 
 def without_blocks(document: str) -> str:
-    """Return what stands beside the code blocks of a document."""
+    """Return a document without its code blocks."""
     return _FENCED.sub("", (ROOT / document).read_text())
 
 
@@ -44,16 +44,16 @@ def blocks(document: str, language: str) -> Iterator[str]:
 def block(document: str, language: str, containing: str) -> str:
     """Return the one code block of a document in a language that contains this.
 
-    Who takes it runs it: test_code_blocks.py reads the calls, and so the arguments have to be literals.
+    The caller runs it: test_code_blocks.py reads the calls, so the arguments must be literals.
     """
     (found,) = (text for text in blocks(document, language) if containing in text)
     return found
 
 
 def run(script: str, directory: Path, postgres: Path | None = None, /, **variables: str) -> str:
-    """Run lines of a document in bash, and return what they print.
+    """Run lines of a document in bash, and return their output.
 
-    In the path are the project's commands and the programs of a PostgreSQL, by default the package's.
+    PATH has the project's commands and the programs of a PostgreSQL, by default the package's.
     """
     path = f"{_find_programs(postgres)}:{SCRIPTS}:{os.environ['PATH']}"
     return subprocess.run(

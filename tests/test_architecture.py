@@ -168,7 +168,7 @@ def test_every_module_says_what_it_knows() -> None:
 
 @pytest.mark.parametrize("lock", sorted((PACKAGE.parent / "requirements").glob("*.lock")), ids=lambda path: path.stem)
 def test_every_package_is_locked_by_its_hashes(lock: Path) -> None:
-    """And comes from whatever registry whoever installs it has chosen."""
+    """And the locks name no registry: each installation chooses its own."""
     text = lock.read_text()
     requirements = [entry for entry in re.split(r"\n(?=\S)", re.sub(r"(?m)^ *#.*\n", "", text)) if entry.strip()]
     assert len(requirements) > 1

@@ -1,4 +1,4 @@
-"""Cursors: what is made is read back, what was not made is refused."""
+"""Cursors: they round-trip, and all others are refused."""
 
 import base64
 import struct

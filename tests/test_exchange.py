@@ -1,4 +1,4 @@
-"""Statements and their transaction in one round trip: what is answered, and what is left when something fails."""
+"""Statements and their transaction in one round trip: results, and the state after failures."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The schema: made once, by whoever comes first, and the same whether new or upgraded."""
+"""The schema: created once, by the first process, and the same whether new or upgraded."""
 
 import re
 import subprocess

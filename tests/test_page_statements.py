@@ -1,4 +1,4 @@
-"""The template of the page's statement, and what is printed of it."""
+"""The template of the page's statement, and the statements printed from it."""
 
 import re
 from uuid import uuid4

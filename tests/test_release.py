@@ -1,4 +1,4 @@
-"""What is published is whole: its metadata, its licences, its documents, and what keeps it up to date."""
+"""Releases are complete: metadata, licences, documents, and the configuration that keeps them up to date."""
 
 import importlib.metadata
 import json

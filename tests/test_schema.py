@@ -1,4 +1,4 @@
-"""The database enforces what the interface promises, whoever writes into it."""
+"""The database itself enforces the API's promises, against every writer."""
 
 from datetime import timedelta
 from typing import Any

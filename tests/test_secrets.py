@@ -1,4 +1,4 @@
-"""What is kept secret: signing secrets at rest, API tokens by hash, and the form of both."""
+"""Secrets: signing secrets encrypted at rest, API tokens stored by hash, and the form of both."""
 
 import base64
 import hashlib

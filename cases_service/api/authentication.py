@@ -52,15 +52,15 @@ class Identity(NamedTuple):
     key_id: UUID
 
 
-class Asked(NamedTuple):
-    """What a view asks the database, and for whom."""
+class VisitorQuery(NamedTuple):
+    """A view's query, and the visitor it is about."""
 
     query: Query[Any]
     identity: Identity
 
 
-Steps: TypeAlias = Generator[Asked, Any, Response]
-"""A view: it yields what it asks, is sent the answer, and returns the response."""
+Steps: TypeAlias = Generator[VisitorQuery, Any, Response]
+"""A running view: it yields queries, is sent their results, and returns the response."""
 
 View: TypeAlias = Callable[[Access], Steps]
 
@@ -111,42 +111,43 @@ class Gate:
     def _answer(self, token: ApiToken, organization_id: UUID, view: View, *, by_primary: bool) -> Response:
         begun = self._guess(token, organization_id, view) or self._open(token, organization_id, view)
         if self._limits is not None:
-            self._limits.count_visitor(organization_id, begun.asked.identity.external_id)
+            self._limits.count_visitor(organization_id, begun.pending.identity.external_id)
         for _ in range(_TRIES):
-            found, answer = self._ask(token, organization_id, begun.asked, by_primary=by_primary)
+            found, answer = self._ask(token, organization_id, begun.pending, by_primary=by_primary)
             if found != begun.access:
                 begun.steps.close()
                 begun = _begin(self._admit(token, organization_id, found), view)
                 continue
             self._last_use.note(organization_id, token.hash)
-            self._last_use.note(organization_id, begun.asked.identity.key_id)
+            self._last_use.note(organization_id, begun.pending.identity.key_id)
             try:
-                begun = begun._replace(asked=begun.steps.send(answer))
+                begun = begun._replace(pending=begun.steps.send(answer))
             except StopIteration as end:
                 response: Response = end.value
                 return response
         raise UnavailableError
 
     def _ask(
-        self, token: ApiToken, organization_id: UUID, asked: Asked, *, by_primary: bool
+        self, token: ApiToken, organization_id: UUID, pending: VisitorQuery, *, by_primary: bool
     ) -> tuple[Access | None, Any]:
-        visitor = asked.identity.external_id
+        visitor = pending.identity.external_id
         if by_primary:
-            return self._database.ask_both(organization_id, _access_query(token), asked.query, visitor=visitor)
+            return self._database.ask_both(organization_id, _access_query(token), pending.query, visitor=visitor)
         links = store.get_visitor(organization_id=organization_id, external_id=visitor)
-        return self._cases.ask_judged(organization_id, _access_query(token), asked.query, links=links, visitor=visitor)
+        access = _access_query(token)
+        return self._cases.ask_judged(organization_id, access, pending.query, links=links, visitor=visitor)
 
     def _guess(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun | None":
-        """Begin a view with what the token opened the last time; None where that is not enough."""
+        """Begin a view with the token's remembered access; None if that does not suffice."""
         access = self._remembered.get(token.hash) if self._limits is None else None
         if access is not None and access.organization_id == organization_id:
-            # An old state must not refuse a request that the present one lets pass.
+            # Remembered access must not refuse a request that the present access allows.
             with suppress(ProblemError, SecretNotOpenedError):
                 return _begin(access, view)
         return None
 
     def _open(self, token: ApiToken, organization_id: UUID, view: View) -> "_Begun":
-        """Begin a view with what the token opens now."""
+        """Begin a view with the token's present access."""
         return _begin(self._prove(token, organization_id), view)
 
     def _prove(self, token: ApiToken, organization_id: UUID) -> Access:
@@ -172,11 +173,11 @@ class Gate:
 
 
 class _Begun(NamedTuple):
-    """A view that has asked: what it judged by, and what it waits for."""
+    """A view that waits for a result: the access that it was checked with, and its pending query."""
 
     access: Access
     steps: Steps
-    asked: Asked
+    pending: VisitorQuery
 
 
 def _begin(access: Access, view: View) -> _Begun:

@@ -1,4 +1,4 @@
-"""Makes the pages of a case's activities and messages, for either side."""
+"""Pages of a case's activities and messages, for visitors and for organizations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -20,10 +20,10 @@ JSON_OR_PATCH: Final = JSON | {"application/merge-patch+json"}
 def starting_point(
     things: Things, parameters: Mapping[str, Any], organization_id: UUID, case_id: UUID | None, *, of: str
 ) -> tuple[Collection, Cursor | None]:
-    """Return what a request walks through, and the place that it goes on from.
+    """Return the collection that a request walks, and its cursor.
 
     Raises:
-        InvalidCursorError: The cursor is one of another walk.
+        InvalidCursorError: The cursor belongs to another collection.
 
     """
     collection = store.collection(
@@ -36,7 +36,7 @@ def starting_point(
 def respond_with_page(
     request: CasesRequest, page: Page, collection: Collection, link: Callable[[str | None], str | None]
 ) -> Response:
-    """Return a page with its links and its ETag, which stands for what is shown."""
+    """Return a page with its links, and an ETag of its content."""
     following, preceding = (None if each is None else each.encode(collection) for each in (page.next, page.previous))
 
     def document() -> bytes:

@@ -1,4 +1,4 @@
-"""What the routes of either side begin with: who asks, and what that may be."""
+"""Shared by the routes of visitors and of organizations: authorization, the writer's database, and page links."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -19,10 +19,10 @@ View = Callable[..., Response]
 
 
 def for_visitor(scope: Scope) -> Callable[[Callable[..., Steps]], View]:
-    """Run a view with the request and what its API token opens, where that has the scope.
+    """Run a view with the request and its API token's access, if that has the scope.
 
-    The view yields what it asks. Where the token's access has changed meanwhile, it is run again from the start. A view
-    that is to write is judged by the primary alone.
+    The view yields its queries. If the access has changed meanwhile, it is run again from the start. A view that writes
+    is checked on the primary only.
     """
 
     def decorate(view: Callable[..., Steps]) -> View:
@@ -43,7 +43,7 @@ def for_visitor(scope: Scope) -> Callable[[Callable[..., Steps]], View]:
 
 
 def for_organization(scope: Scope) -> Callable[[View], View]:
-    """Call a view with the request and what its API token opens, where that has the scope."""
+    """Call a view with the request and its API token's access, if that has the scope."""
 
     def decorate(view: View) -> View:
         @wraps(view)
@@ -65,10 +65,10 @@ def identified(request: CasesRequest, access: Access, token: str) -> Identity:
 
 
 def writing_database() -> Database:
-    """Return where requests write.
+    """Return the database for writes.
 
     Raises:
-        ReadOnlyDeploymentError: Nowhere.
+        ReadOnlyDeploymentError: The service only reads.
 
     """
     database = current_service().writer
@@ -80,9 +80,9 @@ def writing_database() -> Database:
 def link_of_visitor(
     request: CasesRequest, token: str, organization_id: UUID, cursor: str | None, *, below: str = ""
 ) -> str | None:
-    """Return the URL of another page of a visitor's cases, or of what is below them.
+    """Return the URL of another page of a visitor's cases, or of a collection below them.
 
-    It has the token where the caller had it, and the caller's other parameters.
+    It has the token in the caller's place, and the caller's other parameters.
     """
     place = IN_HEADER if IDENTITY_HEADER in request.headers else token
     return _link(request, f"/api/v5/orgs/{organization_id}/external-visitors/{place}/cases{below}", cursor)
@@ -91,7 +91,7 @@ def link_of_visitor(
 def link_of_organization(
     request: CasesRequest, organization_id: UUID, cursor: str | None, *, below: str = ""
 ) -> str | None:
-    """Return the URL of another page of an organization's cases, or of what is below them.
+    """Return the URL of another page of an organization's cases, or of a collection below them.
 
     It has the caller's other parameters.
     """

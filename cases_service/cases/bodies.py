@@ -127,7 +127,7 @@ def _strict(field: fields.Field[Any], *, required: bool) -> Strict:
 
 
 def text(shortest: int, longest: int, **given: Any) -> Strict:
-    """Return what reads a text that can be stored, within limits of its length."""
+    """Return a field for a text that can be stored, within limits of its length."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, str) and shortest <= len(value) <= longest and not _UNSTORABLE.search(value)
@@ -137,12 +137,12 @@ def text(shortest: int, longest: int, **given: Any) -> Strict:
 
 
 def flag(**given: Any) -> Strict:
-    """Return what reads true or false."""
+    """Return a field for true or false."""
     return Strict("true or false", lambda value: isinstance(value, bool), **given)
 
 
 def one_of(choices: Sequence[str], **given: Any) -> Strict:
-    """Return what reads one of some texts."""
+    """Return a field for one of several texts."""
     return Strict(f"one of {', '.join(choices)}", lambda value: value in choices, **given)
 
 
@@ -180,7 +180,7 @@ def read_case_body(body: bytes, kind: Kind) -> CaseBody:
 
 
 def read_members(body: bytes, schema: Schema) -> dict[str, Any]:
-    """Return the members of a body that is no case, and that a schema describes.
+    """Parse a body other than a case's by a schema.
 
     Raises:
         InvalidBodyError: It is no JSON object, or names each wrong member.

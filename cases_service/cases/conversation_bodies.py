@@ -1,4 +1,4 @@
-"""Reads what a request wants of a conversation: a message, a read mark, or that a case is closed or opened."""
+"""The bodies of writes to a conversation: a message, a read mark, or closing and reopening the case."""
 
 from typing import Final
 

@@ -1,1 +1,1 @@
-"""The command line: every command, its options, and the doctor."""
+"""The command line: all commands, their options, and the doctor."""

@@ -1,4 +1,4 @@
-"""Explains what the service thinks of a visitor's JWT, step by step, with the very functions that decide it."""
+"""Explains whether the service accepts a visitor's JWT, step by step, with the functions that the service uses."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _YEAR_10000: Final = 253_402_300_800
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """What was found out on the way, and the error that the service would answer; None for a page of cases."""
+    """The findings, and the error that the service would answer; None if it would accept the token."""
 
     findings: list[Finding]
     problem: ProblemError | None
@@ -39,22 +39,22 @@ def examine(
     has_subscription: bool,
     count_contacts: Callable[[str], int | None],
 ) -> TokenReport:
-    """Return a report on a token, as it would fare in the header, at a time in seconds since 1970.
+    """Return a report on a token in the header, at a time in seconds since 1970.
 
     Args:
         token: The JWT in compact form.
         keys: All live signing keys of the organization.
-        rules: What the claims have to fulfil.
+        rules: The requirements of the claims.
         now: The time of the request.
-        has_subscription: Whether the organization's subscription is active. Without it, nothing else counts.
-        count_contacts: Returns how many contacts a visitor has by external id, None where there is no such visitor.
+        has_subscription: Whether the organization's subscription is active. If not, the token is refused anyway.
+        count_contacts: Returns the number of contacts of a visitor by external id; None if there is no such visitor.
 
     """
     findings: list[Finding] = [("subscription", "active" if has_subscription else "not active")]
     refusal = None if has_subscription else SubscriptionInactiveError()
     try:
         for finding in _walk(token, keys, rules, now, count_contacts):
-            findings.append(finding)  # noqa: PERF402  what was found before an error counts
+            findings.append(finding)  # noqa: PERF402  keeps the findings before an error
     except ProblemError as problem:
         return TokenReport(findings, refusal or problem)
     return TokenReport(findings, refusal)
@@ -108,5 +108,5 @@ def _times(claims: dict[str, Any], now: float) -> Iterator[Finding]:
 
 
 def _echo(value: object) -> str:
-    # Nothing is proven of it yet, and a terminal obeys control characters.
+    # It is not verified, and control characters would control the terminal.
     return ascii(value)[:_LONGEST_ECHO]

@@ -1,4 +1,4 @@
-"""Knows what the options of the commands accept, and says so without repeating what was given: it may be a secret."""
+"""Parses the options of the commands. Error messages never quote the input, which may be a secret."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def accepting(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str | None], T | None]:
-    """Return the callback of an option whose text is what `parse` accepts; its ValueError's message is the user's."""
+    """Return an option's callback that parses its text; the user sees the message of the parser's ValueError."""
 
     def callback(_context: click.Context, _parameter: click.Parameter, text: str | None) -> T | None:
         try:
@@ -34,7 +34,7 @@ def parse_id(text: str) -> UUID:
 
 
 def parse_future_time(text: str) -> datetime:
-    """Return a time that has yet to come, from ISO 8601 with a zone."""
+    """Return a future time, from ISO 8601 with a zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -44,7 +44,7 @@ def parse_future_time(text: str) -> datetime:
     if time <= datetime.now(UTC):
         raise ValueError("expected a time in the future")
     try:
-        # In UTC the last hours of 9999 west of Greenwich are in 10000, which PostgreSQL keeps and Python cannot read.
+        # The last hours of 9999 west of Greenwich are in 10000 in UTC, which PostgreSQL stores but Python cannot read.
         return time.astimezone(UTC)
     except OverflowError:
         raise ValueError("expected a time before the year 10000") from None
@@ -60,7 +60,7 @@ def parse_address(text: str) -> str:
 
 
 def parse_url(text: str) -> str:
-    """Return an address of HTTP."""
+    """Return an HTTP URL."""
     from cases_service import settings
 
     text = settings.clean(text, "--url")
@@ -71,7 +71,7 @@ def parse_url(text: str) -> str:
 def _parse_text(text: str, *, lengths: range) -> str:
     if len(text) not in lengths:
         raise ValueError(f"expected {lengths[0]} to {lengths[-1]} characters")
-    # What the shell gives is not UTF-8 where it decodes to lone surrogates.
+    # Lone surrogates stand for bytes from the shell that are not UTF-8.
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("expected UTF-8 without a zero byte")
     return text
@@ -81,7 +81,7 @@ parse_external_id: Final = partial(_parse_text, lengths=range(1, 257))
 
 
 def parse_description(text: str) -> str:
-    """Return a text that is shown in lists."""
+    """Return a text to show in lists."""
     if has_controls(_parse_text(text, lengths=range(1, 257))):
         raise ValueError("expected a text without control characters")
     return text

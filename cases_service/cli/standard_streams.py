@@ -1,23 +1,23 @@
-"""Gives a program the standard streams that it was started without, so that nothing else takes their descriptors.
+"""Opens missing standard streams, so that no other file gets their descriptors.
 
-What would be lost is refused: reading from a stream that is missing fails, and so does writing to standard output.
+No data is lost silently: reading from a missing standard input fails, and so does writing to a missing standard output.
 """
 
 import os
 import sys
 from typing import Final
 
-# The wrong way round for the first two, so that using them is an error (EBADF).
+# Reversed for the first two, so that using them fails (EBADF).
 _MODES: Final = (os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)
 
 
 def open_missing() -> None:
-    """Open those that are missing. Has to come before anything else is opened, which would get their numbers."""
+    """Open the missing streams. Call it before opening any other file, which would get their numbers."""
     for number, mode in enumerate(_MODES):
         if not _is_open(number):
-            os.open(os.devnull, mode)  # gets the lowest number that is free
+            os.open(os.devnull, mode)  # gets the lowest free number
             os.set_inheritable(number, True)  # noqa: FBT003  the only argument
-    # Where they were missing, the interpreter has set these to None, and printing to None fails silently.
+    # The interpreter has set missing streams to None, and printing to None fails silently.
     sys.stdin = sys.stdin or open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
@@ -32,7 +32,7 @@ def _is_open(number: int) -> bool:
 
 
 def is_input_open() -> bool:
-    """Tell whether there is a standard input to read from."""
+    """Tell whether standard input can be read."""
     try:
         os.read(0, 0)
     except OSError:
@@ -41,9 +41,9 @@ def is_input_open() -> bool:
 
 
 def finish_output() -> OSError | None:
-    """Write what standard output still holds back; where that fails, drop it and return why.
+    """Flush standard output; on failure, discard the rest and return the error.
 
-    The interpreter would try it once more as it ends, with a message of its own and another exit status.
+    Otherwise the interpreter would flush again at exit, and fail with its own message and exit status.
     """
     try:
         sys.stdout.flush()

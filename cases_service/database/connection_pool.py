@@ -146,7 +146,7 @@ class Reader(ABC):
         """Return the result of `work` on a connection, in a turn of its owner's."""
 
     def ask(self, organization_id: UUID, query: Query[T], *, notes: bool = False) -> T:
-        """Return the answer to a query about an organization, which sees notes among users where it is to."""
+        """Return the answer to a query about an organization; with `notes` it sees the internal notes, too."""
         answer: T = self.ask_all(organization_id, query, notes=notes)[0]
         return answer
 

@@ -90,7 +90,7 @@ class Exchange:
 
         The queries see only the organization's rows, and all of them the same state of the database.
 
-        Notes among users are of these only where they are asked for.
+        With `notes` they also see the organization's internal notes.
 
         Raises:
             psycopg.Error: A statement failed, and the transaction is rolled back; or the server has gone, or has not
@@ -211,7 +211,7 @@ class Exchange:
 def preamble(
     organization_id: UUID, *, writes: bool = False, notes: bool = False, is_citus: bool = False
 ) -> tuple[bytes, ...]:
-    """Return what begins a transaction that is about one organization, as the row security of schema.sql reads it.
+    """Return the commands that begin a transaction about one organization, with the settings for row security.
 
     With `notes` it also sees the organization's internal notes.
 
@@ -228,7 +228,7 @@ def preamble(
 
 
 def _naming(organization_id: UUID, *, notes: bool) -> tuple[Query[Any], ...]:
-    """Return what says the same to a server that does not pass it on."""
+    """Return the queries that set the same on a server other than Citus."""
     naming = Query(_NAMING, {"organization_id": str(organization_id)}, _nothing)
     return (Query(_SHOWING, {}, _nothing), naming) if notes else (naming,)
 

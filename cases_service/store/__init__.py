@@ -1,1 +1,1 @@
-"""What is asked of the database: every function builds one query."""
+"""The statements of requests: each function builds one query."""

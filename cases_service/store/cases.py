@@ -1,6 +1,6 @@
-"""Knows what requests ask for: one statement each, the organization in every one of them.
+"""The queries of visitors' requests: one statement each, and the organization in every one.
 
-A function returns what to ask the database and how to read its answer; `exchange` does the asking.
+A function returns a statement with its parameters and the function that reads its result; `pipeline` runs it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
 
 Fields = frozenset[str] | None
-"""The attributes of a case that are asked for; None for all."""
+"""The requested attributes of a case; None for all."""
 
 ORDERINGS: Final = ("created_at", "-created_at", "updated_at", "-updated_at")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A live signing key: its secret sealed, or its public key in PEM."""
+    """A live signing key: its encrypted secret, or its public key in PEM."""
 
     id: UUID
     algorithm: str
@@ -53,7 +53,7 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a valid API token opens."""
+    """The access that a valid API token gives."""
 
     organization_id: UUID
     subscription_active: bool
@@ -64,7 +64,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some cases of a visitor in the collection's order, and where the pages beside them begin."""
+    """A page of a visitor's cases in the collection's order, and the cursors of the adjacent pages."""
 
     visitor_id: UUID
     rows: Sequence[Row]
@@ -75,12 +75,12 @@ class Page:
 
     @property
     def cases(self) -> list[dict[str, Any]]:
-        """The cases as `CaseSchema` dumps them, where they were asked for whole."""
+        """The cases as `CaseSchema` dumps them, if the page was queried `whole`."""
         return _compiled(self.statement.columns, self.fields).dump(self.rows)
 
     @property
-    def represented(self) -> bytes:
-        """What stands for the cases: the same bytes for the same cases, whether or not they were asked for whole."""
+    def etag_input(self) -> bytes:
+        """The bytes to compute an ETag from: the same for the same cases, whether queried `whole` or not."""
         columns = self.statement.columns
         pick = _versions(columns) if self.fields is None else _compiled(columns, self.fields).pick
         return msgspec.msgpack.encode([sorted(self.fields or ()), *map(pick, self.rows)])
@@ -88,13 +88,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """That there is such a visitor, and the case that was asked for where it is one of theirs."""
+    """An existing visitor, and the requested case if it is one of theirs."""
 
     case: dict[str, Any] | None
 
 
 def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | None]:
-    """Ask what a token of an organization opens: None where it is unknown, revoked or expired."""
+    """Query a token's access; None if the token is unknown, revoked or expired."""
 
     def read(result: Result) -> Access | None:
         rows = result.rows
@@ -107,7 +107,7 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
 
 
 def get_visitor(*, organization_id: UUID, external_id: str) -> Query[Row | None]:
-    """Ask who an external id stands for and which contacts are theirs, to be compared as a whole."""
+    """Query the visitor of an external id with all its contacts, to be compared as a whole."""
     parameters = {"organization_id": organization_id, "external_id": external_id}
     return Query(_ACCESS["get_visitor"], parameters, lambda result: result.rows[0] if result.rows else None)
 
@@ -123,9 +123,9 @@ def list_cases(
     page_size: int,
     whole: bool = True,
 ) -> Query[Page | None]:
-    """Ask for a page of a visitor's cases: None where the visitor does not exist.
+    """Query a page of a visitor's cases; None if the visitor does not exist.
 
-    One that is not asked for `whole` costs less, and can be told from another, but not be shown.
+    Without `whole` it is cheaper and has an `etag_input`, but no `cases`.
     """
     backward = cursor is not None and cursor.backward
     column: Column = "updated_at" if ordering.endswith("updated_at") else "created_at"
@@ -165,7 +165,7 @@ def list_cases(
 
 
 def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, fields: Fields) -> Query[Found | None]:
-    """Ask for a visitor with one case of theirs: None where the visitor does not exist."""
+    """Query a visitor with one of their cases; None if the visitor does not exist."""
     parameters = {"organization_id": organization_id, "external_id": external_id, "case_id": case_id}
     statement = case_statement(_nested(fields))
 
@@ -179,7 +179,7 @@ def get_case(*, organization_id: UUID, external_id: str, case_id: UUID | None, f
 
 
 def summarize_cases(*, organization_id: UUID, external_id: str, filters: Filters) -> Query[dict[str, Any] | None]:
-    """Ask for a visitor's cases in the numbers of `SummarySchema`: None where the visitor does not exist."""
+    """Query the numbers of `SummarySchema` for a visitor; None if the visitor does not exist."""
     parameters = {"organization_id": organization_id, "external_id": external_id, **filters.parameters()}
     return Query(_SUMMARY["summarize_cases"], parameters, _summary)
 
@@ -199,12 +199,12 @@ def _summary(result: Result) -> dict[str, Any] | None:
 
 
 def _nested(fields: Fields) -> frozenset[str]:
-    """Return which of a case's nested objects have to be looked up."""
+    """Return the nested objects that the requested attributes need."""
     return NESTED if fields is None else NESTED & fields
 
 
 def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending: bool) -> tuple[str, UUID]:
-    """Return what the page's keys lie behind: the cursor, or the limit of a filter where that is further in."""
+    """Return the exclusive start of the page's keys: the cursor, or a filter's limit if that is further in."""
     edge = _edge(column, filters, ascending=ascending)
     position = None if cursor is None else cursor.position
     if edge is not None and (position is None or (edge > position if ascending else edge < position)):
@@ -215,7 +215,7 @@ def _boundary(cursor: Cursor | None, column: str, filters: Filters, *, ascending
 
 
 def _limits(column: str, filters: Filters, *, ascending: bool) -> tuple[str, str]:
-    """Return how far the page's keys reach at most, and how far those on the other side of it."""
+    """Return the farthest limits of the keys: in the page's direction, and in the other."""
     since, until = filters.created_range if column == "created_at" else filters.updated_range
     first = "-infinity" if since is None else instants.from_microseconds(since)
     last = "infinity" if until is None else instants.from_microseconds(until - 1)
@@ -230,7 +230,7 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
 
 
 def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Cursor | None, *, ascending: bool) -> Page:
-    """Make a page of the rows of a visitor, in the order they were scanned."""
+    """Make a page of a visitor's rows, which are in the order of the scan."""
     visitor_id, has_after = UUID(rows[0][0]), rows[0][2]
     has_before = cursor is not None and rows[0][3]
     tag = visitor_tag(visitor_id)
@@ -257,7 +257,7 @@ def _position(row: Row) -> Position:
 
 @lru_cache(maxsize=256)
 def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
-    """Return what turns rows with these columns into the attributes of cases that are asked for."""
+    """Return the compiled dump of rows with these columns to the requested attributes."""
     only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
     schema = CaseSchema(only=only)
     return compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}, equal=_EQUAL)
@@ -265,10 +265,10 @@ def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
 
 @lru_cache(maxsize=256)
 def _versions(columns: tuple[str, ...]) -> Callable[[Row], Any]:
-    """Return what picks from a row all that tells a state of its case and its nested objects from every other.
+    """Return a function that picks from a row the values that identify the state of its case and nested objects.
 
-    Each write of a row renews its version, the number of the transaction, and nobody can choose it. Where a database is
-    set back to an earlier state, numbers come again; then the times of the last change tell the states apart, too.
+    Each write of a row gives it a new version, the transaction's number, which nobody can choose. After a restore of an
+    earlier state, numbers are used again; then the times of the last change distinguish the states.
     """
     picked = {"id", "updated_at", "contact.updated_at"}
     return itemgetter(*(place for place, name in enumerate(columns) if name in picked or name.endswith("version")))

@@ -1,8 +1,8 @@
-"""Writes into cases: messages, read marks, and that a visitor closes or reopens; and what follows for the case.
+"""Writes to conversations: messages, read marks, closing and reopening by visitors, and the resulting updates of cases.
 
-Each change is one transaction of two round trips, as in `case_writing`: it locks the case and looks at what is there;
-then it writes all that follows, the event for a visitor's act included, and commits. Cases are locked before positions
-of events. A visitor's transaction does not see notes among users, so that nothing of it can depend on one.
+Each change is one transaction of two round trips, as in `case_writing`: the first locks the case and reads its state;
+the second writes all changes, including the event for a visitor's action, and commits. Cases are locked before the
+positions of events. A visitor's transaction does not see internal notes, so that its results cannot depend on one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ _NO_CASE: Final = "The organization has no case with this id."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
-    """What is to be said in a case. Without an id it gets one; without a channel, the one that the case is on."""
+    """A message to write to a case. Without an id it gets a new one; without a channel, the case's present one."""
 
     text: str
     id: str | None = None
@@ -67,11 +67,11 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationWriter:
-    """Writes into one case, for its visitor where `external_id` says who that is, else for its organization.
+    """Writes to one case, for the visitor that `external_id` names, or else for its organization.
 
-    Every method raises what `Database.change` does; CaseNotFoundError where there is no such case, or it is not the
-    visitor's any more; and OutcomeUnknownError where the connection dies before the server has said that it committed.
-    All of them may be repeated then.
+    Every method raises the errors of `Database.change`; CaseNotFoundError if there is no such case or it is no longer
+    the visitor's; and OutcomeUnknownError if the connection breaks before the server confirms the commit. Each may then
+    be repeated.
     """
 
     database: Database
@@ -81,7 +81,7 @@ class ConversationWriter:
     closed_is_final: bool = False
 
     def say(self, new: NewMessage) -> Said:
-        """Write a message, or find it written already.
+        """Write a message, or return it if it was written before.
 
         Raises:
             InvalidBodyError: There is no such user.
@@ -94,12 +94,12 @@ class ConversationWriter:
             try:
                 return self._change(lambda transaction: self._say(transaction, new))
             except psycopg.errors.UniqueViolation:
-                # Somebody has just taken the id; or a note has it, which this side does not see.
+                # Another writer has just taken the id, or a note has it, which this side does not see.
                 continue
         raise IdTakenError
 
     def mark_read(self, until: str | None) -> StoredCase:
-        """Mark as read what the other side wrote, up to a message or all of it, and return the case.
+        """Mark the other side's messages as read, all or those up to a message, and return the case.
 
         Raises:
             InvalidBodyError: The case has no such message.
@@ -134,7 +134,7 @@ class ConversationWriter:
     def _begin(
         self, transaction: Transaction, *queries: Query[Any], sender: str | None = None
     ) -> tuple[Conversation | None, Sequence[Any]]:
-        """Lock the case, and return what is there of it, if it is there, with the answers to queries."""
+        """Lock the case, and return its state, if it exists, with the results of queries."""
         lock = (
             case_store.lock_case(**self._about)
             if self.external_id is None
@@ -162,13 +162,13 @@ class ConversationWriter:
         return Said(written, is_new=True)
 
     def _check_same(self, present: Mapping[str, Any], new: NewMessage) -> None:
-        """Raise IdTakenError unless a message is the one that is said."""
+        """Raise IdTakenError unless an existing message equals the new one."""
         said = str(self.case_id), self._side, new.text, new.is_private
         if said != tuple(present[name] for name in ("case_id", "sender_type", "text", "is_private")):
             raise IdTakenError
 
     def _message(self, found: Conversation, open_: Sequence[OpenActivity], new: NewMessage) -> list[Query[Any]]:
-        """Return what writes a message into a case, and all that follows."""
+        """Return the queries that write a message and update the case."""
         message_id, now = str(new.id), found.now
         channel = new.channel or _channel(found, open_, notes=new.is_private)
         activity = _activity(open_, channel, notes=new.is_private)
@@ -237,7 +237,7 @@ class ConversationWriter:
         return [store.change_conversation(**self._about, now=found.now, values=values)]
 
     def _event(self, kind: EventType, now: str, message_id: str | None = None) -> list[Query[Any]]:
-        """Return what tells the organization of a visitor's act; what users do, it knows."""
+        """Return the query that records a visitor's action as an event; users' actions are not recorded."""
         if self.external_id is None:
             return []
         return list(add_event(kind, **self._about, external_id=self.external_id, now=now, message_id=message_id))
@@ -248,24 +248,24 @@ class ConversationWriter:
 
 
 def _channel(found: Conversation, open_: Sequence[OpenActivity], *, notes: bool) -> str:
-    """Return the channel that a case is on. What visitors see does not follow a note."""
+    """Return a case's present channel. A note does not change what visitors see."""
     seen = (each.channel for each in open_ if notes or not each.is_private)
     return next(chain(seen, (found.latest_messaging_channel,)), None) or CHANNEL_OF_VISITORS
 
 
 def _activity(open_: Sequence[OpenActivity], channel: str, *, notes: bool) -> OpenActivity | None:
-    """Return the activity that a message goes into, if there is one: for a note, one that visitors see comes first."""
+    """Return the activity for a message, if there is one; a note prefers one that visitors see."""
     fitting = [each for each in open_ if each.channel == channel and (notes or not each.is_private)]
     return min(fitting, key=lambda each: each.is_private, default=None)
 
 
 def _values(found: Conversation) -> dict[str, Any]:
-    """Return what is in the columns that a change writes."""
+    """Return the values of the columns that a change writes."""
     return {name: getattr(found, name) for name in _COLUMNS}
 
 
 def _after_message(found: Conversation, side: Side, channel: str, channels: set[str]) -> dict[str, Any]:
-    """Return what is in the columns after a message that is no note. `channels` are those of the open activities."""
+    """Return the columns' values after a message that is not a note. `channels` are those of the open activities."""
     values = _values(found) | {"channel_priority": max(_PRIORITIES[each] for each in channels)}
     if channel != "telephony":
         values["latest_messaging_channel"] = channel

@@ -1,7 +1,7 @@
-"""Knows how what is in a case is read and written: a statement each, as in `store`.
+"""The queries of conversations: a case's activities and messages, read and written with one statement each.
 
-The statements of pages stand in queries/conversations.sql in ascending order. What makes the descending ones of them is
-the closed table below.
+queries/conversations.sql has the statements of pages in ascending order; the closed table below derives the descending
+ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,9 +55,9 @@ _NOBODY: Final = UUID(int=0)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some activities or messages of a case in the collection's order, and where the pages beside them begin.
+    """A page of a case's activities or messages in the collection's order, and the cursors of the adjacent pages.
 
-    `visitor_id` is that of the visitor who asked, and `has_case` tells whether there is such a case.
+    `visitor_id` is the requesting visitor's, and `has_case` tells whether the case exists.
     """
 
     visitor_id: UUID
@@ -69,14 +69,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class FoundCase:
-    """That there is such a visitor, and the case that was asked for where it is one of theirs."""
+    """An existing visitor, and the requested case if it is one of theirs."""
 
     case_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a change of a case goes by, once the case is locked."""
+    """The state that a change of a locked case depends on."""
 
     now: str
     status: str
@@ -100,7 +100,7 @@ class OpenActivity:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """How much of what one side wrote is unread, how much behind a message, and when that was written."""
+    """One side's unread messages: how many, how many after a message, and when that was written."""
 
     until_at: str | None
     all: int
@@ -108,7 +108,7 @@ class Unread:
 
 
 def collection(things: Things, *, organization_id: UUID, case_id: UUID | None, ordering: str, of: str) -> Collection:
-    """Return what a cursor of a case's things is bound to; `of` is the side that walks."""
+    """Return the collection that cursors of a case's activities or messages are bound to, for the side `of`."""
     return Collection(organization_id, ordering, f"{things} of {case_id} for the {of}")
 
 
@@ -122,9 +122,9 @@ def list_things(
     cursor: Cursor | None,
     page_size: int,
 ) -> Query[Page | None]:
-    """Ask for a page of a case's activities or messages, as a visitor sees them, or without one the organization.
+    """Query a page of a case's activities or messages, as a visitor sees them, or else the organization.
 
-    None where the visitor does not exist, or to the organization the case.
+    None if the visitor does not exist, or, for the organization, the case.
     """
     backward = cursor is not None and cursor.backward
     ascending = ordering.startswith("-") == backward
@@ -150,7 +150,7 @@ def list_things(
 
 
 def find_case(*, organization_id: UUID, external_id: str, case_id: UUID | None) -> Query[FoundCase | None]:
-    """Ask whether a case is a visitor's: None where the visitor does not exist."""
+    """Query whether a case is a visitor's; None if the visitor does not exist."""
 
     def read(result: Result) -> FoundCase | None:
         return FoundCase(result.rows[0][1]) if result.rows else None
@@ -161,7 +161,7 @@ def find_case(*, organization_id: UUID, external_id: str, case_id: UUID | None) 
 
 
 def lock_case(*, organization_id: UUID, external_id: str, case_id: UUID) -> Query[bool]:
-    """Let nobody else write into a case until the transaction ends, and tell whether it is the visitor's."""
+    """Lock a case against other writers until the transaction ends, and tell whether it is the visitor's."""
     return _query(
         "lock_case_of_visitor",
         lambda result: bool(result.rows),
@@ -174,7 +174,7 @@ def lock_case(*, organization_id: UUID, external_id: str, case_id: UUID) -> Quer
 def get_conversation(
     *, organization_id: UUID, case_id: UUID, sender_user_id: str | None = None
 ) -> Query[Conversation | None]:
-    """Ask what a change of a case goes by, and whether there is a user: None where there is no such case."""
+    """Query the state that a change of a case depends on, and whether the user exists; None without such a case."""
 
     def read(result: Result) -> Conversation | None:
         return Conversation(*result.rows[0]) if result.rows else None
@@ -189,7 +189,7 @@ def get_conversation(
 
 
 def list_open_activities(*, organization_id: UUID, case_id: UUID) -> Query[list[OpenActivity]]:
-    """Ask for the newest activity of each channel that has not ended; the newest of all comes first."""
+    """Query each channel's newest activity that has not ended, the newest of all first."""
     return _query(
         "list_open_activities",
         lambda result: [OpenActivity(*row) for row in result.rows],
@@ -199,7 +199,7 @@ def list_open_activities(*, organization_id: UUID, case_id: UUID) -> Query[list[
 
 
 def get_message(*, organization_id: UUID, message_id: str) -> Query[dict[str, Any] | None]:
-    """Ask for a message as its organization sees it: None where there is none, or none to be seen."""
+    """Query a message as its organization sees it; None if it does not exist or is not visible."""
 
     def read(result: Result) -> dict[str, Any] | None:
         found = dump_of(OrganizationMessageSchema, result).dump(result.rows)
@@ -209,7 +209,7 @@ def get_message(*, organization_id: UUID, message_id: str) -> Query[dict[str, An
 
 
 def count_unread(*, organization_id: UUID, case_id: UUID, sender_type: str, until: str | None) -> Query[Unread]:
-    """Ask how much of what one side wrote the other has not read, and how much of it lies behind a message."""
+    """Query how many messages of one side the other has not read, and how many of them come after a message."""
     return _query(
         "count_unread",
         lambda result: Unread(*result.rows[0]),
@@ -223,7 +223,7 @@ def count_unread(*, organization_id: UUID, case_id: UUID, sender_type: str, unti
 def mark_read(
     *, organization_id: UUID, case_id: UUID, now: str, sender_type: str, until: tuple[str, str] | None = None
 ) -> Query[None]:
-    """Mark as read what one side wrote: all of it, or up to a time and an id."""
+    """Mark one side's messages as read: all, or those up to a time and an id."""
     until_at, until_id = until or _LAST
     return _query(
         "mark_read",
@@ -263,12 +263,12 @@ def count_message(*, organization_id: UUID, activity_id: str, now: str, is_priva
 
 
 def change_conversation(*, organization_id: UUID, case_id: UUID, now: str, values: Mapping[str, Any]) -> Query[None]:
-    """Write what follows for a case from what happens in it."""
+    """Update a case after a change in its conversation."""
     return _query("change_conversation", _nothing, organization_id=organization_id, case_id=case_id, now=now, **values)
 
 
 def dump_of(schema: type[Schema], result: Result, *, offset: int = 0) -> RowDump:
-    """Return what turns rows of a result, the object of which begins at a column, into the API's form."""
+    """Return a function that turns a result's rows, from a column on, into the API's objects."""
     described = result.pgresult
     names = [(described.fname(index) or b"").decode() for index in range(offset, described.nfields)]
     return _compiled(schema, (*[""] * offset, *names))
@@ -293,7 +293,7 @@ def _boundary(cursor: Cursor | None, *, ascending: bool) -> tuple[str, UUID]:
 
 
 def _page(rows: Sequence[Row], dump: RowDump, cursor: Cursor | None, *, ascending: bool, page_size: int) -> Page:
-    """Cut a page out of rows in the order they were scanned, one more than the page where there are more."""
+    """Make a page of rows, which are in the order of the scan, with one more than the page if there is another page."""
     visitor_id = _NOBODY if rows[0][0] is None else UUID(rows[0][0])
     tag = visitor_tag(visitor_id)
     found = [row for row in rows if row[_ID] is not None]

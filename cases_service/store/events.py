@@ -1,4 +1,4 @@
-"""Knows what visitors did: how events are asked for and written, a statement each, and how old ones are pruned."""
+"""The events of visitors' actions: reading, writing and pruning them, with one statement each."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -21,7 +21,7 @@ _POSITION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Some events in order, where the last of them stands, and whether there are more."""
+    """Events in order, the position of the last one, and whether there are more."""
 
     pruned_position: int
     results: list[dict[str, Any]]
@@ -30,7 +30,7 @@ class Events:
 
 
 def list_events(*, organization_id: UUID, after: int, page_size: int) -> Query[Events]:
-    """Ask for the events of an organization behind a position."""
+    """Query an organization's events after a position."""
 
     def read(result: Result) -> Events:
         found = [row for row in result.rows if row[_POSITION] is not None]
@@ -46,7 +46,7 @@ def list_events(*, organization_id: UUID, after: int, page_size: int) -> Query[E
 def add_event(
     type_: EventType, *, organization_id: UUID, external_id: str, case_id: UUID, now: str, message_id: str | None = None
 ) -> tuple[Query[None], Query[None]]:
-    """Return what writes an event at the next position. Until the transaction ends, no other gets a position."""
+    """Return the query that writes an event at the next position; other writers wait until the transaction ends."""
     about = {"organization_id": organization_id}
     event = {"type": type_, "external_id": external_id, "case_id": case_id, "now": now, "message_id": message_id}
     return (

@@ -1,4 +1,4 @@
-"""Knows how a page of an organization's cases is asked for, and renders its statements from their template."""
+"""The query for a page of an organization's cases, and the rendering of its statements from their template."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from cases_service.database.statements import Statement, number, statements
 from cases_service.store.cases import Fields
 
 TAG: Final = b"\0" * 8
-"""What a cursor of this kind has in the place of a visitor's tag."""
+"""Takes the place of a visitor's tag in these cursors."""
 
 _PAGE: Final = statements("organization_page")["list_organization_cases"]
 _ONE: Final = statements("writing")["get_case_of_organization"]
@@ -77,7 +77,7 @@ class Rendered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OrganizationPage:
-    """Some cases of an organization in the collection's order, and where the pages beside them begin."""
+    """A page of an organization's cases in the collection's order, and the cursors of the adjacent pages."""
 
     rows: Sequence[Row]
     dump: RowDump
@@ -91,8 +91,8 @@ class OrganizationPage:
         return self.dump.dump(self.rows)
 
     @property
-    def represented(self) -> bytes:
-        """What stands for the cases: the same bytes for the same cases."""
+    def etag_input(self) -> bytes:
+        """The bytes to compute an ETag from: the same for the same cases."""
         return msgspec.msgpack.encode([sorted(self.fields or ()), *map(self.dump.pick, self.rows)])
 
 
@@ -105,7 +105,7 @@ def list_cases(
     cursor: Cursor | None,
     page_size: int,
 ) -> Query[OrganizationPage]:
-    """Ask for a page of an organization's cases."""
+    """Query a page of an organization's cases."""
     backward = cursor is not None and cursor.backward
     column, ascending = ordering.removeprefix("-"), ordering.startswith("-") == backward
     rendered = page_statement(filters.source, column, ascending=ascending, nested=_nested(fields))
@@ -173,7 +173,7 @@ def _nested(fields: Fields) -> frozenset[str]:
 
 
 def _edges(filters: OrganizationFilters, column: str) -> tuple[int, int]:
-    """Return the first and the last time that a case of the collection can have, infinities where nothing says so."""
+    """Return the first and the last time that a case of the collection can have; infinities without a filter."""
     common = filters.common
     since, until = common.created_range if column == "created_at" else common.updated_range
     return (-_FOREVER if since is None else since), (_FOREVER if until is None else until - 1)
@@ -183,7 +183,7 @@ _FOREVER: Final = 2**62
 
 
 def _boundary(begin: int, position: Position | None, *, ascending: bool) -> dict[str, Any]:
-    """Return what the page's keys lie behind: the cursor, or the limit of a filter where that is further in."""
+    """Return the exclusive start of the page's keys: the cursor, or a filter's limit if that is further in."""
     edge = Position(begin, UUID(int=0 if ascending else 2**128 - 1))
     edge = edge.preceding() if ascending else edge.following()
     if position is None or (edge > position if ascending else edge < position):
@@ -200,7 +200,7 @@ def _page(
     *,
     ascending: bool,
 ) -> OrganizationPage:
-    """Make a page of rows in the order they were scanned."""
+    """Make a page of rows, which are in the order of the scan."""
     has_before, has_after = rows[0][:2]
     shown = rows if rows[0][place[1]] is not None else []
     backward = cursor is not None and cursor.backward

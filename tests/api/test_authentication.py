@@ -1,4 +1,4 @@
-"""Host, path, API token, organization and subscription: what is checked before the request is read further."""
+"""The first checks of a request: host, path, API token, organization and subscription."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

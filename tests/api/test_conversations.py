@@ -1,4 +1,4 @@
-"""What is in a case: pages of activities and messages, and what visitors and users write into it."""
+"""Conversations: pages of a case's activities and messages, and the writes of visitors and users."""
 
 import json
 from collections.abc import Callable

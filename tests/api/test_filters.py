@@ -1,4 +1,4 @@
-"""The filters of the collection and of the summary: which cases pass, what is refused, what a cursor is bound to."""
+"""The filters of the collection and of the summary: matching cases, refused values, and binding to cursors."""
 
 from datetime import datetime, timedelta
 from typing import Any

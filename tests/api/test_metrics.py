@@ -1,4 +1,4 @@
-"""GET /metrics: what is counted, and what no label ever holds."""
+"""GET /metrics: the counts, and the values that no label may have."""
 
 from collections.abc import Callable
 

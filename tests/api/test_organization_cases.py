@@ -1,4 +1,4 @@
-"""All cases of an organization, page by page: nothing is left out, whoever's contact it has."""
+"""All cases of an organization, page by page: none is left out, whatever its contact."""
 
 from collections.abc import Iterator
 from datetime import UTC, timedelta

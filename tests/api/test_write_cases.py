@@ -1,4 +1,4 @@
-"""The organization's own cases: what is written, what is refused, and in which words."""
+"""Writing the organization's cases: results, refusals, and their messages."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """One organization, or one visitor of it, asks for more than the connections can carry, and its neighbours are served.
 
-What is slow is slow by a sleep, which only those visitors have whose external id says so.
+Reads are slow by a sleep, only for visitors whose external id says so.
 """
 
 import threading

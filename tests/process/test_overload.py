@@ -26,7 +26,7 @@ CAPACITY = CONNECTIONS / SLEEP_SECONDS
 SECONDS = times(5, torture=60)
 SIZES = {"CASES_WORKERS": "1", "CASES_THREADS": "8", "CASES_POOL_SIZE": str(CONNECTIONS)}
 
-# Whoever reads a visitor sleeps first; a superuser would not.
+# Every read of a visitor sleeps first, except a superuser's.
 SLOW = f"""
 create role visitor_cases login;
 grant pg_read_all_data to visitor_cases;

@@ -26,7 +26,7 @@ from tests.redis_server import RedisServer, needs_redis, redis_server
 SECURITY = "docs/security.md"
 SIGNING = "docs/recipes/signing.md"
 ROTATING = "docs/recipes/rotating-a-key.md"
-# What is refused here should be so for its secret, and not since a busy machine kept it waiting.
+# A refusal here must be caused by the secret, not by the time-out of a busy machine.
 PATIENT = {"CASES_SECRET_KEY": SECRET_KEY, "CASES_POOL_TIMEOUT": "5", "CASES_GRACEFUL_TIMEOUT": "60"}
 
 

@@ -42,7 +42,7 @@ FILTERS = (
 
 @dataclass(frozen=True)
 class Collection:
-    """What is walked over."""
+    """The collection to walk."""
 
     organization_id: UUID
     external_id: str

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response
 
-from cases_service.api.authentication import Asked, Steps
+from cases_service.api.authentication import Steps, VisitorQuery
 from cases_service.api.etag import answer, matches_etag, not_modified
 from cases_service.api.parameters import (
     CollectionParameters,
@@ -38,7 +38,7 @@ _SUMMARY: Final = SummarySchema()
 @blueprint.get("")
 @for_visitor("visitors:read")
 def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
-    """Answer a page of the cases of all contacts of the visitor."""
+    """Answer a page of the visitor's cases over all contacts."""
     parameters = read_parameters(_COLLECTION, request.query_string)
     filters: Filters = parameters["filters"]
     collection = Collection(access.organization_id, parameters["ordering"], filters.canonical())
@@ -57,24 +57,24 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
     )
     link = partial(link_of_visitor, request, token, access.organization_id)
     if request.if_none_match and parameters["attributes"] is None:
-        # Most likely the caller has the page already, and that is cheaper to find out than to read the page.
-        page = _found(cursor, (yield Asked(page_query(whole=False), visitor)))
+        # Most likely the caller has the page already, and checking that is cheaper than reading the page.
+        page = _found(cursor, (yield VisitorQuery(page_query(whole=False), visitor)))
         if matches_etag(request, *_etag_input(page, collection)):
             return not_modified(*_etag_input(page, collection))
-    page = _found(cursor, (yield Asked(page_query(), visitor)))
+    page = _found(cursor, (yield VisitorQuery(page_query(), visitor)))
     return answer(request, lambda: _document(page, collection, link), *_etag_input(page, collection))
 
 
 @blueprint.get("/summary")
 @for_visitor("visitors:read")
 def summarize_cases(request: CasesRequest, access: Access, token: str) -> Steps:
-    """Answer the cases of the visitor in a few numbers."""
+    """Answer a summary of the visitor's cases."""
     filters = read_parameters(_FILTERS, request.query_string)["filters"]
     visitor = identified(request, access, token)
     query = store.summarize_cases(
         organization_id=access.organization_id, external_id=visitor.external_id, filters=filters
     )
-    summary = yield Asked(query, visitor)
+    summary = yield VisitorQuery(query, visitor)
     if summary is None:
         raise VisitorNotFoundError
     return _whole(request, _SUMMARY.dump(summary))
@@ -83,7 +83,7 @@ def summarize_cases(request: CasesRequest, access: Access, token: str) -> Steps:
 @blueprint.get("/<case_id>")
 @for_visitor("visitors:read")
 def get_case(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Answer one case of a contact of the visitor."""
+    """Answer one of the visitor's cases."""
     parameters = read_parameters(_DETAIL, request.query_string)
     visitor = identified(request, access, token)
     query = store.get_case(
@@ -92,7 +92,7 @@ def get_case(request: CasesRequest, access: Access, token: str, case_id: str) ->
         case_id=uuid_or_none(case_id),
         fields=parameters["attributes"],
     )
-    found: Found | None = yield Asked(query, visitor)
+    found: Found | None = yield VisitorQuery(query, visitor)
     if found is None:
         raise VisitorNotFoundError
     if found.case is None:
@@ -118,7 +118,7 @@ def _cursors(page: Page, collection: Collection) -> tuple[str | None, str | None
 
 def _etag_input(page: Page, collection: Collection) -> tuple[bytes, bytes]:
     following, preceding = _cursors(page, collection)
-    return page.represented, f"{following} {preceding}".encode()
+    return page.etag_input, f"{following} {preceding}".encode()
 
 
 def _document(page: Page, collection: Collection, link: Callable[[str | None], str | None]) -> bytes:

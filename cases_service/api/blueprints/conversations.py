@@ -1,4 +1,4 @@
-"""The routes of what is in a visitor's case. The order of the calls in a view is the order of the checks."""
+"""The routes of a visitor's conversations. The order of the calls in a view is the order of the checks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ import msgspec
 from flask import Blueprint, Response
 from marshmallow import Schema
 
-from cases_service.api.authentication import Asked, Steps
+from cases_service.api.authentication import Steps, VisitorQuery
 from cases_service.api.conversation_pages import JSON, JSON_OR_PATCH, respond_with_page, starting_point
 from cases_service.api.parameters import ConversationParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
@@ -56,7 +56,7 @@ def list_messages(request: CasesRequest, access: Access, token: str, case_id: st
 @blueprint.post("/messages")
 @for_visitor("visitors:write")
 def create_message(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Say something in a case."""
+    """Write a message in a case."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
         said = writer.say(NewMessage(channel=CHANNEL_OF_VISITORS, **given))
@@ -68,7 +68,7 @@ def create_message(request: CasesRequest, access: Access, token: str, case_id: s
 @blueprint.put("/read")
 @for_visitor("visitors:write")
 def mark_read(request: CasesRequest, access: Access, token: str, case_id: str) -> Steps:
-    """Mark as read what users wrote."""
+    """Mark the users' messages as read."""
 
     def write(writer: ConversationWriter, given: dict[str, Any]) -> Response:
         return _case(writer.mark_read(given.get("until")))
@@ -102,7 +102,7 @@ def _list(things: Things, request: CasesRequest, access: Access, token: str, cas
         page_size=parameters["page_size"],
     )
 
-    page: Page | None = yield Asked(query, visitor)
+    page: Page | None = yield VisitorQuery(query, visitor)
     if page is None:
         raise VisitorNotFoundError
     if cursor is not None:
@@ -123,7 +123,7 @@ def _write(
     media_types: frozenset[str],
     write: Callable[[ConversationWriter, dict[str, Any]], Response],
 ) -> Steps:
-    """Ask whether the case is the visitor's, in the state of the database that lets them in, and then write."""
+    """Check in one state of the database that the visitor has access and owns the case, and then write."""
     database = writing_database()
     read_parameters(_NONE, request.query_string)
     visitor = identified(request, access, token)
@@ -132,7 +132,7 @@ def _write(
         organization_id=access.organization_id, external_id=visitor.external_id, case_id=uuid_or_none(case_id)
     )
 
-    found: FoundCase | None = yield Asked(query, visitor)
+    found: FoundCase | None = yield VisitorQuery(query, visitor)
     if found is None:
         raise VisitorNotFoundError
     if found.case_id is None:

@@ -1,4 +1,4 @@
-"""The routes that describe the interface: the OpenAPI document, and a page to read and try it on, without a network."""
+"""The API's documentation: the OpenAPI document, and a page to read it and try requests, without the Internet."""
 
 from functools import lru_cache
 from mimetypes import guess_type
@@ -31,7 +31,7 @@ demo = Blueprint("demo", __name__)
 
 @demo.get("/")
 def root() -> Response:
-    """Lead whoever opens the address of a demo to the page."""
+    """Redirect the root of a demo to the page."""
     response = Response(status=303, headers={"Location": f"{urlsplit(current_request().service_url).path}/docs"})
     del response.headers["Content-Type"]
     return response
@@ -39,7 +39,7 @@ def root() -> Response:
 
 @blueprint.get("/openapi.json")
 def document() -> Response:
-    """Answer the interface as an OpenAPI document."""
+    """Answer the OpenAPI document."""
     server = (current_service().settings.public_url or "").rstrip("/") or "/"
     body = _document(current_app.url_map, server, writes=current_service().writer is not None)
     return answer(request, lambda: body, body)
@@ -47,7 +47,7 @@ def document() -> Response:
 
 @blueprint.get("/docs")
 def page() -> Response:
-    """Answer the page; in a demo it has what a first request needs."""
+    """Answer the page; in a demo it has the credentials for a first request."""
     html = render_template(
         "page.html", root=urlsplit(current_request().service_url).path, credentials=current_service().demo_credentials
     )

@@ -1,4 +1,4 @@
-"""The routes for whoever operates the service: whether it lives, whether it can answer, and what it has counted."""
+"""The operators' routes: liveness, readiness, and metrics."""
 
 from typing import Final
 
@@ -11,25 +11,25 @@ from cases_service.service import OPERATOR_PATHS, current_service
 blueprint = Blueprint("health", __name__)
 
 PATHS: Final = ("/healthz", *OPERATOR_PATHS)
-"""Where any host is answered."""
+"""The paths that are served for any host name."""
 
 _OK: Final = msgspec.json.encode({"status": "ok"})
 
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """Answer 200 for as long as the process answers at all."""
+    """Answer 200 while the process is alive."""
     return Response(_OK, content_type="application/json")
 
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Answer 200 where the database answers and its schema is not older than this release, else 503."""
+    """Answer 200 if the database answers and its schema is not older than this release, else 503."""
     current_service().readiness.check()
     return Response(_OK, content_type="application/json")
 
 
 @blueprint.get("/metrics")
 def show_metrics() -> Response:
-    """Answer the metrics of all workers as Prometheus reads them."""
+    """Answer the metrics of all workers in Prometheus' format."""
     return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)

@@ -59,7 +59,7 @@ def list_cases(request: CasesRequest, access: Access) -> Response:
         link = partial(link_of_organization, request, access.organization_id)
         return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
-    return answer(request, document, page.represented, f"{following} {preceding}".encode())
+    return answer(request, document, page.etag_input, f"{following} {preceding}".encode())
 
 
 @blueprint.get("/<case_id>")

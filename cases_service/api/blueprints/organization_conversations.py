@@ -1,4 +1,4 @@
-"""The routes of what is in an organization's case, and of what visitors did. Notes among users are shown here."""
+"""The routes of an organization's conversations, with internal notes, and of the events of visitors' actions."""
 
 from functools import partial
 from typing import Any, Final
@@ -50,7 +50,7 @@ def list_messages(request: CasesRequest, access: Access, case_id: str) -> Respon
 @blueprint.post("/cases/<case_id>/messages")
 @for_organization("cases:write")
 def create_message(request: CasesRequest, access: Access, case_id: str) -> Response:
-    """Say something in a case, to its visitor or among users."""
+    """Write a message in a case, to its visitor or as an internal note."""
     database = writing_database()
     given = _given(request, NEW_ORGANIZATION_MESSAGE)
     writer = _writer(database, access, case_id)
@@ -62,7 +62,7 @@ def create_message(request: CasesRequest, access: Access, case_id: str) -> Respo
 @blueprint.put("/cases/<case_id>/read")
 @for_organization("cases:write")
 def mark_read(request: CasesRequest, access: Access, case_id: str) -> Response:
-    """Mark as read what the visitor wrote."""
+    """Mark the visitor's messages as read."""
     database = writing_database()
     given = _given(request, READ_MARK)
     case = _writer(database, access, case_id).mark_read(given.get("until"))
@@ -73,7 +73,7 @@ def mark_read(request: CasesRequest, access: Access, case_id: str) -> Response:
 @blueprint.get("/events")
 @for_organization("cases:read")
 def list_events(request: CasesRequest, access: Access) -> Response:
-    """Answer what visitors did, in the order of the commits."""
+    """Answer the events of visitors' actions, in the order of the commits."""
     parameters = read_parameters(_EVENTS, request.query_string)
     after = parameters["after"]
     query = events_after(organization_id=access.organization_id, after=after, page_size=parameters["page_size"])
