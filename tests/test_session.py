@@ -165,6 +165,8 @@ def use_every_command_and_the_service(run: Run) -> None:
 
     assert do("init-db").out.startswith("schema version")
     assert "1 case" in do("load", "-", given=slowly(export(organization, user))).out
+    assert organization in [found["id"] for found in json.loads(do("list-organizations", "--json").out)]
+    assert user in do("list-users", *of).out
     created = do("create-token", *of, "--user", user, "--description", "Ł", "--expires-at", "2031-01-31T12:00:00Z")
     (token,) = json.loads(do("list-tokens", *of, "--json").out)
     assert (token["description"], token["expires_at"]) == ("Ł", "2031-01-31T12:00:00.000Z")
