@@ -26,6 +26,8 @@ alter policy own_organization on case_funnel_stages
     using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
 alter policy own_organization on cases
     using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on import_runs
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
 
 -- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
 select create_reference_table('schema_version');
@@ -43,5 +45,6 @@ select create_distributed_table('visitors', 'organization_id', colocate_with => 
 select create_distributed_table('contacts', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('case_funnel_stages', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('cases', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('import_runs', 'organization_id', colocate_with => 'organizations');
 
 -- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

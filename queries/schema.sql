@@ -100,8 +100,9 @@ from (
         ('grant usage on schema %%2$I to %%1$I'),
         (
             'grant select on schema_version, organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases to %%1$I'
+            ' case_funnel_stages, cases, import_runs to %%1$I'
         ),
+        ('grant execute on function count_late_feeds() to %%1$I'),
         ('grant update (last_used_at) on api_tokens, signing_keys to %%1$I')
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
@@ -114,7 +115,8 @@ from (
     values
         ('grant usage on schema %%2$I to %%1$I'),
         ('grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
-        ('grant insert, update, delete on cases to %%1$I')
+        ('grant insert, update, delete on cases to %%1$I'),
+        ('grant select, insert, delete on import_runs to %%1$I')
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
 
@@ -134,6 +136,8 @@ cross join (
             'grant select, insert, update on organizations, users, api_tokens, signing_keys, visitors, contacts,'
             ' case_funnel_stages, cases to %1$I'
         ),
+        (0, 'grant select, insert, delete on import_runs to %1$I'),
+        (0, 'grant select on late_feeds to %1$I'),
         (0, 'grant delete on visitors, contacts, case_funnel_stages, cases to %1$I'),
         (
             170000,

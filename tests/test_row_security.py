@@ -28,6 +28,7 @@ TABLES = (
     "contacts",
     "case_funnel_stages",
     "cases",
+    "import_runs",
 )
 
 
@@ -55,6 +56,7 @@ def two(organization: Organization) -> tuple[Organization, Organization]:
         one.insert("case_funnel_stages", organization_id=one.id, id=stage, name="New", position=1)
         visitor = one.visitor("the same customer")
         one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
+        one.import_run()
     return organization, other
 
 

@@ -32,7 +32,7 @@ _JSON_OR_PATCH: Final = _JSON | {"application/merge-patch+json"}
 View = Callable[..., Response]
 
 
-def _needs(scope: Scope) -> Callable[[View], View]:
+def needs(scope: Scope) -> Callable[[View], View]:
     """Call a view with the request and what its API token opens, where that has the scope."""
 
     def decorate(view: View) -> View:
@@ -49,7 +49,7 @@ def _needs(scope: Scope) -> Callable[[View], View]:
 
 
 @blueprint.get("/<case_id>")
-@_needs("cases:read")
+@needs("cases:read")
 def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Answer one case of the organization, as the primary has it now."""
     fields = read_parameters(_DETAIL, request.query_string)["attributes"]
@@ -65,7 +65,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.post("")
-@_needs("cases:write")
+@needs("cases:write")
 def create_case(request: CasesRequest, access: Access) -> Response:
     """Make a case."""
     writer = _writer(access)
@@ -78,7 +78,7 @@ def create_case(request: CasesRequest, access: Access) -> Response:
 
 
 @blueprint.put("/<case_id>")
-@_needs("cases:write")
+@needs("cases:write")
 def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Make a case under an id of the caller's, or let it take the place of the one that is there."""
     writer = _writer(access)
@@ -88,7 +88,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 
 
 @blueprint.patch("/<case_id>")
-@_needs("cases:write")
+@needs("cases:write")
 def change_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Change what the body names of a case."""
     writer = _writer(access)
@@ -97,7 +97,7 @@ def change_case(request: CasesRequest, access: Access, case_id: str) -> Response
 
 
 @blueprint.delete("/<case_id>")
-@_needs("cases:write")
+@needs("cases:write")
 def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Remove a case."""
     writer = _writer(access)
