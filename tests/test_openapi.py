@@ -31,6 +31,7 @@ QUERIES = {
     "put_organization_case": parameters.Parameters(),
     "change_organization_case": parameters.Parameters(),
     "delete_organization_case": parameters.Parameters(),
+    "list_import_runs": parameters.ImportRunParameters(),
 }
 
 

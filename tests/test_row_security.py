@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -224,3 +225,20 @@ def test_a_statement_without_its_predicates_shows_nobody_elses_cases(
     assert database.ask(uuid4(), query) == []
     # The same text does show them to one whom row security does not bind.
     assert len(own.connection.execute(stripped, given).fetchall()) > 1 or name.startswith("summary")
+
+
+def test_the_service_learns_how_many_feeds_are_late_and_not_whose(
+    service: psycopg.Connection, two: tuple[Organization, Organization]
+) -> None:
+    before = service.execute("select count_late_feeds()").fetchone()
+    third = Organization(two[0].connection, two[0].box)
+    for minutes in range(60, 80):
+        third.import_run(datetime.now(UTC) - timedelta(minutes=minutes))
+    after = service.execute("select count_late_feeds()").fetchone()
+    assert before is not None
+    assert after == (before[0] + 1,)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        service.execute("select organization_id from late_feeds")
+    with service.transaction():
+        service.execute("select count_late_feeds()")
+        assert seen(service, "import_runs") == set()
