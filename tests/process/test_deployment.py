@@ -144,6 +144,14 @@ def job_of(name: str) -> Any:
     return document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
+def test_what_the_feed_reads_is_made_as_the_document_says(tmp_path: Path) -> None:
+    run(block("docs/feeding.md", "sh", "umask 077").replace("/etc/visitor-cases", f"{tmp_path}/etc"), tmp_path)
+    files = {file.name for file in (tmp_path / "etc").iterdir()}
+    assert set(re.findall(r"/etc/visitor-cases/([\w-]+)", (ROOT / "deploy/cases-feed.service").read_text())) == files
+    assert {stat.S_IMODE((tmp_path / "etc" / name).stat().st_mode) for name in files} == {0o600}
+    assert (tmp_path / "etc/feed").read_text().startswith("CASES_FEED_URL=https://")
+
+
 @pytest.fixture
 def manager(place: Path) -> Iterator[socket.socket]:
     """A socket where systemd would listen for notifications."""

@@ -1,0 +1,112 @@
+"""The recipe for Zendesk, run as it is printed: its answer becomes lines, and the lines become cases."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.documents import block
+from tests.factories import Organization
+from tests.process.running import environment
+
+ZENDESK = "docs/recipes/zendesk.md"
+PAGE: dict[str, Any] = json.loads(block(ZENDESK, "json", "metric_sets"))
+Lines = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "zendesk_lines.py").write_text(block(ZENDESK, "python", "def lines_of("))
+    return tmp_path / "zendesk_lines.py"
+
+
+@pytest.fixture
+def lines(program: Path, organization: Organization) -> Lines:
+    """A function from pages to the lines that the recipe makes of them."""
+
+    def make(*pages: dict[str, Any]) -> list[dict[str, Any]]:
+        ran = subprocess.run(
+            [sys.executable, program],
+            input="".join(json.dumps(page) + "\n" for page in pages),
+            env=environment(ORGANIZATION=str(organization.id)),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return [json.loads(text) for text in ran.stdout.splitlines()]
+
+    return make
+
+
+def found(lines: list[dict[str, Any]], kind: str, id_: str) -> dict[str, Any]:
+    (line,) = (line for line in lines if (line["type"], line["id"]) == (kind, id_))
+    return line
+
+
+def test_users_come_before_the_tickets_that_refer_to_them(lines: Lines) -> None:
+    kinds = [line["type"] for line in lines(PAGE)]
+    assert kinds == ["user", "contact", "visitor", "contact", "contact", "contact", "case", "case", "case", "case"]
+
+
+def test_an_open_ticket_with_an_assignee_is_in_progress_and_waits(lines: Lines) -> None:
+    case = found(lines(PAGE), "case", "35436")
+    assert (case["status"], case["is_waiting"], case["closed_at"]) == ("In Progress", True, None)
+    assert (case["case_number"], case["contact_id"], case["owner_id"]) == ("35436", "20978392", "235323")
+    assert (case["priority"], case["latest_messaging_channel"], case["channel_priority"]) == (4, "email", 1)
+
+
+def test_a_closed_ticket_was_closed_when_it_was_solved(lines: Lines) -> None:
+    case = found(lines(PAGE), "case", "35437")
+    assert (case["status"], case["closed_at"], case["latest_messaging_channel"]) == (
+        "Closed",
+        "2026-01-29T10:00:00Z",
+        "webchat",
+    )
+    without = found(lines({**PAGE, "metric_sets": []}), "case", "35437")
+    assert without["closed_at"] == without["updated_at"] == "2026-01-30T10:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("status", "assignee", "expected"),
+    [
+        ("new", None, "Open"),
+        ("open", None, "Open"),
+        ("open", 235323, "In Progress"),
+        ("pending", 235323, "Pending"),
+        ("hold", None, "In Progress"),
+        ("solved", 235323, "Closed"),
+        ("closed", None, "Closed"),
+    ],
+)
+def test_every_status_is_one_of_the_four(lines: Lines, status: str, assignee: int | None, expected: str) -> None:
+    ticket = {**PAGE["tickets"][0], "status": status, "assignee_id": assignee}
+    (case,) = lines({"tickets": [ticket]})
+    assert case["status"] == expected
+    assert (case["closed_at"] is not None) == (expected == "Closed")
+
+
+def test_a_deleted_ticket_is_removed_unless_it_was_written_since(lines: Lines, organization: Organization) -> None:
+    assert found(lines(PAGE), "case", "35439") == {
+        "type": "case",
+        "organization_id": str(organization.id),
+        "id": "35439",
+        "deleted": True,
+        "updated_at": "2026-01-30T13:01:00Z",
+    }
+
+
+def test_who_has_an_external_id_is_a_visitor_and_who_has_none_only_a_contact(lines: Lines) -> None:
+    made = lines(PAGE)
+    assert found(made, "visitor", "customer-4711")["external_id"] == "customer-4711"
+    assert found(made, "contact", "20978392")["visitor_id"] == "customer-4711"
+    assert found(made, "contact", "20978393")["visitor_id"] is None
+
+
+def test_who_is_no_longer_active_is_nobodys_contact_and_has_no_name(lines: Lines) -> None:
+    contact = found(lines(PAGE), "contact", "20978394")
+    assert contact["visitor_id"] is None
+    assert not {"first_name", "last_name", "email", "phone"} & set(contact)
