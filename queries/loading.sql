@@ -1,5 +1,11 @@
--- How a load gets from lines to rows: lines are staged as they come, then the last line of each row is kept, then rows
+-- How a load gets from lines to rows: lines are staged as they come, then one line of each row is kept, then rows
 -- are written, parents first, and removed, children first. Only the state after that counts.
+--
+-- Where wrong lines are left out and the rest is stored (mode each), lines that the tables make wrong are taken out of
+-- the staged ones before they are written, type by type, by the statements named exclude_. As parents are written before
+-- their children are looked at, and children removed before their parents are, a line that rests on one that was taken
+-- out is found by the same look. No statement joins staged lines with each other but by an index: the sessions of
+-- requests join by nested loops alone.
 --
 -- place is a line's place among all lines of all files of the load: the larger, the later.
 -- What makes one writing statement fail is found by one of the statements named find_, which then gives the place of
@@ -10,31 +16,91 @@
 
 -- name: begin#
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
-set transaction isolation level read committed;
+-- Where the session only reads by default, this transaction writes.
+set transaction isolation level read committed, read write;
 set local client_encoding = 'UTF8';
 
 -- name: create_staging!
 create temp table staged_{table} on commit drop as
-select null::bigint as place, null::boolean as deleted, {columns} from {table}
+select null::bigint as place, null::boolean as deleted, null::bigint as left_out, {columns} from {table}
 with no data;
 
 -- name: copy!
-copy staged_{table} (place, deleted, {columns}) from stdin;
+-- left_out has a bit for each column, from the first one on, that the line leaves out.
+copy staged_{table} (place, deleted, left_out, {columns}) from stdin;
 
--- name: keep_last_lines#
+-- name: analyze_staging!
 -- Nothing analyses temporary tables by itself, and all that follows reads these.
 analyze staged_{table};
-delete from staged_{table} earlier
-using (
-    select {key}, max(place) as place from staged_{table} group by {key} having count(*) > 1
-) last
-where {earlier_is_last} and earlier.place < last.place;
 
--- name: begin_writing#
--- Loads take turns from here to their end, so that two never wait for each other's rows. The lock is 'case' in ASCII
--- and 1. Numbers and external identities may be taken by two rows meanwhile.
-select pg_advisory_xact_lock(x'63617365'::integer, 1);
+-- name: merge_lines!
+-- Where what is left out stays as it is, the lines of one row are one line: each field is as the last line has it that
+-- gives it. What came before a removal is gone.
+insert into staged_{table} (place, deleted, left_out, {columns})
+select (array_agg(place order by turn))[1], false, bit_and(left_out), {merged}
+from (
+    select *, min(turn) filter (where deleted) over (partition by {key}) as removal
+    from (select *, row_number() over (partition by {key} order by {last}) as turn from staged_{table}) numbered
+) lines
+where turn < coalesce(removal, turn + 1)
+group by {key}
+having count(*) > 1;
+
+-- name: keep_last_lines!
+-- Of the lines of one row the last one.
+delete from staged_{table}
+where ctid = any (
+        array(
+            select line
+            from (
+                select ctid as line, row_number() over (partition by {key} order by {last}, left_out) as turn
+                from staged_{table}
+            ) numbered
+            where turn > 1
+        )
+    );
+
+-- name: take_turns
+-- Loads of one organization take turns from here to their end, so that two never wait for each other's rows. The lock
+-- is 'case' in ASCII and four bytes of the organization's id.
+select pg_advisory_xact_lock(x'63617365'::integer, turn.key) from unnest(:keys::integer[]) as turn (key);
+
+-- name: defer_constraints!
+-- Numbers and external identities may be taken by two rows meanwhile.
 set constraints cases_case_number_unique, visitors_external_id_unique deferred;
+
+-- name: index_staging!
+create index on staged_{table} ({key});
+
+-- name: index_claims!
+create index on staged_{table} (organization_id, {field});
+
+-- name: lock_rows
+-- Nobody changes these between a look at them and the writing.
+select count(*)
+from (
+    select t.id
+    from staged_{table} s
+    join {table} t on t.organization_id = s.organization_id and t.id = s.id
+    order by t.organization_id, t.id
+    for no key update of t
+) locked;
+
+-- name: skip_stale!
+-- A line that does not say when its row changed is never too old.
+delete from staged_{table} s
+using {table} t
+where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
+
+-- name: fill_left_out!
+-- What a line leaves out stays as it is.
+update staged_{table} s
+set {kept}
+from {table} t
+where s.left_out <> 0 and not s.deleted and {staged_is_stored};
+
+-- name: exclude_lines!
+delete from staged_{table} where place = any (:places);
 
 -- name: limit_waiting
 -- For a row or table that somebody else holds. The turn above may take as long as another load does.
@@ -101,6 +167,31 @@ from staged_signing_keys s
 join signing_keys k on k.organization_id = s.organization_id and k.id = s.id
 order by s.place;
 
+-- name: exclude_keys_beyond_limit
+-- The lines that would add more live keys than an organization may have, the first ones being let through.
+delete from staged_signing_keys s
+using (
+    select n.place, row_number() over (partition by n.organization_id order by n.place) as turn
+    from staged_signing_keys n
+    where (n.retired_at is null or n.retired_at > statement_timestamp())
+        and not exists (select from signing_keys k where k.organization_id = n.organization_id and k.id = n.id)
+) new
+where s.place = new.place
+    and new.turn + (
+        select count(*)
+        from signing_keys k
+        where k.organization_id = s.organization_id
+            and (k.retired_at is null or k.retired_at > statement_timestamp())
+            and not exists (
+                select
+                from staged_signing_keys r
+                where r.organization_id = k.organization_id
+                    and r.id = k.id
+                    and r.retired_at <= statement_timestamp()
+            )
+    ) > :maximum
+returning s.place;
+
 -- name: find_key_beyond_limit
 -- The last line that added a live key to an organization which has more of them now than it may.
 select s.place
@@ -118,6 +209,68 @@ where (added.retired_at is null or added.retired_at > statement_timestamp())
     ) > :maximum
 order by s.place desc
 limit 1;
+
+-- name: exclude_closed_without_time
+-- A closed case whose line leaves out when it was closed, and which was not closed before.
+delete from staged_cases
+where not deleted and status = 'Closed' and closed_at is null
+returning place;
+
+-- name: exclude_without_parent
+-- The lines whose {field} refers to no row of {parent}, which has been written by now.
+delete from staged_{table} s
+where not s.deleted
+    and s.{field} is not null
+    and not exists (
+        select from {parent} p where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
+    )
+returning s.place;
+
+-- name: exclude_repeated
+-- The lines that claim a {field} which a row has that stays as it is, or which another line claims with more right: the
+-- row has it already, or the line came first. Whoever is taken out keeps what it has, which its successor cannot get.
+with recursive wrong (organization_id, id) as (
+    select s.organization_id, s.id
+    from staged_{table} s
+    join {table} t on t.organization_id = s.organization_id and t.{field} = s.{field} and t.id <> s.id
+    where not s.deleted
+        and not exists (select from staged_{table} r where r.organization_id = t.organization_id and r.id = t.id)
+    union
+    select claim.organization_id, claim.id
+    from (
+        select
+            s.organization_id,
+            s.id,
+            row_number() over (
+                partition by s.organization_id, s.{field}
+                order by own.{field} = s.{field} desc nulls last, s.place
+            ) as turn
+        from staged_{table} s
+        left join {table} own on own.organization_id = s.organization_id and own.id = s.id
+        where not s.deleted
+    ) claim
+    where claim.turn > 1
+    union
+    select successor.organization_id, successor.id
+    from wrong
+    join {table} kept on kept.organization_id = wrong.organization_id and kept.id = wrong.id
+    join staged_{table} successor
+        on successor.organization_id = kept.organization_id
+        and successor.{field} = kept.{field}
+        and successor.id <> kept.id
+    where not successor.deleted
+)
+delete from staged_{table} s
+using wrong
+where s.organization_id = wrong.organization_id and s.id = wrong.id
+returning s.place;
+
+-- name: exclude_still_needed
+-- The lines that remove a row of {parent} which a row of {table} still refers to.
+delete from staged_{parent} s
+where s.deleted
+    and exists (select from {table} t where t.organization_id = s.organization_id and t.{field} = s.id)
+returning s.place;
 
 -- name: find_without_parent
 -- The first line whose {field} refers to no row of {parent}.
@@ -145,8 +298,18 @@ where s.deleted
 order by s.place
 limit 1;
 
--- name: check_numbers_and_identities!
-set constraints cases_case_number_unique, visitors_external_id_unique immediate;
+-- name: check_case_numbers!
+set constraints cases_case_number_unique immediate;
+
+-- name: check_external_ids!
+set constraints visitors_external_id_unique immediate;
+
+-- name: list_repeated
+-- All lines that claim a {field} which another row has, too.
+select s.place
+from staged_{table} s
+join {table} t on t.organization_id = s.organization_id and t.{field} = s.{field} and t.id <> s.id
+where not s.deleted;
 
 -- name: find_repeated
 -- The first line of those that are the last to claim a {field} which another row has, too.

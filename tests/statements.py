@@ -82,6 +82,8 @@ class Statement:
 
     def _visit_query(self, node: Any, outer: Scope | None, known: frozenset[str]) -> None:
         with_clause = getattr(node, "withClause", None)
+        if with_clause is not None and with_clause.recursive:
+            known |= {query.ctename for query in with_clause.ctes}
         for query in () if with_clause is None else with_clause.ctes:
             self._visit(query.ctequery, outer, known)
             known |= {query.ctename}

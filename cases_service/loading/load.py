@@ -1,12 +1,15 @@
-"""Loads lines of the load format into the database: all of them or, with an error that names a line, none."""
+"""Loads lines of the load format into the database: all of them or, with an error that names a line, none.
+
+Or each line by itself: what is right is stored, and what is wrong is reported.
+"""
 
 import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import psycopg
@@ -16,11 +19,28 @@ from psycopg.rows import tuple_row
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
-from cases_service.loading.records import RECORDS, FieldError, Record, Removal, SigningKey, read_record, values
-from cases_service.loading.statements import REFERENCES, STATEMENTS, TABLES, Reference
+from cases_service.loading.records import (
+    RECORDS,
+    FieldError,
+    Reading,
+    Record,
+    Removal,
+    SigningKey,
+    left_out,
+    organization_of,
+    read_record,
+    values,
+)
+from cases_service.loading.statements import DATED, REFERENCES, STATEMENTS, TABLES, UNIQUE_FIELDS, Reference
 
 # Enough for every text at its bound, written in escapes throughout.
 MAXIMUM_LINE_BYTES: Final = 2**20
+
+MAXIMUM_ERRORS: Final = 100
+"""How many errors a load keeps where nothing else is said. It counts all of them."""
+
+IMPORTED_TYPES: Final = tuple(name for name in RECORDS if name not in ("organization", "signing_key"))
+"""The types of lines that belong to an organization and open nothing."""
 
 _SQL: Final = {name: text.encode() for name, text in STATEMENTS.items()}
 _BATCH_BYTES: Final = 2**20
@@ -41,15 +61,66 @@ class LoadFile(NamedTuple):
     stream: LineStream
 
 
+class LineError(NamedTuple):
+    """What is wrong with a line. It quotes only ids and names of fields."""
+
+    file: str
+    line: int
+    field: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How lines are taken.
+
+    Attributes:
+        mode: `all` loads every line or none; `each` loads the right ones, and reports the others.
+        if_newer: A contact or case, and its removal, counts only if its `updated_at` is later than what is stored.
+        keeps_left_out: A field that a line leaves out stays as it is where the row exists, instead of becoming null.
+        organization_id: The only organization that lines may be of; they may leave it out, and bring none and no keys.
+        maximum_errors: How many errors are kept, the first ones; None for all.
+
+    """
+
+    mode: Literal["all", "each"] = "all"
+    if_newer: bool = False
+    keeps_left_out: bool = False
+    organization_id: UUID | None = None
+    maximum_errors: int | None = MAXIMUM_ERRORS
+
+    @property
+    def reading(self) -> Reading:
+        """How lines are read."""
+        if self.organization_id is None:
+            return Reading(keeps=self.keeps_left_out)
+        return Reading(organization_id=str(self.organization_id), types=IMPORTED_TYPES, keeps=self.keeps_left_out)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadSummary:
-    """What a load has done: lines read, and rows that it added or changed, and removed, by type."""
+    """What a load has done.
+
+    Attributes:
+        lines: The lines read, blank ones left out. Each of them is one of what follows.
+        written: Rows that were added or changed, by type.
+        removed: Rows that were removed, by type.
+        unchanged: Lines that changed nothing: the row is like that already or gone already, or a later line names it.
+        stale: Lines that were too old for their row.
+        error_count: Lines that are wrong.
+        errors: What is wrong with them, of the first ones.
+        without_statistics: Tables that changed, and that the server did not let this role look at for the planner.
+
+    """
 
     lines: int
     written: Mapping[str, int]
     removed: Mapping[str, int]
+    unchanged: int = 0
+    stale: int = 0
+    error_count: int = 0
+    errors: Sequence[LineError] = ()
     without_statistics: Sequence[str] = ()
-    """Tables that changed, and that the server did not let this role look at for the planner."""
 
 
 class LoadError(Exception):
@@ -77,6 +148,7 @@ def load(
     files: Sequence[LoadFile],
     *,
     box: SecretBox,
+    options: LoadOptions = LoadOptions(),
     wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
 ) -> LoadSummary:
@@ -87,13 +159,14 @@ def load(
     seconds to wait for a row or table that somebody else holds.
 
     Raises:
-        LoadError: A line is wrong, or the wait was in vain. Nothing has been loaded.
+        LoadError: A line is wrong in mode `all`, a file cannot be read, or the wait was in vain. Nothing has been
+            loaded.
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
     try:
         with connection.transaction():
-            work = Load(connection, box=box, wait=wait)
+            work = Load(connection, box=box, options=options, wait=wait)
             for file in files:
                 work.stage(file.name, _lines(file, advance))
             summary = work.write()
@@ -135,60 +208,227 @@ def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
     return "WARNING" not in severities
 
 
+@dataclass(slots=True)
+class _Errors:
+    """What is wrong with lines, by their places: all are counted, and the first ones kept."""
+
+    maximum: int | None
+    count: int = 0
+    _kept: list[tuple[int, str | None, str]] = field(default_factory=list)
+
+    def add(self, place: int, field: str | None, reason: str) -> None:
+        self.count += 1
+        self._kept.append((place, field, reason))
+        if self.maximum is not None and len(self._kept) > 2 * self.maximum:
+            self._kept = self.first()
+
+    def first(self) -> list[tuple[int, str | None, str]]:
+        return sorted(self._kept, key=lambda error: error[0])[: self.maximum]
+
+
 class Load:
     """One load, inside its transaction: lines are staged, source by source, and then written."""
 
-    def __init__(self, connection: psycopg.Connection[Any], *, box: SecretBox, wait: float = DEFAULT_WAIT) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        *,
+        box: SecretBox,
+        options: LoadOptions = LoadOptions(),
+        wait: float | None = DEFAULT_WAIT,
+    ) -> None:
         self._connection = connection
         self._box = box
+        self._options = options
+        self._reading = options.reading
         self._wait = wait
         self._sources: list[str] = []
         self._lines = 0
+        self._superseded = 0
+        self._stale = 0
+        self._errors = _Errors(options.maximum_errors)
+        self._wrong: dict[int, tuple[str | None, str]] = {}
         self._batch: dict[str, list[tuple[Any, ...]]] = {record_type: [] for record_type in TABLES}
         self._batch_bytes = 0
         self._staged: set[str] = set()
+        self._organizations: set[str] = set()
         self._execute("begin")
-        for table in TABLES.values():
-            self._execute(f"create_staging {table.name}")
 
     def stage(self, source: str, lines: Iterable[tuple[int, bytes]]) -> None:
         """Check every line, with its number, and bring it into the staging table of its type."""
         self._sources.append(source)
         first_place = len(self._sources) - 1 << _LINE_BITS
         for number, line in lines:
+            self._lines += 1
             try:
-                self._add(first_place | number, read_record(line), size=len(line))
+                if len(line) > MAXIMUM_LINE_BYTES:
+                    raise FieldError(None, f"longer than {MAXIMUM_LINE_BYTES // 2**20} MiB")  # noqa: TRY301
+                self._add(first_place | number, read_record(line, self._reading), size=len(line))
             except FieldError as error:
-                raise LoadError(source, number, error.field, error.reason) from None
+                if self._options.mode == "all":
+                    raise LoadError(source, number, error.field, error.reason) from None
+                self._errors.add(first_place | number, error.field, error.reason)
         self._flush()
 
     def write(self) -> LoadSummary:
         """Make the tables what the staged lines say."""
         staged_types = [record_type for record_type in TABLES if record_type in self._staged]
         for record_type in staged_types:
-            self._execute(f"keep_last_lines {TABLES[record_type].name}")
-        self._execute("begin_writing")
-        self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+            self._keep_one_line(record_type)
+        self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
+        self._execute("defer_constraints")
+        if self._wait is not None:
+            self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+        for record_type in staged_types:
+            self._compare_with_stored(record_type)
+        if self._options.mode == "all":
+            written, removed = self._write_all(staged_types)
+        else:
+            written, removed = self._write_right_ones(staged_types)
+        return self._summary(written, removed)
+
+    def _summary(self, written: dict[str, int], removed: dict[str, int]) -> LoadSummary:
+        nothing = dict.fromkeys(self._reading.types, 0)
+        changed = sum(written.values()) + sum(removed.values())
+        return LoadSummary(
+            lines=self._lines,
+            written=nothing | written,
+            removed=nothing | removed,
+            unchanged=self._lines - changed - self._stale - self._errors.count,
+            stale=self._stale,
+            error_count=self._errors.count,
+            errors=[LineError(*self._source_of(place), name, reason) for place, name, reason in self._errors.first()],
+        )
+
+    def _keep_one_line(self, record_type: str) -> None:
+        """Leave of the lines of a row the one that counts."""
+        table = TABLES[record_type].name
+        self._execute(f"analyze_staging {table}")
+        is_dated = self._options.if_newer and record_type in DATED
+        merge, keep = ("merge_newest", "keep_newest") if is_dated else ("merge_lines", "keep_last_lines")
+        merged = self._execute(f"{merge} {table}").rowcount if self._options.keeps_left_out else 0
+        surplus = self._execute(f"{keep} {table}").rowcount - merged
+        if is_dated:
+            self._stale += surplus
+
+    def _compare_with_stored(self, record_type: str) -> None:
+        """Leave out what is too old, and fill in what stays as it is."""
+        table, options = TABLES[record_type], self._options
+        if record_type in DATED and (options.if_newer or options.keeps_left_out):
+            self._execute(f"lock_rows {table.name}").fetchone()
+        if record_type in DATED and options.if_newer:
+            self._stale += self._execute(f"skip_stale {table.name}").rowcount
+        if options.keeps_left_out and table.optional:
+            self._execute(f"fill_left_out {table.name}")
+
+    def _write_all(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Write and remove every row, or raise LoadError for the first line found that stands in the way."""
+        if self._options.keeps_left_out and "case" in staged_types:
+            for (place,) in self._execute("exclude_closed_without_time").fetchall():
+                raise self._error_at(place, "closed_at", _NOT_CLOSED)
         written = {record_type: self._write(record_type) for record_type in staged_types}
-        self._limit_live_keys()
+        if "signing_key" in staged_types:
+            self._limit_live_keys()
         removed = {record_type: self._remove(record_type) for record_type in reversed(staged_types)}
         self._check_numbers_and_identities()
-        nothing = dict.fromkeys(TABLES, 0)
-        return LoadSummary(self._lines, nothing | written, nothing | removed)
+        return written, removed
+
+    def _write_right_ones(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Write and remove what can be, and report the other lines.
+
+        Whether a number or identity is free is found before anything is written, as far as it does not depend on a
+        removal that fails, or on somebody else's change: then all is written anew without what was in the way.
+        """
+        for record_type in staged_types:
+            self._execute(f"index_staging {TABLES[record_type].name}")
+        for record_type, name in UNIQUE_FIELDS:
+            if record_type in staged_types:
+                self._execute(f"index_claims {TABLES[record_type].name}.{name}")
+        in_the_way: dict[int, tuple[str | None, str]] = {}
+        for _ in range(_TRIES):
+            self._wrong = dict(in_the_way)
+            try:
+                with self._connection.transaction():
+                    changed = self._try_right_ones(staged_types, sorted(in_the_way))
+            except _InTheWayError as error:
+                refused = {place: what for place, what in self._wrong.items() if what == _STILL_NEEDED}
+                in_the_way |= refused | error.places
+            except psycopg.errors.ForeignKeyViolation:
+                # Somebody else has removed, or refers to, what was looked at a moment ago.
+                continue
+            else:
+                for place, what in self._wrong.items():
+                    self._errors.add(place, *what)
+                return changed
+        raise LoadError(None, None, None, "others change the same rows: nothing was loaded, try again")
+
+    def _try_right_ones(
+        self, staged_types: Sequence[str], in_the_way: list[int]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        written, removed = {}, {}
+        for record_type in staged_types:
+            table = TABLES[record_type].name
+            if in_the_way:
+                self._execute(f"exclude_lines {table}", places=in_the_way)
+            self._exclude_wrong(record_type)
+            written[record_type] = self._write_rows(record_type)
+        for record_type in reversed(staged_types):
+            for reference in _references(parent_type=record_type) if RECORDS[record_type].removable else ():
+                self._exclude(f"exclude_still_needed {reference.name}", *_STILL_NEEDED)
+            removed[record_type] = self._remove_rows(record_type)
+        for record_type, name in UNIQUE_FIELDS:
+            self._find_in_the_way(record_type, name)
+        return written, removed
+
+    def _exclude_wrong(self, record_type: str) -> None:
+        """Take out the lines of a type that the rows which they are to be beside make wrong."""
+        if record_type == "signing_key":
+            self._guard_signing_keys()
+            reason = f"the organization would have more than {MAXIMUM_LIVE_KEYS} live signing keys"
+            self._exclude("exclude_keys_beyond_limit", "id", reason, maximum=MAXIMUM_LIVE_KEYS)
+        if record_type == "case" and self._options.keeps_left_out:
+            self._exclude("exclude_closed_without_time", "closed_at", _NOT_CLOSED)
+        for reference in self._parents_of(record_type):
+            self._exclude(f"exclude_without_parent {reference.name}", reference.field, _NO_PARENT)
+        for unique_type, name in UNIQUE_FIELDS:
+            if unique_type == record_type:
+                column = f"{TABLES[record_type].name}.{name}"
+                self._exclude(f"exclude_repeated {column}", name, _REPEATED[column])
+
+    def _exclude(self, statement: str, name: str | None, reason: str, **parameters: Any) -> None:
+        places = self._execute(statement, **parameters).fetchall()
+        self._wrong |= {place: (name, reason) for (place,) in places}
+
+    def _find_in_the_way(self, record_type: str, name: str) -> None:
+        column = f"{TABLES[record_type].name}.{name}"
+        if record_type not in self._staged:
+            return
+        try:
+            with self._connection.transaction():
+                self._execute(_CHECKS[name])
+        except psycopg.errors.UniqueViolation:
+            places = self._execute(f"list_repeated {column}").fetchall()
+            raise _InTheWayError({place: (name, _REPEATED[column]) for (place,) in places}) from None
+
+    def _parents_of(self, record_type: str) -> list[Reference]:
+        """Return what lines of a type refer to. That there is the organization of a caller is known."""
+        is_known = self._options.organization_id is not None
+        references = [one for one in REFERENCES if one.record_type == record_type]
+        return [one for one in references if not (is_known and one.parent_type == "organization")]
 
     def _add(self, place: int, record: Record | Removal, *, size: int) -> None:
         if isinstance(record, SigningKey) and isinstance(record.secret, str):
             record.secret = self._sealed(record, record.secret)
-        record_type, row = _row(record)
+        record_type, row = _row(record, keeps_left_out=self._options.keeps_left_out)
         self._batch[record_type].append((place, *row))
         self._batch_bytes += size
-        self._lines += 1
+        self._organizations.add(organization_of(record))
         if self._batch_bytes >= _BATCH_BYTES:
             self._flush()
 
     def _sealed(self, key: SigningKey, secret: str) -> str:
         """Return the secret of a line encrypted: the server sees no other."""
-        organization_id, key_id = UUID(key.organization_id), UUID(key.id)
+        organization_id, key_id = UUID(organization_of(key)), UUID(key.id)
         try:
             return self._box.seal(secret, organization_id=organization_id, key_id=key_id, algorithm=key.algorithm)
         except NoSecretKeyError as error:
@@ -197,35 +437,48 @@ class Load:
     def _flush(self) -> None:
         for record_type, rows in self._batch.items():
             if rows:
+                self._create_staging(record_type)
                 with self._connection.cursor().copy(_SQL[f"copy {TABLES[record_type].name}"]) as copy:
                     for row in rows:
                         copy.write_row(row)
-                self._staged.add(record_type)
                 rows.clear()
         self._batch_bytes = 0
 
+    def _create_staging(self, record_type: str) -> None:
+        """Make the staging table of a type where it is not there: few loads bring all of them."""
+        if record_type not in self._staged:
+            self._execute(f"create_staging {TABLES[record_type].name}")
+            self._staged.add(record_type)
+
     def _write(self, record_type: str) -> int:
-        statement = f"write {TABLES[record_type].name}"
         if record_type == "signing_key":
             self._guard_signing_keys()
-            statement = "write_signing_keys"
-        elif record_type == "contact":
+        references = self._parents_of(record_type)
+        return self._change(self._write_rows, record_type, diagnosis="find_without_parent", references=references)
+
+    def _write_rows(self, record_type: str) -> int:
+        if record_type == "signing_key":
+            return self._execute("write_signing_keys").rowcount
+        if record_type == "contact":
             self._execute("fill_times_of_contacts")
-        parents = [reference for reference in REFERENCES if reference.record_type == record_type]
-        return self._change(statement, diagnosis="find_without_parent", references=parents)
+        return self._execute(f"write {TABLES[record_type].name}").rowcount
 
     def _remove(self, record_type: str) -> int:
+        references = _references(parent_type=record_type)
+        return self._change(self._remove_rows, record_type, diagnosis="find_still_needed", references=references)
+
+    def _remove_rows(self, record_type: str) -> int:
         if not RECORDS[record_type].removable:
             return 0
-        children = [reference for reference in REFERENCES if reference.parent_type == record_type]
-        statement = f"remove {TABLES[record_type].name}"
-        return self._change(statement, diagnosis="find_still_needed", references=children)
+        return self._execute(f"remove {TABLES[record_type].name}").rowcount
 
-    def _change(self, statement: str, *, diagnosis: str, references: Sequence[Reference]) -> int:
-        """Return how many rows a statement has changed. Name the line where a reference stands in its way."""
+    def _change(
+        self, change: Callable[[str], int], record_type: str, *, diagnosis: str, references: Sequence[Reference]
+    ) -> int:
+        """Return how many rows of a type a change has changed. Name the line where a reference stands in its way."""
         try:
             with self._connection.transaction():
-                return self._execute(statement).rowcount
+                return change(record_type)
         except psycopg.errors.ForeignKeyViolation:
             self._refuse_reference(diagnosis, references)
             raise
@@ -237,11 +490,8 @@ class Load:
         if not wrong:
             return
         place, field = min(wrong, key=lambda found: found[0])
-        if diagnosis == "find_still_needed":
-            field, reason = "deleted", _NEEDED
-        else:
-            reason = _NO_PARENT
-        raise self._error_at(place, field, reason) from None
+        name, reason = _STILL_NEEDED if diagnosis == "find_still_needed" else (field, _NO_PARENT)
+        raise self._error_at(place, name, reason) from None
 
     def _guard_signing_keys(self) -> None:
         """Let nobody else add keys to the organizations until the end, and no line change an existing key."""
@@ -253,7 +503,11 @@ class Load:
                 try:
                     _StagedKey(*key).check(self._box)
                 except FieldError as error:
-                    raise self._error_at(place, error.field, error.reason) from None
+                    if self._options.mode == "all":
+                        raise self._error_at(place, error.field, error.reason) from None
+                    self._wrong[place] = (error.field, error.reason)
+        if self._options.mode == "each":
+            self._execute("exclude_lines signing_keys", places=list(self._wrong))
 
     def _limit_live_keys(self) -> None:
         place = self._find("find_key_beyond_limit", maximum=MAXIMUM_LIVE_KEYS)
@@ -262,16 +516,17 @@ class Load:
             raise self._error_at(place, "id", reason)
 
     def _check_numbers_and_identities(self) -> None:
-        try:
-            with self._connection.transaction():
-                self._execute("check_numbers_and_identities")
-        except psycopg.errors.UniqueViolation as error:
-            column, field, reason = _REPEATED[error.diag.constraint_name or ""]
-            place = self._find(f"find_repeated {column}")
-            if place is None:
-                raise
-            # What the server said quotes the row.
-            raise self._error_at(place, field, reason) from None
+        for record_type, name in UNIQUE_FIELDS:
+            column = f"{TABLES[record_type].name}.{name}"
+            try:
+                with self._connection.transaction():
+                    self._execute(_CHECKS[name])
+            except psycopg.errors.UniqueViolation:
+                place = self._find(f"find_repeated {column}")
+                if place is None:
+                    raise
+                # What the server said quotes the row.
+                raise self._error_at(place, name, _REPEATED[column]) from None
 
     def _find(self, diagnosis: str, **parameters: Any) -> int | None:
         """Return the place of the line that a statement finds."""
@@ -279,8 +534,11 @@ class Load:
         return None if found is None else int(found[0])
 
     def _error_at(self, place: int, field: str | None, reason: str) -> LoadError:
+        return LoadError(*self._source_of(place), field, reason)
+
+    def _source_of(self, place: int) -> tuple[str, int]:
         source_number, line_number = divmod(place, 2**_LINE_BITS)
-        return LoadError(self._sources[source_number], line_number, field, reason)
+        return self._sources[source_number], line_number
 
     def _execute(self, statement: str, **parameters: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         # Each runs once; and several statements in one text cannot be prepared.
@@ -292,31 +550,44 @@ class Load:
         return self._connection.cursor(statement, row_factory=tuple_row).execute(_SQL[statement])
 
 
+class _InTheWayError(Exception):
+    """Lines claim what others have, and it was found when they were written."""
+
+    def __init__(self, places: dict[int, tuple[str | None, str]]) -> None:
+        super().__init__()
+        self.places = places
+
+
 _TYPES: Final = {record: record_type for record_type, record in RECORDS.items()}
 
 
-def _row(record: Record | Removal) -> tuple[str, tuple[Any, ...]]:
+def _row(record: Record | Removal, *, keeps_left_out: bool) -> tuple[str, tuple[Any, ...]]:
     """Return the type of a line, and what is staged of it after its place."""
     if isinstance(record, Removal):
-        left_out = len(TABLES[record.type].columns) - len(("id", "organization_id"))
-        return record.type, (True, record.id, record.organization_id, *[None] * left_out)
-    return _TYPES[type(record)], (False, *values(record))
+        held = {"id": record.id, "organization_id": record.organization_id, "updated_at": record.updated_at or None}
+        return record.type, (True, 0, *map(held.get, TABLES[record.type].columns))
+    absent = left_out(record) if keeps_left_out else 0
+    return _TYPES[type(record)], (False, absent, *values(record))
 
 
+def _turn_of(organization_id: str) -> int:
+    """Return what stands for an organization among those whose loads take turns. Two may share a number."""
+    return int.from_bytes(UUID(organization_id).bytes[-4:], signed=True)
+
+
+def _references(*, parent_type: str) -> list[Reference]:
+    return [reference for reference in REFERENCES if reference.parent_type == parent_type]
+
+
+_TRIES: Final = 3
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
-_NEEDED: Final = "other rows still refer to this one when all files are read"
+_STILL_NEEDED: Final = ("deleted", "other rows still refer to this one when all files are read")
+_NOT_CLOSED: Final = "a time is required: the case has not been closed yet"
 _REPEATED: Final = {
-    "cases_case_number_unique": (
-        "cases.case_number",
-        "case_number",
-        "another case of the organization has this number",
-    ),
-    "visitors_external_id_unique": (
-        "visitors.external_id",
-        "external_id",
-        "another visitor of the organization has this identity",
-    ),
+    "cases.case_number": "another case of the organization has this number",
+    "visitors.external_id": "another visitor of the organization has this identity",
 }
+_CHECKS: Final = {"case_number": "check_case_numbers", "external_id": "check_external_ids"}
 
 
 class _StagedKey(NamedTuple):
@@ -370,19 +641,20 @@ def _is_same_public_key(pem: str, stored_pem: str) -> bool:
 
 
 def _lines(file: LoadFile, advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that are not blank, each with its number."""
+    """Yield the lines of a file that are not blank, each with its number; of one that is too long, its beginning."""
     for number in count(1):
         line = _line(file, number)
         if not line:
             return
         if number == 1:
             _refuse_other_forms(file, line)
-        if len(line) > MAXIMUM_LINE_BYTES:
-            raise LoadError(file.name, number, None, f"longer than {MAXIMUM_LINE_BYTES // 2**20} MiB")
         advance(len(line))
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if content.strip():
+        if content.strip() or len(line) > MAXIMUM_LINE_BYTES:
             yield number, content
+        while len(line) > MAXIMUM_LINE_BYTES and not line.endswith(b"\n"):
+            line = _line(file, number)
+            advance(len(line))
 
 
 def _line(file: LoadFile, number: int) -> bytes:

@@ -3,8 +3,11 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
+from uuid import UUID, uuid5
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -19,13 +22,11 @@ def _text(maximum: int, *, minimum: int = 0) -> Meta:
     return Meta(min_length=minimum, max_length=maximum, description=f"a text of {length} characters")
 
 
-Id = Annotated[
-    str,
-    Meta(
-        pattern=r"\A[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z",
-        description="a UUID: 36 characters, with dashes",
-    ),
-]
+_UUID_PATTERN: Final = r"\A[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z"
+
+Uuid = Annotated[str, Meta(pattern=_UUID_PATTERN, description="a UUID: 36 characters, with dashes")]
+# Of the caller's own: what is no UUID stands for one. See `own_id`.
+Id = Annotated[str, _text(128, minimum=1)]
 # The schema has the same bounds; a key's secret is stored encrypted, and longer.
 Text = Annotated[str, _text(256)]
 Name = Annotated[str, _text(256, minimum=1)]
@@ -66,16 +67,19 @@ class Record(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_on
 
     removable: ClassVar[bool] = False
     defaults: ClassVar[dict[str, Any]] = {}
+    parents: ClassVar[dict[str, str]] = {}
+    """The fields that refer to a row of the same organization, and its type."""
 
     id: Id
 
-    def check(self) -> None:
-        """Raise FieldError where the fields do not fit each other."""
+    def check(self, *, keeps: bool) -> None:
+        """Raise FieldError where the fields do not fit each other. What is left out may be kept as it is."""
 
 
 class Organization(Record, tag="organization", kw_only=True):
     """A company. Its `id` is what the other types call `organization_id`."""
 
+    id: Uuid
     name: Text
     subscription_status: SubscriptionStatus
     subscription_ends_at: Time | UnsetType | None = UNSET
@@ -84,7 +88,7 @@ class Organization(Record, tag="organization", kw_only=True):
 class User(Record, tag="user", kw_only=True):
     """A person who works for an organization."""
 
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     email: Text | UnsetType | None = UNSET
     first_name: Text | UnsetType | None = UNSET
     last_name: Text | UnsetType | None = UNSET
@@ -96,13 +100,14 @@ class User(Record, tag="user", kw_only=True):
 class SigningKey(Record, tag="signing_key", kw_only=True):
     """What verifies visitors' JWTs: a secret for HMAC, a public key for the other algorithms."""
 
-    organization_id: Id
+    id: Uuid
+    organization_id: Uuid | UnsetType = UNSET
     algorithm: Algorithm
     secret: Secret | UnsetType | None = UNSET
     public_key: PublicKey | UnsetType | None = UNSET
     retired_at: Time | UnsetType | None = UNSET
 
-    def check(self) -> None:
+    def check(self, *, keeps: bool) -> None:
         """Raise FieldError unless there is key material of the one kind that the algorithm takes."""
         hmac = self.algorithm in algorithms.HMAC_ALGORITHMS
         wanted, other = ("secret", "public_key") if hmac else ("public_key", "secret")
@@ -124,7 +129,7 @@ class Visitor(Record, tag="visitor", kw_only=True):
 
     removable: ClassVar[bool] = True
 
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     external_id: Name
 
 
@@ -132,8 +137,9 @@ class Contact(Record, tag="contact", kw_only=True):
     """One way a person was met."""
 
     removable: ClassVar[bool] = True
+    parents: ClassVar[dict[str, str]] = {"visitor_id": "visitor"}
 
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     visitor_id: Id | UnsetType | None = UNSET
     first_name: Text | UnsetType | None = UNSET
     last_name: Text | UnsetType | None = UNSET
@@ -148,7 +154,7 @@ class CaseFunnelStage(Record, tag="case_funnel_stage", kw_only=True):
 
     removable: ClassVar[bool] = True
 
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     name: Text
     position: Position
 
@@ -158,8 +164,15 @@ class Case(Record, tag="case", kw_only=True):
 
     removable: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"is_waiting": False, "unread_message_count": 0}
+    parents: ClassVar[dict[str, str]] = {
+        "contact_id": "contact",
+        "owner_id": "user",
+        "created_by_user_id": "user",
+        "updated_by_user_id": "user",
+        "case_funnel_stage_id": "case_funnel_stage",
+    }
 
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     case_number: Name
     contact_id: Id | UnsetType | None = UNSET
     owner_id: Id | UnsetType | None = UNSET
@@ -178,8 +191,12 @@ class Case(Record, tag="case", kw_only=True):
     updated_by_user_id: Id | UnsetType | None = UNSET
     case_funnel_stage_id: Id | UnsetType | None = UNSET
 
-    def check(self) -> None:
+    def check(self, *, keeps: bool) -> None:
         """Raise FieldError unless a closed case, and no other, says when it was closed."""
+        if keeps and self.closed_at is UNSET:
+            # Where the case is closed already, its time stays; only the database knows. Opened, it has none.
+            self.closed_at = UNSET if self.status == "Closed" else None
+            return
         if bool(self.closed_at) != (self.status == "Closed"):
             raise FieldError("closed_at", "a time is required where status is Closed, and null where it is not")
 
@@ -189,8 +206,9 @@ class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
 
     type: Literal["visitor", "contact", "case_funnel_stage", "case"]
     id: Id
-    organization_id: Id
+    organization_id: Uuid | UnsetType = UNSET
     deleted: Flag
+    updated_at: Time | UnsetType = UNSET
 
 
 class _Kind(msgspec.Struct, gc=False):
@@ -213,6 +231,9 @@ _DEFAULTS: Final = {
     record: [(record.__struct_fields__.index(field), default) for field, default in record.defaults.items()]
     for record in RECORDS.values()
 }
+_TYPE_OF: Final = {record: name for name, record in RECORDS.items()}
+_PARENTS: Final = {record: tuple(record.parents.items()) for record in RECORDS.values()}
+_UUID: Final = re.compile(_UUID_PATTERN)
 _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
 _REMOVAL: Final = msgspec.json.Decoder(Removal)
 _KIND: Final = msgspec.json.Decoder(_Kind)
@@ -221,15 +242,32 @@ _TOO_LONG: Final = re.compile(r"of length <= (\d+)")
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _NAME_SHOWN: Final = 64
+_NUL: Final = "a NUL character (\\u0000) cannot be stored"
 _HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 _HALF_PAIR_WRITTEN: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_record(line: bytes) -> Record | Removal:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How lines are read.
+
+    Attributes:
+        organization_id: The organization that all of them are of; they may leave it out. None: each says its own.
+        types: Of which types they may be.
+        keeps: Whether a field that a line leaves out is to stay as it is where the row exists.
+
+    """
+
+    organization_id: str | None = None
+    types: tuple[str, ...] = tuple(RECORDS)
+    keeps: bool = False
+
+
+def read_record(line: bytes, reading: Reading = Reading()) -> Record | Removal:
     """Return what a line of the load format holds, checked.
 
-    Ids stay texts, in either case. Times become texts that PostgreSQL reads as the same instant; decimals
-    beyond microseconds are cut off.
+    Ids are UUIDs as texts, in either case; one of the caller's own has become the UUID that it stands for. Times become
+    texts that PostgreSQL reads as the same instant; decimals beyond microseconds are cut off.
 
     Raises:
         FieldError: The line is not as the format has it.
@@ -239,8 +277,9 @@ def read_record(line: bytes) -> Record | Removal:
         record = _RECORD.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if b'"deleted"' in line and (removal := _removal(line)):
+            _settle_ids(removal, reading)
             return removal
-        raise _fault(line, error) from None
+        raise _fault(line, error, reading.types) from None
     # By identity: to compare each value with UNSET, as `count` does, takes longer than to decode them.
     given = [value for value in msgspec.structs.astuple(record) if value is not UNSET]
     _refuse_repeated_names(line, len(("type",)) + len(given))
@@ -248,10 +287,51 @@ def read_record(line: bytes) -> Record | Removal:
         text = getattr(record, name)
         if isinstance(text, str) and (instant := _instant(name, text)) != text:
             setattr(record, name, instant)
-    record.check()
+    record.check(keeps=reading.keeps)
     if b"\\" in line and b"\\u0000" in line:
         _refuse_nul(record)
+    _settle_ids(record, reading)
     return record
+
+
+def own_id(organization_id: UUID, record_type: str, text: str) -> str:
+    """Return the UUID that an id of the caller's own stands for: the same text is the same row for ever."""
+    return str(uuid5(organization_id, f"{record_type}:{text}"))
+
+
+def organization_of(record: Any) -> str:
+    """Return the id of the organization that a record belongs to, or is."""
+    organization_id: str = record.id if isinstance(record, Organization) else record.organization_id
+    return organization_id
+
+
+def _settle_ids(record: Any, reading: Reading) -> None:
+    """Give a record its organization, and UUIDs in the place of ids of the caller's own."""
+    record_type = record.type if isinstance(record, Removal) else _TYPE_OF[type(record)]
+    if record_type not in reading.types:
+        raise FieldError("type", f"expected one of {', '.join(reading.types)}")
+    if isinstance(record, Organization):
+        return
+    if record.organization_id is UNSET:
+        if reading.organization_id is None:
+            raise FieldError("organization_id", "required")
+        record.organization_id = reading.organization_id
+    elif reading.organization_id is not None and record.organization_id.lower() != reading.organization_id:
+        raise FieldError("organization_id", "another organization than the one that this is for")
+    _settle_id(record, "id", record_type)
+    for field, parent_type in () if isinstance(record, Removal) else _PARENTS[type(record)]:
+        _settle_id(record, field, parent_type)
+
+
+def _settle_id(record: Any, field: str, record_type: str) -> None:
+    text = getattr(record, field)
+    if isinstance(text, str) and not _UUID.match(text):
+        setattr(record, field, own_id(UUID(record.organization_id), record_type, text))
+
+
+def left_out(record: Record) -> int:
+    """Return which fields a line leaves out: the bit of each, counted from the first field."""
+    return sum(1 << place for place, value in enumerate(msgspec.structs.astuple(record)) if value is UNSET)
 
 
 def values(record: Record) -> list[Any]:
@@ -272,15 +352,20 @@ def _removal(line: bytes) -> Removal | None:
         return None
     if not removal.deleted:
         raise FieldError("deleted", "expected true; a row that stays has no such field") from None
-    _refuse_repeated_names(line, len(removal.__struct_fields__))
+    given = [value for value in msgspec.structs.astuple(removal) if value is not UNSET]
+    _refuse_repeated_names(line, len(given))
+    if isinstance(removal.updated_at, str):
+        removal.updated_at = _instant("updated_at", removal.updated_at)
+    if "\0" in removal.id:
+        raise FieldError("id", _NUL)
     return removal
 
 
-def _fault(line: bytes, error: Exception) -> FieldError:
+def _fault(line: bytes, error: Exception, types: Iterable[str]) -> FieldError:
     """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
     match error:
         case msgspec.ValidationError():
-            return _fault_of_field(line, str(error))
+            return _fault_of_field(line, str(error), types)
         case RecursionError():
             return FieldError(None, "nested too deeply")
         case UnicodeDecodeError():
@@ -289,16 +374,16 @@ def _fault(line: bytes, error: Exception) -> FieldError:
             return _half_pair(line) or FieldError(None, f"not a JSON object ({error})")
 
 
-def _fault_of_field(line: bytes, message: str) -> FieldError:
+def _fault_of_field(line: bytes, message: str, types: Iterable[str]) -> FieldError:
     try:
         kind = _KIND.decode(line)
     except msgspec.ValidationError:
         return FieldError(None, "not a JSON object")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _fault(line, error)
+        return _fault(line, error, types)
     record = RECORDS.get(kind.type) if isinstance(kind.type, str) else None
     if record is None:
-        return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(RECORDS)}")
+        return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(types)}")
     if kind.deleted is not UNSET:
         return _fault_of_removal(line, record)
     return _named(message, record, stranger="unknown field")
@@ -374,4 +459,4 @@ def _refuse_nul(record: Record) -> None:
     for name in record.__struct_fields__:
         value = getattr(record, name)
         if isinstance(value, str) and "\0" in value:
-            raise FieldError(name, "a NUL character (\\u0000) cannot be stored")
+            raise FieldError(name, _NUL)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from cases_service.database.statements import statements
 from cases_service.loading.records import RECORDS
 
@@ -18,6 +20,9 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
+    optional: frozenset[str]
+    """The columns that a line may leave out."""
+
     key: tuple[str, ...] = _ROW
 
 
@@ -36,7 +41,10 @@ class Reference:
 
 
 def _table(record_type: str, name: str, key: tuple[str, ...] = _ROW, **renamed: str) -> Table:
-    return Table(name, tuple(renamed.get(field, field) for field in RECORDS[record_type].__struct_fields__), key)
+    fields = msgspec.structs.fields(RECORDS[record_type])
+    columns = tuple(renamed.get(field.name, field.name) for field in fields)
+    optional = frozenset(column for column, field in zip(columns, fields, strict=True) if not field.required)
+    return Table(name, columns, optional - set(key), key)
 
 
 # Parents come before their children.
@@ -52,13 +60,11 @@ TABLES: Final = {
 # The first one that does not hold is what a wrong line is told.
 REFERENCES: Final = (
     *(Reference(name, "organization_id", "organization") for name in TABLES if name != "organization"),
-    Reference("contact", "visitor_id", "visitor"),
-    Reference("case", "contact_id", "contact"),
-    Reference("case", "owner_id", "user"),
-    Reference("case", "created_by_user_id", "user"),
-    Reference("case", "updated_by_user_id", "user"),
-    Reference("case", "case_funnel_stage_id", "case_funnel_stage"),
+    *(Reference(name, field, parent) for name, record in RECORDS.items() for field, parent in record.parents.items()),
 )
+DATED: Final = ("contact", "case")
+"""The types whose rows say when they changed, so that a line may be too old for them."""
+
 UNIQUE_FIELDS: Final = (("case", "case_number"), ("visitor", "external_id"))
 
 
@@ -68,44 +74,92 @@ def _list(columns: Iterable[str], relation: str = "") -> str:
 
 def _marks(table: Table) -> dict[str, str]:
     attributes = [column for column in table.columns if column not in table.key]
+    optional = [(1 << table.columns.index(column), column) for column in attributes if column in table.optional]
     return {
         "table": table.name,
         "columns": _list(table.columns),
         "key": _list(table.key),
-        "earlier_is_last": " and ".join(f"earlier.{column} = last.{column}" for column in table.key),
+        "last": "place desc",
+        "staged_is_stored": " and ".join(f"t.{column} = s.{column}" for column in table.key),
+        "kept": ", ".join(
+            f"{column} = case when s.left_out & {bit} <> 0 then t.{column} else s.{column} end"
+            for bit, column in optional
+        ),
+        "merged": ", ".join(
+            column
+            if column in table.key
+            else f"(array_agg({column} order by turn) filter (where left_out & {bit} = 0))[1]"
+            for bit, column in ((1 << place, column) for place, column in enumerate(table.columns))
+        ),
         "attributes": _list(attributes),
         "stored_attributes": _list(attributes, f"{table.name}."),
         "excluded_attributes": _list(attributes, "excluded."),
     }
 
 
+_TEMPLATES: Final = statements("loading")
+
+
+def _filled(template: str, about: str, **marks: str) -> tuple[str, str]:
+    return f"{template} {about}", _MARK.sub(lambda mark: marks[mark[1]], _TEMPLATES[template])
+
+
 def _statements() -> Iterator[tuple[str, str]]:
     """Yield each finished statement under the name of its template and what it is about."""
-    templates = statements("loading")
-
-    def filled(template: str, about: str, **marks: str) -> tuple[str, str]:
-        return f"{template} {about}", _MARK.sub(lambda mark: marks[mark[1]], templates[template])
-
-    yield from ((name, text) for name, text in templates.items() if not _MARK.search(text))
+    yield from ((name, text) for name, text in _TEMPLATES.items() if not _MARK.search(text))
     for table in TABLES.values():
-        for template in ("create_staging", "copy", "keep_last_lines", "write", "remove", "is_analyze_due", "analyze"):
-            yield filled(template, table.name, **_marks(table))
+        templates = (*_FOR_EACH_TABLE, *(("fill_left_out",) if table.optional else ()))
+        yield from (_filled(template, table.name, **_marks(table)) for template in templates)
+    yield from _dated_statements()
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
         marks |= {"parent": parent.name, "parent_id": parent.key[-1]}
-        for template in ("find_without_parent", "find_still_needed"):
-            yield filled(template, reference.name, **marks)
+        yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
     for record_type, field in UNIQUE_FIELDS:
         table = TABLES[record_type]
-        yield filled("find_repeated", f"{table.name}.{field}", table=table.name, field=field)
+        for template in ("find_repeated", "list_repeated", "exclude_repeated", "index_claims"):
+            yield _filled(template, f"{table.name}.{field}", table=table.name, field=field)
 
 
+def _dated_statements() -> Iterator[tuple[str, str]]:
+    """Yield what is about rows that say when they changed: of their lines the newest may count, instead of the last."""
+    for table in map(TABLES.__getitem__, DATED):
+        yield from (_filled(template, table.name, **_marks(table)) for template in ("lock_rows", "skip_stale"))
+        newest = _marks(table) | {"last": "updated_at desc nulls first, place desc"}
+        for template, name in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
+            yield f"{name} {table.name}", _filled(template, table.name, **newest)[1]
+
+
+_FOR_EACH_TABLE: Final = (
+    "create_staging",
+    "copy",
+    "analyze_staging",
+    "merge_lines",
+    "keep_last_lines",
+    "index_staging",
+    "exclude_lines",
+    "write",
+    "remove",
+    "is_analyze_due",
+    "analyze",
+)
+_FOR_EACH_REFERENCE: Final = (
+    "find_without_parent",
+    "find_still_needed",
+    "exclude_without_parent",
+    "exclude_still_needed",
+)
 # Nothing removes a user, a signing key or an organization; and of a key not all is written.
 _WITHOUT_CALLER: Final = {
     "write signing_keys",
     *(f"remove {name}" for name in ("organizations", "users", "signing_keys")),
-    *(f"find_still_needed {r.name}" for r in REFERENCES if not RECORDS[r.parent_type].removable),
+    *(
+        f"{template} {r.name}"
+        for template in ("find_still_needed", "exclude_still_needed")
+        for r in REFERENCES
+        if not RECORDS[r.parent_type].removable
+    ),
 }
 STATEMENTS: Final = {name: text for name, text in _statements() if name not in _WITHOUT_CALLER}
 
