@@ -2,8 +2,8 @@
 
 -- step: transaction
 -- What each load and each import of an organization came to: its latest ones, as old ones are removed by who adds one.
--- `written` and `removed` are rows that changed, `stale` and `wrong` are lines. Lines that were refused as a whole stored
--- nothing.
+-- `written` and `removed` are rows that changed, `stale` and `wrong` are lines; they are null where a load was of several
+-- organizations, and not counted apart. Lines that were refused as a whole stored nothing.
 create table import_runs (
     organization_id uuid not null,
     id uuid not null default gen_random_uuid(),
@@ -12,10 +12,10 @@ create table import_runs (
     api_token_id uuid,
     is_stored boolean not null,
     lines bigint not null,
-    written bigint not null,
-    removed bigint not null,
-    stale bigint not null,
-    wrong bigint not null,
+    written bigint,
+    removed bigint,
+    stale bigint,
+    wrong bigint,
     duration_ms bigint not null,
     constraint import_runs_pk primary key (organization_id, finished_at, id),
     constraint import_runs_organization_fk foreign key (organization_id)

@@ -1,5 +1,9 @@
 -- What the loads and imports of an organization came to.
 
+-- name: begin!
+-- Two that forget the same rows at once would fail in a transaction that keeps its snapshot.
+set transaction isolation level read committed;
+
 -- name: add_import_run!
 -- And forget what is older than the latest thousand.
 with forgotten as (
@@ -19,6 +23,13 @@ insert into import_runs (
 values (
     :organization_id, :source, :api_token_id, :is_stored, :lines, :written, :removed, :stale, :wrong, :duration_ms
 );
+
+-- name: list_existing
+-- Those of some organizations that there are.
+select organization_id
+from organizations
+where organization_id = any (:organization_ids)
+order by organization_id;
 
 -- name: list_import_runs
 -- The latest first.

@@ -215,7 +215,7 @@ class SummarySchema(Schema):
 
 
 class ImportRunSchema(Schema):
-    """What a load or an import came to."""
+    """What a load or an import came to. One load of several organizations counts only the lines of each apart."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     finished_at = Instant(required=True, metadata=says("When it ended."))
@@ -228,10 +228,17 @@ class ImportRunSchema(Schema):
         required=True, metadata=says("Whether it stored what was right. False: it was refused as a whole.")
     )
     lines = fields.Integer(required=True, metadata=says("Lines that it read.", minimum=0))
-    written = fields.Integer(required=True, metadata=says("Rows that it added or changed.", minimum=0))
-    removed = fields.Integer(required=True, metadata=says("Rows that it removed.", minimum=0))
-    stale = fields.Integer(required=True, metadata=says("Lines that were no newer than what is stored.", minimum=0))
-    wrong = fields.Integer(required=True, metadata=says("Lines that were wrong.", minimum=0))
+    written = fields.Integer(
+        allow_none=True, metadata=says("Rows that it added or changed; null: not counted apart.", minimum=0)
+    )
+    removed = fields.Integer(
+        allow_none=True, metadata=says("Rows that it removed; null: not counted apart.", minimum=0)
+    )
+    stale = fields.Integer(
+        allow_none=True,
+        metadata=says("Lines that were no newer than what is stored; null: not counted apart.", minimum=0),
+    )
+    wrong = fields.Integer(allow_none=True, metadata=says("Lines that were wrong; null: not counted apart.", minimum=0))
     duration_ms = fields.Integer(required=True, metadata=says("How long it took, in milliseconds.", minimum=0))
 
 

@@ -49,6 +49,7 @@ _NAME: Final = "cases-service"
 _FAILURE: Final = 1
 _MAY_PASS: Final = 75  # EX_TEMPFAIL of sysexits.h: the database is away, busy or read-only
 _WAIT_SECONDS: Final = 60.0
+_FOLLOWED: Final = 1_000
 _WRONG_CALL: Final = 2
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
@@ -294,7 +295,38 @@ def init_db(wait: float) -> None:
     metavar="SECONDS",
     help="How long to wait for a session that holds a row or table.",
 )
-def load_files(files: tuple[str, ...], wait: float) -> None:
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1, max=1_000_000),
+    metavar="LINES",
+    help="Commit after so many lines, instead of all at once; 1,000 with --follow.",
+)
+@click.option("--follow", "follows", is_flag=True, help="Load standard input as it comes, and tell each commit.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0, max=3600),
+    metavar="SECONDS",
+    help="How long a line waits for others with --follow; 1 by default.",
+)
+@click.option("--snapshot", is_flag=True, help="Remove what the files do not name, of the organizations in them.")
+@click.option(
+    "--max-removals",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="Load nothing where --snapshot would remove more of a type; 10 by default.",
+)
+@click.option("--check", "checks", is_flag=True, help="Do everything but the commit, and name every error.")
+def load_files(
+    files: tuple[str, ...],
+    wait: float,
+    *,
+    batch: int | None,
+    follows: bool,
+    interval: float | None,
+    snapshot: bool,
+    max_removals: float | None,
+    checks: bool,
+) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
@@ -304,16 +336,51 @@ def load_files(files: tuple[str, ...], wait: float) -> None:
     \b
     Example:
       cases-service load organization.ndjson export.ndjson.gz
+    To load what a relay writes, without end:
+      relay | cases-service load --follow -
+    To load a whole export, and remove what is no longer in it:
+      cases-service load --snapshot export.ndjson.gz
     """
-    from cases_service.loading.load import LoadFile, load
+    from cases_service.cli.following import follow
+    from cases_service.loading.load import LoadError, LoadFile, LoadOptions, load, load_in_batches
 
+    _check_load(
+        files,
+        {"--follow": follows, "--snapshot": snapshot, "--check": checks, "--batch": batch is not None},
+        {"--interval": interval is not None, "--max-removals": max_removals is not None},
+    )
+    share = 10.0 if max_removals is None else max_removals
+    options = LoadOptions(maximum_removals=share / 100 if snapshot else None)
+    if checks:
+        options = dataclasses.replace(options, mode="each", maximum_errors=None)
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
+        if follows:
+            given: dict[str, Any] = {"box": box, "options": options, "wait": wait}
+            seconds = 1.0 if interval is None else interval
+            source = _standard_input().fileno()
+            for _ in follow(connection, source, size=batch or _FOLLOWED, seconds=seconds, **given):
+                pass
+            return
         opened = [stack.enter_context(_opened(name)) for name in files]
         names = ["standard input" if name == "-" else name for name in files]
         named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, wait=wait, advance=bar.update)
+            if batch is None:
+                summary = load(
+                    connection, named, box=box, options=options, wait=wait, advance=bar.update, rehearses=checks
+                )
+            else:
+                summary = load_in_batches(
+                    connection, named, size=batch, box=box, options=options, wait=wait, advance=bar.update
+                )
+    if checks:
+        for error in summary.errors:
+            click.echo(f"{_NAME}: {printable(str(LoadError(*error)))}", err=True)
+        if summary.error_count:
+            raise click.ClickException(f"{_counted(summary.error_count, 'wrong line')}: nothing was loaded")
+        click.echo(f"{_counted(summary.lines, 'line')}: all right, and nothing was loaded")
+        return
     click.echo(_summary(summary))
     if summary.without_statistics:
         tables = ", ".join(summary.without_statistics)
@@ -321,6 +388,18 @@ def load_files(files: tuple[str, ...], wait: float) -> None:
             f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
         )
         click.echo(" autovacuum", err=True)
+
+
+def _check_load(files: tuple[str, ...], ways: dict[str, bool], details: dict[str, bool]) -> None:
+    """Refuse ways to load that do not go together, and options that belong to another way."""
+    chosen = [name for name, is_chosen in ways.items() if is_chosen]
+    if len(chosen) > 1 and set(chosen) != {"--follow", "--batch"}:
+        raise click.UsageError(f"{chosen[0]} and {chosen[1]} do not go together.")
+    for detail, way in (("--interval", "--follow"), ("--max-removals", "--snapshot")):
+        if details[detail] and not ways[way]:
+            raise click.UsageError(f"{detail} belongs to {way}.")
+    if ways["--follow"] and files != ("-",):
+        raise click.UsageError("--follow reads standard input: name - and no other file.")
 
 
 @contextmanager
