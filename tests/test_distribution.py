@@ -22,7 +22,8 @@ PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
-# doctor looks at what opens the service, whoever's it is; list-organizations lists them all.
+# doctor looks at what opens the service, whoever's it is, and for feeds that stopped; list-organizations lists them
+# all; a load may be of several.
 ACROSS_ORGANIZATIONS = {
     "list_organizations",
     "list_organizations_with_secrets",
@@ -31,6 +32,8 @@ ACROSS_ORGANIZATIONS = {
     "list_retiring_keys_everywhere",
     "list_live_secrets_everywhere",
     "list_ending_tokens_everywhere",
+    "list_late_feeds_everywhere",
+    "list_existing",
 }
 
 
@@ -87,7 +90,9 @@ def test_a_rendered_statement_has_no_marks_and_no_switches() -> None:
         assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *Filters().parameters()}
 
 
-@pytest.mark.parametrize(("subject", "name"), named("administration", "demo", "doctor", "last_use", "writing"))
+@pytest.mark.parametrize(
+    ("subject", "name"), named("administration", "demo", "doctor", "import_runs", "last_use", "writing")
+)
 def test_a_statement_of_a_command_touches_one_organization(subject: str, name: str, keys: dict[str, str]) -> None:
     statement = Statement(statements(subject)[name], keys)
     assert set(statement.relations) <= set(keys)
@@ -114,12 +119,16 @@ def test_what_is_read_of_the_server_is_nobodys(subject: str, name: str, keys: di
 
 def test_every_statement_is_of_a_kind_that_is_looked_at() -> None:
     subjects = {file.stem for file in (Path(__file__).parents[1] / "queries").glob("*.sql")}
-    assert subjects == {*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "last_use", "loading", "writing"}
-    # The rest of a load touches staged lines, statistics and locks alone.
+    assert subjects == {
+        *(*REQUESTS, *NOBODYS, "administration", "demo", "doctor", "import_runs", "last_use", "loading", "writing"),
+    }
+    # The rest of a load touches staged lines, statistics and locks alone. A snapshot compares the rows of the
+    # organizations in its files, which may be several, with what their lines name.
     rest = {re.split("[ _]", name)[0] for name in STATEMENTS} - set(LOOKED_AT)
     assert rest == {
         *("begin", "limit", "take", "defer", "check", "is", "analyze"),
         *("create", "copy", "merge", "keep", "index"),
+        *("remember", "count", "stage"),
     }
 
 

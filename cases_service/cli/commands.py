@@ -295,6 +295,8 @@ def init_db(wait: float) -> None:
     metavar="SECONDS",
     help="How long to wait for a session that holds a row or table.",
 )
+@click.option("--if-newer", is_flag=True, help="Leave cases and contacts alone that are newer than their lines.")
+@click.option("--keep-left-out", is_flag=True, help="Leave a field as it is that a line leaves out.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1, max=1_000_000),
@@ -320,6 +322,8 @@ def load_files(
     files: tuple[str, ...],
     wait: float,
     *,
+    if_newer: bool,
+    keep_left_out: bool,
     batch: int | None,
     follows: bool,
     interval: float | None,
@@ -350,7 +354,9 @@ def load_files(
         {"--interval": interval is not None, "--max-removals": max_removals is not None},
     )
     share = 10.0 if max_removals is None else max_removals
-    options = LoadOptions(maximum_removals=share / 100 if snapshot else None)
+    options = LoadOptions(
+        if_newer=if_newer, keeps_left_out=keep_left_out, maximum_removals=share / 100 if snapshot else None
+    )
     if checks:
         options = dataclasses.replace(options, mode="each", maximum_errors=None)
     with ExitStack() as stack:

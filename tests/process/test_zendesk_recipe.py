@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.documents import block
+from tests.documents import block, run
 from tests.factories import Organization
 from tests.process.running import environment
 
@@ -110,3 +110,33 @@ def test_who_is_no_longer_active_is_nobodys_contact_and_has_no_name(lines: Lines
     contact = found(lines(PAGE), "contact", "20978394")
     assert contact["visitor_id"] is None
     assert not {"first_name", "last_name", "email", "phone"} & set(contact)
+
+
+def test_an_export_is_loaded_by_the_lines_of_the_recipe(
+    program: Path, organization: Organization, database_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pages.ndjson").write_text(json.dumps(PAGE) + "\n")
+    for _ in range(2):
+        run(
+            block(ZENDESK, "bash", "pages.ndjson"),
+            tmp_path,
+            DATABASE_URL=database_url,
+            ORGANIZATION=str(organization.id),
+        )
+    found = organization.connection.execute(
+        "select c.case_number, c.status, v.external_id, u.full_name from cases c"
+        " join contacts x on x.organization_id = c.organization_id and x.id = c.contact_id"
+        " left join visitors v on v.organization_id = c.organization_id and v.id = x.visitor_id"
+        " left join users u on u.organization_id = c.organization_id and u.id = c.owner_id"
+        " where c.organization_id = %s order by c.case_number",
+        [organization.id],
+    ).fetchall()
+    assert found == [
+        ("35436", "In Progress", "customer-4711", "First Agent"),
+        ("35437", "Closed", "customer-4711", None),
+        ("35438", "In Progress", None, None),
+    ]
+    again = organization.connection.execute(
+        "select written, stale from import_runs where organization_id = %s order by finished_at", [organization.id]
+    ).fetchall()
+    assert again[1] == (0, 7), "every contact and case; of the rest nothing changed"
