@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cases_service.credentials.secret_encryption import SecretBox
+from tests.documents import block
 from tests.factories import SECRET_KEY
 from tests.process.running import COMMAND, environment
 from tests.test_loading import Company, Fields, content_of
@@ -84,10 +85,12 @@ def follow(variables: dict[str, str]) -> Iterator[Callable[..., Relay]]:
 def test_each_commit_is_told_while_the_input_stays_open(company: Company, follow: Callable[..., Relay]) -> None:
     relay = follow("--batch", "2", "--interval", "60")
     relay.write(company.case(), b"\n", company.case(), company.case())
-    assert relay.told() == {"committed": 3, "written": 2, "removed": 0, "unchanged": 0, "stale": 0, "wrong": 0}
+    told = relay.told()
+    assert told == {"committed": 3, "written": 2, "removed": 0, "unchanged": 0, "stale": 0, "wrong": 0}
     assert len(company.rows("cases")) == 2
     relay.write(company.case())
     assert relay.told()["committed"] == 5
+    assert list(told) == list(json.loads(block("docs/load.md", "json", "committed")))
     assert relay.end() == (0, b"", b"")
     assert len(company.rows("cases")) == 4
 
