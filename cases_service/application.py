@@ -12,7 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from cases_service.api import problems
-from cases_service.api.blueprints import cases, docs, health, import_runs, organization_cases
+from cases_service.api.blueprints import cases, docs, health, import_runs, imports, organization_cases
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Database, query_count
@@ -107,7 +107,8 @@ def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for blueprint in (cases.blueprint, organization_cases.blueprint, import_runs.blueprint, health.blueprint):
+    own = organization_cases.blueprint, imports.blueprint, import_runs.blueprint
+    for blueprint in (cases.blueprint, *own, health.blueprint):
         app.register_blueprint(blueprint)
     if with_docs:
         app.register_blueprint(docs.blueprint)

@@ -14,7 +14,7 @@ class ProblemError(Exception):
     code: ClassVar[str] = "internal_error"
     default_detail: ClassVar[str] = ""
 
-    def __init__(self, detail: str = "", *, errors: list[dict[str, str]] | None = None) -> None:
+    def __init__(self, detail: str = "", *, errors: list[dict[str, Any]] | None = None) -> None:
         super().__init__(self.code)
         self.detail = detail or self.default_detail
         self.errors = errors
@@ -173,6 +173,24 @@ class InvalidBodyError(ProblemError):
     status = 400
     code = "invalid_body"
     default_detail = "The list of errors names each wrong member and what it accepts."
+
+
+class InvalidLinesError(ProblemError):
+    """Lines of the import are wrong."""
+
+    status = 400
+    code = "invalid_lines"
+    default_detail = (
+        "Nothing was stored. The list of errors names the first wrong lines, and error_count says how many."
+    )
+
+    def __init__(self, errors: list[dict[str, Any]] | None = None, *, error_count: int = 0) -> None:
+        super().__init__(errors=errors)
+        self._error_count = error_count
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the document with the number of wrong lines."""
+        return super().as_dict() | {"error_count": self._error_count}
 
 
 class VisitorTokenError(ProblemError):

@@ -24,7 +24,7 @@ grant connect, temporary on database cases to cases_admin;
 grant connect on database cases to cases_service;
 
 \if :has_writer
--- For requests that change cases. What it may do, init-db says.
+-- For requests that change cases, and imports, which stage their lines. What it may do, init-db says.
 create role cases_writer login password :'writer_password';
-grant connect on database cases to cases_writer;
+grant connect, temporary on database cases to cases_writer;
 \endif

@@ -106,6 +106,10 @@ delete from staged_{table} where place = any (:places);
 -- For a row or table that somebody else holds. The turn above may take as long as another load does.
 select set_config('lock_timeout', :milliseconds, true);
 
+-- name: limit_request
+-- For each statement of a load that a request waits for.
+select set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true);
+
 -- name: fill_times_of_contacts!
 -- Times that a line leaves out stay as they are, and are the time of loading for a new contact.
 update staged_contacts s

@@ -108,17 +108,24 @@ from (
 where :role::text not in (current_user, session_user);
 
 -- name: list_writer_grants
--- Statements that let a role write cases for the service: it sees what a case refers to, and no token or key.
+-- Statements that let a role write for the service: cases and what they refer to, and no token or key. An import stages
+-- its lines in temporary tables: everybody may make some in a database, unless that was revoked.
 -- No row: it is the owner, or the role that administers.
-select format(statement, :role::text, current_schema())
+select format(statement, :role::text, current_schema(), current_database())
 from (
     values
-        ('grant usage on schema %%2$I to %%1$I'),
-        ('grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
-        ('grant insert, update, delete on cases to %%1$I'),
-        ('grant select, insert, delete on import_runs to %%1$I')
-) as grants (statement)
-where :role::text not in (current_user, session_user);
+        (true, 'grant usage on schema %%2$I to %%1$I'),
+        (true, 'grant select on schema_version, users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant insert, update on users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant delete on visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant select, insert, delete on import_runs to %%1$I'),
+        (
+            not has_database_privilege(:role::text, current_database(), 'temporary')
+            and (select pg_has_role(datdba, 'usage') from pg_database where datname = current_database()),
+            'grant temporary on database %%3$I to %%1$I'
+        )
+) as grants (is_due, statement)
+where is_due and :role::text not in (current_user, session_user);
 
 -- name: list_administration_grants
 -- Statements that let the role of this session load cases, and manage tokens and keys, where it is not the owner.

@@ -183,5 +183,6 @@ def assert_problem(response: TestResponse, status: int, code: str) -> dict[str, 
     assert document["title"]
     assert document["detail"]
     assert document["request_id"] == response.headers["X-Request-ID"]
-    assert set(document) <= {"type", "title", "status", "detail", "code", "request_id", "errors", "case_id"}
+    named = {"type", "title", "status", "detail", "code", "request_id", "errors", "error_count", "case_id"}
+    assert set(document) <= named
     return document

@@ -128,7 +128,7 @@ ROOMS = {
     "database": {"observability"},
     "store": {"cases", "database"},
     "credentials": {"database", "store"},
-    "loading": {"cases", "credentials", "database"},
+    "loading": {"cases", "credentials", "database", "store"},
     "api": {"cases", "credentials", "database", "loading", "observability", "store"},
     "embedded": {"database"},
     "server": {"database", "embedded"},

@@ -32,6 +32,7 @@ QUERIES = {
     "change_organization_case": parameters.Parameters(),
     "delete_organization_case": parameters.Parameters(),
     "list_import_runs": parameters.ImportRunParameters(),
+    "import_rows": parameters.ImportParameters(),
 }
 
 

@@ -68,15 +68,52 @@ def test_it_does_not_see_what_opens_the_service(writer: psycopg.Connection, tabl
         writer.execute(f"select 1 from {table}".encode())
 
 
-@pytest.mark.parametrize("table", [*UNREADABLE, *READABLE[:-1]])
-def test_it_changes_nothing_but_cases(
+@pytest.mark.parametrize("table", [*UNREADABLE, "schema_version"])
+def test_it_changes_nothing_that_opens_the_service(
     writer: psycopg.Connection, two: tuple[Organization, Organization], table: str
 ) -> None:
     with writer.transaction():
         writer.execute(preamble(two[0].id)[-1])
-        for text in (f"insert into {table} (organization_id) values (null)", f"delete from {table}"):
+        for text in (f"insert into {table} default values", f"delete from {table}"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), writer.transaction():
                 writer.execute(text.encode())
+
+
+@pytest.mark.parametrize("table", READABLE)
+def test_it_writes_what_an_import_brings_for_one_organization_alone(
+    writer: psycopg.Connection, two: tuple[Organization, Organization], table: str
+) -> None:
+    own, other = two
+    own.stage()
+    copy = f"update {table} set organization_id = '{other.id}'"
+    with writer.transaction(force_rollback=True):
+        writer.execute(preamble(own.id)[-1])
+        assert writer.execute(f"update {table} set id = id".encode()).rowcount >= 1
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"), writer.transaction():
+            writer.execute(copy.encode())
+
+
+def test_it_removes_no_user(writer: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        writer.execute("delete from users")
+
+
+def test_it_may_stage_lines(writer: psycopg.Connection, roles: Roles) -> None:
+    writer.execute("create temp table staged as select id from cases with no data")
+    DatabaseAtHand(roles.writing_settings, None).initialize()
+    with psycopg.connect(roles.url(roles.writer)) as connection:
+        connection.execute("create temp table staged as select id from cases with no data")
+
+
+def test_init_db_lets_it_stage_lines_where_nobody_else_may(make_roles: Callable[[str], Roles]) -> None:
+    made = make_roles(
+        ROLES.replace(
+            "connect, temporary on database cases to cases_writer", "connect on database cases to cases_writer"
+        )
+    )
+    DatabaseAtHand(made.writing_settings, None).initialize()
+    with psycopg.connect(made.url(made.writer)) as connection:
+        connection.execute("create temp table staged as select id from cases with no data")
 
 
 def test_it_cannot_change_the_schema(writer: psycopg.Connection) -> None:

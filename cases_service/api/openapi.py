@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,6 +21,8 @@ from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM
 from cases_service.cases import schemas
 from cases_service.cases.bodies import CHANGE, WHOLE, Kind, Reference
 from cases_service.errors import ProblemError
+from cases_service.loading.imports import MAXIMUM_LINES
+from cases_service.loading.load import IMPORTED_TYPES, MAXIMUM_ERRORS
 
 Json = dict[str, Any]
 
@@ -272,6 +275,35 @@ _DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEA
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
 
 
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_BY_TYPE: Final[Json] = {
+    "type": "object",
+    "properties": dict.fromkeys(IMPORTED_TYPES, _COUNT),
+    "required": list(IMPORTED_TYPES),
+}
+_LINE_ERROR: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "line": {"type": "integer", "minimum": 1},
+        "field": {"type": ["string", "null"]},
+        "detail": {"type": "string"},
+    },
+    "required": ["line", "field", "detail"],
+}
+_IMPORT: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "lines": {**_COUNT, "description": "Lines that are not blank. Each of them is counted once below."},
+        "written": {**_BY_TYPE, "description": "Rows that were added or changed."},
+        "removed": {**_BY_TYPE, "description": "Rows that were removed."},
+        "unchanged": {**_COUNT, "description": "Lines that changed nothing, or that a later line of the row replaced."},
+        "stale": {**_COUNT, "description": "Lines that were not newer than their row."},
+        "error_count": {**_COUNT, "description": "Lines that are wrong."},
+        "errors": {"type": "array", "maxItems": MAXIMUM_ERRORS, "items": _LINE_ERROR},
+    },
+    "required": ["lines", "written", "removed", "unchanged", "stale", "error_count", "errors"],
+}
+
 _OF_BODIES: Final = (errors.UnsupportedMediaTypeError, errors.BodyTooLargeError, errors.InvalidBodyError)
 _OF_WRITES: Final = (errors.ReadOnlyDeploymentError, errors.PreconditionFailedError, errors.CaseNumberTakenError)
 _OF_VISITORS: Final = (
@@ -286,11 +318,11 @@ def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
 
 
 def _of_visitors(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_BODIES, *_OF_WRITES, *others)
+    return _all_but(*_OF_BODIES, *_OF_WRITES, errors.InvalidLinesError, *others)
 
 
 def _of_organization(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_VISITORS, *others)
+    return _all_but(*_OF_VISITORS, errors.InvalidLinesError, *others)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -400,6 +432,32 @@ OPERATIONS: Final[dict[str, Operation]] = {
         answers=(204,),
         problems=_of_organization(*_OF_BODIES, errors.CaseNumberTakenError),
     ),
+    "imports.import_rows": Operation(
+        summary="Import rows",
+        description="Users, visitors, contacts, stages and cases of the organization, a line each in the load format,"
+        f" which docs/load.md describes; `organization_id` may be left out. At most {MAXIMUM_LINES:,} lines, and 16 MiB"
+        " unpacked; `Content-Encoding: gzip` is accepted. An `id`, and each reference to one, may be any text of yours"
+        " of 1 to 128 characters. Repeating an import is harmless. Needs the scope `cases:write`.",
+        tag="Organization",
+        method="post",
+        parameters=parameters.ImportParameters,
+        body="Lines",
+        body_types=("application/x-ndjson",),
+        body_example='{"type": "user", "id": "35436", "first_name": "Ada"}\n',
+        schema=_IMPORT,
+        example={
+            "lines": 1,
+            "written": dict.fromkeys(IMPORTED_TYPES, 0) | {"user": 1},
+            "removed": dict.fromkeys(IMPORTED_TYPES, 0),
+            "unchanged": 0,
+            "stale": 0,
+            "error_count": 0,
+            "errors": [],
+        },
+        problems=_all_but(
+            *_OF_VISITORS, errors.CaseNotFoundError, errors.PreconditionFailedError, errors.CaseNumberTakenError
+        ),
+    ),
     "import_runs.list_import_runs": Operation(
         summary="List the latest loads and imports",
         description="What the latest loads and imports of the organization came to, the newest first; a thousand are"
@@ -500,6 +558,7 @@ def describe(routes: Map, server: str, *, writes: bool) -> Json:
     described |= _narrowed_by_fields(described)
     if writes:
         described["NewCase"] = _body_schema("A new case.", WHOLE, described["OrganizationCase"])
+        described["Lines"] = {"type": "string", "description": "Lines of the load format, an object each (NDJSON)."}
         described["CaseChange"] = _body_schema(
             "What is to be changed of a case.", CHANGE, described["OrganizationCase"]
         )
@@ -599,7 +658,8 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
     responses: dict[int, Json] = {
         status: {
             "description": operation.summary + ".",
-            "headers": headers | (_named(["Location"]) if operation.method == "post" else {}),
+            "headers": headers
+            | (_named(["Location"]) if status == HTTPStatus.CREATED and operation.method == "post" else {}),
             **_content(operation),
         }
         for status in operation.answers
@@ -656,6 +716,8 @@ _DETAILS: Final[dict[type[ProblemError], str]] = {
 
 _WRONG_MEMBER: Final = {"pointer": "/priority", "detail": "Expected a whole number from 1 to 5."}
 
+_WRONG_LINE: Final = {"line": 7, "field": "priority", "detail": "expected an integer from 1 to 5"}
+
 
 def _example_of(kind: type[ProblemError]) -> Json:
     wrong = {"parameter": "page_size", "detail": "Expected a whole number from 1 to 100."}
@@ -668,6 +730,7 @@ def _example_of(kind: type[ProblemError]) -> Json:
             "request_id": "4f0c6a1b2d3e4f5061728394a5b6c7d8",
             **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
             **({"errors": [_WRONG_MEMBER]} if kind is errors.InvalidBodyError else {}),
+            **({"errors": [_WRONG_LINE], "error_count": 1} if kind is errors.InvalidLinesError else {}),
             **({"case_id": _CASE["id"]} if kind is errors.CaseNumberTakenError else {}),
         }
     )
@@ -703,7 +766,10 @@ def _style_of(_converter: OpenAPIConverter, field: fields.Field[Any], **_: Any) 
 
 
 _SOMETIMES: Final = frozenset(
-    {("Problem", "errors"), ("Problem", "case_id"), ("ParameterError", "parameter"), ("ParameterError", "pointer")}
+    {
+        *(("Problem", name) for name in ("errors", "error_count", "case_id")),
+        *(("ParameterError", name) for name in ("parameter", "pointer", "line", "field")),
+    }
 )
 
 

@@ -107,6 +107,27 @@ class DetailParameters(Parameters):
     attributes = _attributes()
 
 
+class ImportParameters(Parameters):
+    """The parameters of an import."""
+
+    mode = fields.String(
+        load_default="all",
+        validate=validate.OneOf(["all", "each"], error="Expected all or each."),
+        metadata=says("`all`: every line or none. `each`: the right lines are stored, and the wrong ones reported."),
+    )
+    if_newer = Flag(
+        load_default=False,
+        metadata=says(
+            "Whether a contact or case, or its removal, counts only if its `updated_at` is later than what is stored."
+        ),
+    )
+    left_out = fields.String(
+        load_default="null",
+        validate=validate.OneOf(["null", "keep"], error="Expected null or keep."),
+        metadata=says("What a field becomes that a line leaves out: `null`, or with `keep` what it is already."),
+    )
+
+
 class FilterParameters(Parameters):
     """The parameters that choose among the cases of a visitor. Loaded, they are one: `filters`."""
 

@@ -1,5 +1,6 @@
 """Reads the body of a request, if it is of a type that the route takes and no larger than it may be."""
 
+import zlib
 from collections.abc import Collection
 from typing import Final
 
@@ -15,30 +16,58 @@ OVERLOADED: Final = "cases.overloaded"
 """Likewise, as the bodies of others left no room for it."""
 
 
-def read_body(request: Request, *, media_types: Collection[str], maximum: int) -> bytes:
-    """Return the body of a request.
+_GZIP: Final = 16 + zlib.MAX_WBITS
+_DAMAGED: Final = "It is no gzip, or a damaged one."
+
+
+def read_body(
+    request: Request, *, media_types: Collection[str], maximum: int, most: str = "", unpacks: bool = False
+) -> bytes:
+    """Return the body of a request, unpacked where it may come packed by gzip.
+
+    `most` says in words what `maximum` is, where that is not 1 MiB.
 
     Raises:
-        UnsupportedMediaTypeError: It is of another type, or compressed.
+        UnsupportedMediaTypeError: It is of another type, or packed in another way.
         OverloadedError: The worker had no room for it.
-        BodyTooLargeError: It has more bytes than `maximum`.
-        InvalidBodyError: It did not come whole.
+        BodyTooLargeError: It has more bytes than `maximum`, packed or unpacked.
+        InvalidBodyError: It did not come whole, or cannot be unpacked.
 
     """
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if request.mimetype not in media_types or encoding not in ("", "identity"):
-        raise UnsupportedMediaTypeError
+    is_packed = unpacks and encoding in ("gzip", "x-gzip")
+    if request.mimetype not in media_types or not (is_packed or encoding in ("", "identity")):
+        types = " or ".join(sorted(media_types))
+        raise UnsupportedMediaTypeError(f"Send {types}, as it is or packed by gzip." if unpacks else "")
     if request.environ.get(OVERLOADED):
         raise OverloadedError
     if request.environ.get(TOO_LARGE) or (request.content_length or 0) > maximum:
-        raise BodyTooLargeError
+        raise BodyTooLargeError(most)
     try:
         body = _read(request, maximum + 1)
     except (HTTPException, OSError):
         raise InvalidBodyError(errors=[{"pointer": "", "detail": "It did not come whole."}]) from None
+    body = _unpacked(body, maximum + 1) if is_packed else body
     if len(body) > maximum:
-        raise BodyTooLargeError
+        raise BodyTooLargeError(most)
     return body
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """Return what a gzip holds, of a longer one no more than its first bytes."""
+    parts: list[bytes] = []
+    missing = most
+    while packed and missing:
+        member = zlib.decompressobj(_GZIP)
+        try:
+            parts.append(member.decompress(packed, missing))
+        except zlib.error:
+            raise InvalidBodyError(errors=[{"pointer": "", "detail": _DAMAGED}]) from None
+        missing -= len(parts[-1])
+        if missing and not member.eof:
+            raise InvalidBodyError(errors=[{"pointer": "", "detail": _DAMAGED}])
+        packed = member.unused_data
+    return b"".join(parts)
 
 
 def _read(request: Request, most: int) -> bytes:

@@ -255,6 +255,8 @@ class ParameterErrorSchema(Schema):
 
     parameter = fields.String(metadata=says("The parameter's name, where a parameter is wrong."))
     pointer = fields.String(metadata=says("The member's JSON pointer (RFC 6901), where the body is wrong."))
+    line = fields.Integer(metadata=says("The number of the line, from 1 on, where lines were sent."))
+    field = fields.String(allow_none=True, metadata=says("The field of the line, where the fault is in one."))
     detail = fields.String(required=True, metadata=says("What it accepts."))
 
 
@@ -277,4 +279,5 @@ class ProblemSchema(Schema):
         fields.Nested(ParameterErrorSchema),
         metadata=says("What is wrong with which parameter, or with which member of the body, where any are wrong."),
     )
+    error_count = fields.Integer(metadata=says("How many lines are wrong, where lines were sent."))
     case_id = fields.UUID(metadata=says("The case that has the number, where it is taken."))

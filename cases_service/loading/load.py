@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from math import inf
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
@@ -147,6 +148,11 @@ class LoadSummary:
             without_statistics=list(dict.fromkeys([*self.without_statistics, *later.without_statistics])),
             organizations=Counter(self.organizations) + Counter(later.organizations),
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is told of a load in JSON."""
+        names = ("lines", "written", "removed", "unchanged", "stale", "error_count")
+        return {name: getattr(self, name) for name in names} | {"errors": [error._asdict() for error in self.errors]}
 
 
 class LoadError(Exception):
@@ -364,9 +370,11 @@ class Load:
         *,
         box: SecretBox,
         options: LoadOptions = LoadOptions(),
-        wait: float | None = DEFAULT_WAIT,
+        wait: float = DEFAULT_WAIT,
+        deadline: float = inf,
     ) -> None:
         self._connection = connection
+        self._deadline = deadline
         self._box = box
         self._options = options
         self._reading = options.reading
@@ -383,6 +391,16 @@ class Load:
         self._staged: set[str] = set()
         self._organizations: Counter[str] = Counter()
         self._execute("begin")
+
+    @classmethod
+    def of_request(cls, connection: psycopg.Connection[Any], options: LoadOptions, *, deadline: float) -> "Load":
+        """Return a load that ends by a deadline, by `monotonic`, its waits for others included.
+
+        It collects what is wrong in both modes: whoever asked commits, or not.
+        """
+        work = cls(connection, box=SecretBox([]), options=replace(options, mode="each"), deadline=deadline)
+        work._execute("limit_request", milliseconds=lock_timeout(deadline - monotonic()))
+        return work
 
     def stage(self, source: str, lines: Iterable[tuple[int, bytes]]) -> None:
         """Check every line, with its number, and bring it into the staging table of its type."""
@@ -412,7 +430,7 @@ class Load:
             self._execute(f"remember_named {TABLES[record_type].name}")
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
-        if self._wait is not None:
+        if self._deadline == inf:
             self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
         for record_type in staged_types:
             self._compare_with_stored(record_type)
@@ -697,6 +715,9 @@ class Load:
         return self._sources[source_number], line_number
 
     def _execute(self, statement: str, **parameters: Any) -> psycopg.Cursor[tuple[Any, ...]]:
+        if monotonic() > self._deadline:
+            # As where one statement takes too long.
+            raise psycopg.errors.QueryCanceled
         # Each runs once; and several statements in one text cannot be prepared.
         cursor = self._connection.cursor(row_factory=tuple_row)
         return cursor.execute(_SQL[statement], parameters or None, prepare=False)

@@ -72,6 +72,17 @@ def _list(columns: Iterable[str], relation: str = "") -> str:
     return ", ".join(f"{relation}{column}" for column in columns)
 
 
+def _merged(table: Table) -> Iterator[str]:
+    """Yield what is in each column where several lines are one; what none of them gives is as in the last one."""
+    for place, column in enumerate(table.columns):
+        last = f"(array_agg({column} order by turn))[1]"
+        given = f"(array_agg({column} order by turn) filter (where left_out & {1 << place} = 0))[1]"
+        if column in table.key:
+            yield column
+        else:
+            yield f"coalesce({given}, {last})" if column in table.optional else last
+
+
 def _marks(table: Table) -> dict[str, str]:
     attributes = [column for column in table.columns if column not in table.key]
     optional = [(1 << table.columns.index(column), column) for column in attributes if column in table.optional]
@@ -85,12 +96,7 @@ def _marks(table: Table) -> dict[str, str]:
             f"{column} = case when s.left_out & {bit} <> 0 then t.{column} else s.{column} end"
             for bit, column in optional
         ),
-        "merged": ", ".join(
-            column
-            if column in table.key
-            else f"(array_agg({column} order by turn) filter (where left_out & {bit} = 0))[1]"
-            for bit, column in ((1 << place, column) for place, column in enumerate(table.columns))
-        ),
+        "merged": _list(_merged(table)),
         "attributes": _list(attributes),
         "stored_attributes": _list(attributes, f"{table.name}."),
         "excluded_attributes": _list(attributes, "excluded."),

@@ -1,6 +1,8 @@
 """GET …/import: what the latest loads and imports of an organization came to."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -8,6 +10,7 @@ from flask.testing import FlaskClient
 
 from cases_service.loading.runs import Run, record_run
 from tests.factories import LONG_AGO, Organization, assert_problem
+from tests.metrics import samples, value
 
 
 def path(organization: Organization) -> str:
@@ -102,3 +105,54 @@ def test_what_came_a_few_times_or_was_refused_is_no_feed(organization: Organizat
         ).fetchall()
         == []
     )
+
+
+def send(client: FlaskClient, organization: Organization, *lines: dict[str, Any], **parameters: str) -> Any:
+    body = "".join(json.dumps(line) + "\n" for line in lines)
+    given = {"Authorization": f"Token {organization.token_with('cases:write')}"}
+    return client.post(
+        path(organization), data=body, query_string=parameters, content_type="application/x-ndjson", headers=given
+    )
+
+
+USER = {"type": "user", "id": "7"}
+WRONG = {"type": "user", "id": "8", "alias": 5}
+
+
+def test_an_import_leaves_what_it_came_to_and_by_which_token(
+    client: FlaskClient, organization: Organization, headers: dict[str, str]
+) -> None:
+    assert send(client, organization, USER, WRONG, mode="each").status_code == 200
+    (run,) = client.get(path(organization), headers=headers).get_json()["results"]
+    token_ids = organization.connection.execute(
+        "select id::text from api_tokens where organization_id = %s and 'cases:write' = any(scopes)", [organization.id]
+    ).fetchall()
+    assert (run["api_token_id"],) in token_ids
+    assert (run["source"], run["is_stored"], run["lines"], run["written"], run["wrong"]) == ("import", True, 2, 1, 1)
+
+
+def test_an_import_that_is_refused_is_shown_and_stored_nothing(
+    client: FlaskClient, organization: Organization, headers: dict[str, str]
+) -> None:
+    assert_problem(send(client, organization, USER, WRONG), 400, "invalid_lines")
+    (run,) = client.get(path(organization), headers=headers).get_json()["results"]
+    assert (run["is_stored"], run["lines"], run["written"], run["wrong"]) == (False, 2, 0, 1)
+
+
+def test_an_import_without_lines_is_heard(
+    client: FlaskClient, organization: Organization, headers: dict[str, str]
+) -> None:
+    assert send(client, organization).status_code == 200
+    (run,) = client.get(path(organization), headers=headers).get_json()["results"]
+    assert (run["is_stored"], run["lines"]) == (True, 0)
+
+
+def test_lines_of_imports_are_counted_by_what_became_of_them(client: FlaskClient, organization: Organization) -> None:
+    def counted() -> list[float]:
+        found = samples(client.get("/metrics").text)
+        return [value(found, "cases_import_lines_total", outcome=name) for name in ("stored", "stale", "wrong")]
+
+    before = counted()
+    send(client, organization, USER, WRONG, mode="each")
+    send(client, organization, USER, WRONG)
+    assert [after - earlier for earlier, after in zip(before, counted(), strict=True)] == [1, 0, 2]
