@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from tests.documents import block, run
 from tests.factories import Organization
-from tests.process.running import environment
+from tests.process.running import LOOPBACK, Service, environment
 
 ZENDESK = "docs/recipes/zendesk.md"
 PAGE: dict[str, Any] = json.loads(block(ZENDESK, "json", "metric_sets"))
@@ -140,3 +142,53 @@ def test_an_export_is_loaded_by_the_lines_of_the_recipe(
         "select written, stale from import_runs where organization_id = %s order by finished_at", [organization.id]
     ).fetchall()
     assert again[1] == (0, 7), "every contact and case; of the rest nothing changed"
+
+
+@pytest.fixture
+def zendesk() -> Iterator[tuple[str, list[str]]]:
+    """What answers as Zendesk's export does, the page and behind its cursor an empty one, and what it was asked."""
+    asked: list[str] = []
+
+    class Export(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            nothing: dict[str, Any] = {"tickets": [], "users": [], "metric_sets": []}
+            page = {**PAGE, **(nothing if "cursor=" in self.path else {"end_of_stream": False})}
+            body = json.dumps(page, indent=1).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer((LOOPBACK, 0), Export)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://{LOOPBACK}:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_changed_is_sent_and_the_cursor_moves_on(
+    service: Service,
+    organization: Organization,
+    program: Path,
+    zendesk: tuple[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    url, asked = zendesk
+    (tmp_path / "zendesk").write_text("Authorization: Bearer none\n")
+    (tmp_path / "cases").write_text(f"Authorization: Bearer {organization.token_with('cases:write')}\n")
+    given = {"CASES_URL": service.url(""), "ORGANIZATION": str(organization.id), "ZENDESK_URL": url, "START": "1"}
+    files = {"ZENDESK_HEADERS": str(tmp_path / "zendesk"), "CASES_HEADERS": str(tmp_path / "cases")}
+    answers = [
+        json.loads(line)
+        for line in run(block(ZENDESK, "bash", "after_cursor"), tmp_path, **given, **files).splitlines()
+    ]
+    assert [(answer["lines"], answer["written"]["case"], answer["error_count"]) for answer in answers] == [
+        (10, 3, 0),
+        (0, 0, 0),
+    ]
+    assert [path.rpartition("&")[2] for path in asked] == ["start_time=1", f"cursor={PAGE['after_cursor']}"]
+    assert (tmp_path / "cursor").read_text().strip() == PAGE["after_cursor"]
