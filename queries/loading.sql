@@ -82,7 +82,6 @@ from (
     select t.id
     from staged_{table} s
     join {table} t on t.organization_id = s.organization_id and t.id = s.id
-    order by t.organization_id, t.id
     for no key update of t
 ) locked;
 
@@ -107,8 +106,13 @@ delete from staged_{table} where place = any (:places);
 select set_config('lock_timeout', :milliseconds, true);
 
 -- name: limit_request
--- For each statement of a load that a request waits for.
-select set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true);
+-- For each statement of a load that a request waits for. The sessions of requests scan no table and sort nothing; here
+-- the staged lines are what is scanned, and without that the planner would rather go through all cases by an index.
+select
+    set_config('statement_timeout', :milliseconds, true),
+    set_config('lock_timeout', :milliseconds, true),
+    set_config('enable_seqscan', 'on', true),
+    set_config('enable_sort', 'on', true);
 
 -- name: fill_times_of_contacts!
 -- Times that a line leaves out stay as they are, and are the time of loading for a new contact.

@@ -249,6 +249,53 @@ class TestLoad:
     def test_a_file_that_is_missing_is_a_wrong_call(self, run: Run) -> None:
         assert_fails(run("load", "nowhere.ndjson"), 2, "'nowhere.ndjson' does not exist")
 
+    def test_each_right_line_is_loaded_and_the_wrong_ones_are_written_to_a_file(
+        self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]
+    ) -> None:
+        organization = lines[1].splitlines(keepends=True)[0]
+        organization_id = json.loads(organization)["id"]
+        user = {"type": "user", "id": "7", "organization_id": organization_id}
+        wrong = json.dumps({**user, "title": 7}), json.dumps({**user, "type": "contact", "visitor_id": "nobody"})
+        file = tmp_path / "wrong.ndjson"
+        data = "\n".join([organization.decode().strip(), wrong[0], json.dumps(user), "{", wrong[1]]).encode()
+        result = run("load", "--each", "--errors", file, "--json", "-", given=data)
+        assert (result.status, result.err) == (1, "cases-service: 3 lines wrong; what is right was loaded\n")
+        told = json.loads(result.out)
+        assert (told["written"]["user"], told["error_count"], len(told["errors"])) == (1, 3, 3)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [(row["file"], row["line"], row["field"], row["text"]) for row in rows] == [
+            ("standard input", 2, "title", wrong[0]),
+            ("standard input", 4, None, "{"),
+            ("standard input", 5, "visitor_id", wrong[1]),
+        ]
+        again = run("load", "--each", "-", given=data)
+        assert again.status == 1
+        assert "standard input:2: title: expected" in again.err
+        assert again.out == "5 lines: 3 wrong\n"
+
+    def test_an_old_export_loaded_again_with_if_newer_reverts_nothing(
+        self, run: Run, lines: tuple[UUID, bytes]
+    ) -> None:
+        organization = lines[1].splitlines(keepends=True)[0]
+        case = {
+            "type": "case",
+            "id": "1",
+            "organization_id": str(lines[0]),
+            "case_number": "1",
+            "status": "Open",
+            "priority": 3,
+            "created_at": "2024-01-01T00:00:00Z",
+        }
+        old, new = ({**case, "updated_at": f"2024-01-0{day}T00:00:00Z", "subject": str(day)} for day in (1, 2))
+        data = organization + json.dumps(new).encode()
+        assert run("load", "-", given=data).status == 0
+        assert run("load", "--if-newer", "-", given=json.dumps(old).encode()).out == "1 line: 1 stale\n"
+        kept = {name: value for name, value in new.items() if name != "subject"}
+        assert run("load", "--keep-left-out", "-", given=json.dumps(kept).encode()).out == "1 line: nothing changed\n"
+
+    def test_a_file_for_errors_is_for_each_line(self, run: Run, tmp_path: Path) -> None:
+        assert_fails(run("load", "--errors", tmp_path / "x", "-"), 2, "--errors is for --each")
+
     def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
         file = tmp_path / "data.ndjson.gz"
         file.write_bytes(gzip.compress(lines[1]))

@@ -1,5 +1,6 @@
 """A load that stores what is right, leaves newer rows alone and keeps what is left out: what a feed needs."""
 
+import io
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from cases_service.credentials.secret_encryption import SecretBox
+from cases_service.loading.kept_lines import KeptLines
 from cases_service.loading.load import LoadError, LoadOptions, LoadSummary, load
 from cases_service.loading.statements import STATEMENTS
 from tests.test_loading import (
@@ -394,14 +396,14 @@ def many_cases(database_url: str, box: SecretBox) -> Iterator[Company]:
     """An organization with so many cases that a scan of them would show."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         company = Company(connection, box)
-        company.load(company.organization(), company.contact(id="c"), company.user(id="u"))
-        (contact,) = company.rows("contacts")
+        contacts = [company.contact(id=str(number)) for number in range(1000)]
+        company.load(company.organization(), company.user(id="u"), *contacts)
         (user,) = company.rows("users")
         connection.execute(
             "insert into cases (organization_id, id, case_number, contact_id, owner_id, status, priority, created_at,"
-            " updated_at) select %s, md5(n::text)::uuid, n::text, %s, %s, 'Open', 3, now(), '2020-01-01Z'"
-            " from generate_series(1, 100000) n",
-            [company.id, contact, user],
+            " updated_at) select %s, md5(n::text)::uuid, n::text, (%s::uuid[])[1 + n %% 1000], %s, 'Open', 3,"
+            " now(), '2020-01-01Z' from generate_series(1, 100000) n",
+            [company.id, list(company.rows("contacts")), user],
         )
         connection.execute("analyze cases")
         yield company
@@ -433,9 +435,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "exclude_still_needed cases.contact_id",
     ],
 )
-def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Company, name: str) -> None:
+@pytest.mark.parametrize("joins", ["any join", "nested loops"])
+def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Company, joins: str, name: str) -> None:
     connection = many_cases.connection
     with connection.transaction(force_rollback=True):
+        for setting in ("hashjoin", "mergejoin", "bitmapscan") if joins == "nested loops" else ():
+            connection.execute(f"set local enable_{setting} = off".encode())
         for table in ("contacts", "cases"):
             connection.execute(STATEMENTS[f"create_staging {table}"].encode())
         connection.execute(
@@ -445,7 +450,11 @@ def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Compa
             " 'Open', 5, false, 0, now(), now() from cases where organization_id = %s limit 100",
             [many_cases.id],
         )
-        connection.execute("insert into staged_contacts select 1, true, 0, organization_id, id from contacts limit 1")
+        connection.execute(
+            "insert into staged_contacts (place, deleted, left_out, organization_id, id)"
+            " select 1, true, 0, organization_id, id from contacts where organization_id = %s limit 100",
+            [many_cases.id],
+        )
         for table in ("contacts", "cases"):
             connection.execute(STATEMENTS[f"index_staging {table}"].encode())
             connection.execute(STATEMENTS[f"analyze_staging {table}"].encode())
@@ -456,3 +465,17 @@ def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Compa
     scanned = {node.get("Relation Name") for node in found if node["Node Type"] == "Seq Scan"}
     assert "cases" not in scanned
     assert buffers(plan[0]["Plan"]) < 100 * 60
+
+
+class TestKeptLines:
+    def test_they_are_read_again_by_their_numbers(self) -> None:
+        stream = io.BytesIO(b"one\n\n\xff\nsigning_key\nlast")
+        with KeptLines(stream) as lines:
+            while lines.readline(3):
+                pass
+            assert list(lines.read({1, 3, 4, 5})) == [
+                (1, {"text": "one"}),
+                (3, {"text": "\ufffd"}),
+                (4, {}),
+                (5, {"text": "last"}),
+            ]

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TextIO, cast
 from uuid import UUID
 
 import click
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from cases_service.credentials.secret_encryption import SecretBox
     from cases_service.embedded.command_database import DatabaseAtHand
+    from cases_service.loading.kept_lines import KeptLines
     from cases_service.loading.load import LoadSummary
     from cases_service.store.cases import StoredKey
 
@@ -295,8 +296,17 @@ def init_db(wait: float) -> None:
     metavar="SECONDS",
     help="How long to wait for a session that holds a row or table.",
 )
-@click.option("--if-newer", is_flag=True, help="Leave cases and contacts alone that are newer than their lines.")
-@click.option("--keep-left-out", is_flag=True, help="Leave a field as it is that a line leaves out.")
+@click.option("--each", "by_line", is_flag=True, help="Load the right lines and report the wrong ones.")
+@click.option(
+    "--errors",
+    "errors_file",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="With --each: write the wrong lines, with what is wrong, to FILE.",
+)
+@click.option("--if-newer", is_flag=True, help="Leave a case or contact alone that is as new as its line, or newer.")
+@click.option("--keep-left-out", is_flag=True, help="Let a field that a line leaves out stay as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1, max=1_000_000),
@@ -318,12 +328,15 @@ def init_db(wait: float) -> None:
     help="Load nothing where --snapshot would remove more of a type; 10 by default.",
 )
 @click.option("--check", "checks", is_flag=True, help="Do everything but the commit, and name every error.")
-def load_files(
+def load_files(  # noqa: C901, PLR0912, PLR0915  one command, several ways to load
     files: tuple[str, ...],
-    wait: float,
     *,
+    wait: float,
+    by_line: bool,
+    errors_file: str | None,
     if_newer: bool,
     keep_left_out: bool,
+    as_json: bool,
     batch: int | None,
     follows: bool,
     interval: float | None,
@@ -334,43 +347,68 @@ def load_files(
     """Load cases, and all that belongs to them, from NDJSON.
 
     A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
-    replaces that row. All files are loaded, or none. FILE may be - for standard input; one that ends in .gz
-    is unpacked.
+    replaces that row. All files are loaded, or none; with --each, every line that is right, and the exit
+    status is 1 where others were not. FILE may be - for standard input; one that ends in .gz is unpacked.
 
     \b
     Example:
       cases-service load organization.ndjson export.ndjson.gz
+      cases-service load --each --errors wrong.ndjson --if-newer changes.ndjson
     To load what a relay writes, without end:
       relay | cases-service load --follow -
     To load a whole export, and remove what is no longer in it:
       cases-service load --snapshot export.ndjson.gz
     """
     from cases_service.cli.following import follow
-    from cases_service.loading.load import LoadError, LoadFile, LoadOptions, load, load_in_batches
+    from cases_service.loading.kept_lines import KeptLines
+    from cases_service.loading.load import (
+        MAXIMUM_ERRORS,
+        LineStream,
+        LoadError,
+        LoadFile,
+        LoadOptions,
+        load,
+        load_in_batches,
+    )
 
+    if errors_file is not None and not by_line:
+        raise click.UsageError("--errors is for --each: without it, the first wrong line ends the load.")
     _check_load(
         files,
         {"--follow": follows, "--snapshot": snapshot, "--check": checks, "--batch": batch is not None},
         {"--interval": interval is not None, "--max-removals": max_removals is not None},
     )
+    if by_line and (snapshot or checks):
+        raise click.UsageError(f"--each and {'--snapshot' if snapshot else '--check'} do not go together.")
+    if follows and errors_file is not None:
+        raise click.UsageError("--follow and --errors do not go together.")
     share = 10.0 if max_removals is None else max_removals
     options = LoadOptions(
-        if_newer=if_newer, keeps_left_out=keep_left_out, maximum_removals=share / 100 if snapshot else None
+        mode="each" if by_line or checks else "all",
+        if_newer=if_newer,
+        keeps_left_out=keep_left_out,
+        maximum_errors=None if checks or errors_file is not None else MAXIMUM_ERRORS,
+        maximum_removals=share / 100 if snapshot else None,
     )
-    if checks:
-        options = dataclasses.replace(options, mode="each", maximum_errors=None)
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
         if follows:
             given: dict[str, Any] = {"box": box, "options": options, "wait": wait}
             seconds = 1.0 if interval is None else interval
-            source = _standard_input().fileno()
-            for _ in follow(connection, source, size=batch or _FOLLOWED, seconds=seconds, **given):
-                pass
+            source, wrong = _standard_input().fileno(), 0
+            for done in follow(connection, source, size=batch or _FOLLOWED, seconds=seconds, **given):
+                wrong += done.error_count
+                for error in done.errors:
+                    click.echo(printable(str(LoadError(*error))), err=True)
+            if wrong:
+                raise click.ClickException(f"{_counted(wrong, 'line')} wrong; what is right was loaded")
             return
+        report = None if errors_file is None else stack.enter_context(Path(errors_file).open("w", encoding="utf-8"))
         opened = [stack.enter_context(_opened(name)) for name in files]
         names = ["standard input" if name == "-" else name for name in files]
-        named = [LoadFile(name, file) for name, file in zip(names, opened, strict=True)]
+        kept = None if report is None else [stack.enter_context(KeptLines(file)) for file in opened]
+        streams: Sequence[LineStream] = opened if kept is None else kept
+        named = [LoadFile(name, stream) for name, stream in zip(names, streams, strict=True)]
         with _progress(files) as bar:
             if batch is None:
                 summary = load(
@@ -380,6 +418,8 @@ def load_files(
                 summary = load_in_batches(
                     connection, named, size=batch, box=box, options=options, wait=wait, advance=bar.update
                 )
+        if report is not None and kept is not None:
+            _write_errors(report, summary, dict(zip(names, kept, strict=True)))
     if checks:
         for error in summary.errors:
             click.echo(f"{_NAME}: {printable(str(LoadError(*error)))}", err=True)
@@ -387,13 +427,28 @@ def load_files(
             raise click.ClickException(f"{_counted(summary.error_count, 'wrong line')}: nothing was loaded")
         click.echo(f"{_counted(summary.lines, 'line')}: all right, and nothing was loaded")
         return
-    click.echo(_summary(summary))
+    summary = dataclasses.replace(summary, errors=summary.errors[:MAXIMUM_ERRORS])
+    click.echo(json.dumps(summary.as_dict()) if as_json else _summary(summary))
+    if report is None and not as_json:
+        for error in summary.errors:
+            place = f"{error.file}:{error.line}"
+            click.echo(": ".join(part for part in (place, error.field, error.detail) if part), err=True)
     if summary.without_statistics:
         tables = ", ".join(summary.without_statistics)
         click.echo(
             f"the planner knows nothing new of {tables}: have their owner run analyze, or wait for", nl=False, err=True
         )
         click.echo(" autovacuum", err=True)
+    if summary.error_count:
+        raise click.ClickException(f"{_counted(summary.error_count, 'line')} wrong; what is right was loaded")
+
+
+def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptLines"]) -> None:
+    """Write each wrong line as JSON: where it stands, what is wrong, and what it is."""
+    for name, lines in kept.items():
+        wrong = {error.line: error for error in summary.errors if error.file == name}
+        for number, text in lines.read(wrong):
+            click.echo(json.dumps(wrong[number]._asdict() | text), file=report)
 
 
 def _check_load(files: tuple[str, ...], ways: dict[str, bool], details: dict[str, bool]) -> None:
@@ -440,7 +495,11 @@ def _summary(summary: "LoadSummary") -> str:
         ", ".join(_counted(count, name.replace("_", " ")) for name, count in counts.items() if count)
         for counts in (summary.written, summary.removed)
     )
-    changes = "; ".join(part for part in (written, removed and f"removed {removed}") if part)
+    stale, wrong = (
+        f"{count:,} {word}" if count else ""
+        for count, word in ((summary.stale, "stale"), (summary.error_count, "wrong"))
+    )
+    changes = "; ".join(part for part in (written, removed and f"removed {removed}", stale, wrong) if part)
     return f"{_counted(summary.lines, 'line')}: {changes or 'nothing changed'}"
 
 

@@ -16,7 +16,7 @@ from cases_service.store.case_writing import Transaction
 MAXIMUM_LINES: Final = 20_000
 """How many lines an import may have."""
 
-IMPORT_SECONDS: Final = 15.0
+IMPORT_SECONDS: Final = 30.0
 """How long an import may work in the database, with its wait for another one of the organization."""
 
 _SOURCE: Final = "import"

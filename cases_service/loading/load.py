@@ -482,6 +482,8 @@ class Load:
         surplus = self._execute(f"{keep} {table}").rowcount - merged
         if is_dated:
             self._stale += surplus
+        if self._options.mode == "each":
+            self._execute(f"index_staging {table}")
 
     def _compare_with_stored(self, record_type: str) -> None:
         """Leave out what is too old, and fill in what stays as it is."""
@@ -511,8 +513,6 @@ class Load:
         Whether a number or identity is free is found before anything is written, as far as it does not depend on a
         removal that fails, or on somebody else's change: then all is written anew without what was in the way.
         """
-        for record_type in staged_types:
-            self._execute(f"index_staging {TABLES[record_type].name}")
         for record_type, name in UNIQUE_FIELDS:
             if record_type in staged_types:
                 self._execute(f"index_claims {TABLES[record_type].name}.{name}")

@@ -122,7 +122,7 @@ def run_caddy(service: Service, place: Path, start_proxy: Callable[..., Proxy], 
     program = program_called("caddy")
     port = free_port()
     changes = {
-        "\trequest_body {": f"\t{more}\n\trequest_body {{",
+        "\trequest_body @import {": f"\t{more}\n\trequest_body @import {{",
         "cases.example.com {": f"http://localhost:{port}, http://{LOOPBACK}:{port} {{\n\tbind {LOOPBACK}",
         "reverse_proxy 127.0.0.1:8000": f"reverse_proxy {LOOPBACK}:{service.port}",
     }
@@ -246,3 +246,26 @@ def test_slow_clients_hold_nobody_up(name: str, request: pytest.FixtureRequest, 
             client.sendall(b"\r\n")
         assert {read_answer(client).status for client in slow} == {200}
         assert len(deaf) == 20
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_an_import_may_be_large_and_no_other_body(
+    name: str, request: pytest.FixtureRequest, visitor: Visitor, place: Path
+) -> None:
+    """This service only reads: whoever comes to it is told so, and whoever is too large is not."""
+    proxy: Proxy = request.getfixturevalue(name)
+    given = (
+        "--header",
+        f"Authorization: Token {visitor.organization.token_with('cases:write')}",
+        "--header",
+        "Expect:",
+    )
+    base = f"/api/v5/orgs/{visitor.organization.id}"
+    taken = (f"{base}/import", 15 * 2**20), (f"{base}/import/", 2 * 2**20), (f"{base}/cases", 2**20 - 1)
+    for path, allowed in taken:
+        (place / "body").write_bytes(b" " * allowed)
+        answer = proxy.curl(path, *given, "--data-binary", f"@{place}/body")
+        assert (answer.status, answer.json["code"]) == (403, "read_only_deployment")
+    for path, refused in ((f"{base}/import", 17 * 2**20), (f"{base}/cases", 2**20 + 4096)):
+        (place / "body").write_bytes(b" " * refused)
+        assert proxy.curl(path, *given, "--data-binary", f"@{place}/body").status in (403, 413, 502)

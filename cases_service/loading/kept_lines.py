@@ -1,0 +1,38 @@
+"""Keeps the lines that a load reads on a disk, so that wrong ones can be shown when it has ended."""
+
+import tempfile
+from collections.abc import Container, Iterator
+from types import TracebackType
+from typing import Self
+
+from cases_service.loading.load import MAXIMUM_LINE_BYTES, LineStream
+
+
+class KeptLines:
+    """A stream of lines that are kept until its end, in a file that nobody else can open."""
+
+    def __init__(self, stream: LineStream) -> None:
+        self._stream = stream
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed at the end of the block
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line with its end, or as many bytes of it as the limit says."""
+        line = self._stream.readline(limit)
+        self._file.write(line)
+        return line
+
+    def read(self, numbers: Container[int]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield numbers of lines, each with its `text`, where that may be shown: a key's line may hold a secret."""
+        self._file.seek(0)
+        for number, line in enumerate(self._file, start=1):
+            if number in numbers:
+                is_shown = b"signing_key" not in line and b"secret" not in line and len(line) <= MAXIMUM_LINE_BYTES
+                yield number, {"text": line.decode("utf-8", "replace").rstrip("\r\n")} if is_shown else {}
