@@ -17,6 +17,7 @@ from cases_service.api.blueprints import (
     conversations,
     docs,
     health,
+    import_runs,
     imports,
     organization_cases,
     organization_conversations,
@@ -115,7 +116,7 @@ def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for module in (cases, conversations, organization_cases, organization_conversations, imports, health):
+    for module in (cases, conversations, organization_cases, organization_conversations, imports, import_runs, health):
         app.register_blueprint(module.blueprint)
     if with_docs:
         app.register_blueprint(docs.blueprint)

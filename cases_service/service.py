@@ -2,11 +2,13 @@
 
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+import psycopg
 from flask import Request, current_app
 
 from cases_service.api.authentication import Gate
@@ -26,6 +28,7 @@ from cases_service.errors import (
 from cases_service.observability import metrics
 from cases_service.server.listener import LISTENER
 from cases_service.settings import DemoCredentials, Settings
+from cases_service.store import import_runs
 
 if TYPE_CHECKING:
     from cases_service.api.rate_limits import RateLimits
@@ -37,6 +40,7 @@ _AT_BOTH: Final = "/healthz"
 _READINESS_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 2.0
 _COUNT_SECONDS: Final = 1.0
+_FEEDS_SECONDS: Final = 60.0
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]+)(?::[0-9]{1,5})?")
 
 
@@ -137,13 +141,22 @@ class Service:
 
     def _count(self) -> None:
         # One worker answers a scrape, and knows the other workers' pools only from what they have recorded.
+        looked_at = -inf
         while True:
             self.database.count()
             self.cases.count()
             if self.writer is not None:
                 self.writer.count()
+            if monotonic() - looked_at >= _FEEDS_SECONDS:
+                looked_at = monotonic()
+                self._look_at_feeds()
             if self._closing.wait(_COUNT_SECONDS):
                 return
+
+    def _look_at_feeds(self) -> None:
+        # Where the database is away, or its schema is older, what was seen last stays.
+        with suppress(ProblemError, psycopg.Error):
+            metrics.show_late_feeds(self.database.read(import_runs.count_late_feeds, within=_ANSWER_SECONDS))
 
     def check_address(self, request: Request) -> None:
         """Raise NotFoundError if the path belongs to the other address, of CASES_BIND and CASES_ADMIN_BIND."""

@@ -44,6 +44,8 @@ alter policy private_notes on messages using (
     or current_setting('cases.private_notes', true) = 'shown'
     or current_setting('cases.every_organization', true) = 'on'
 );
+alter policy own_organization on import_runs
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
 
 -- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
 select create_reference_table('schema_version');
@@ -65,5 +67,6 @@ select create_distributed_table('activities', 'organization_id', colocate_with =
 select create_distributed_table('messages', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('event_positions', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('events', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('import_runs', 'organization_id', colocate_with => 'organizations');
 
 -- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

@@ -13,7 +13,8 @@ select
     k.encrypted_secret,
     k.public_key,
     t.scopes,
-    t.user_id
+    t.user_id,
+    t.id as token_id
 from api_tokens t
 join organizations o on o.organization_id = :organization_id
 left join signing_keys k

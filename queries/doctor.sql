@@ -38,3 +38,8 @@ select exists (
 select exists (
     select from signing_keys where retired_at is null or retired_at > now()
 );
+
+-- name: list_late_feeds_everywhere
+select organization_id, last_at, usual_pause
+from late_feeds
+order by last_at, organization_id;

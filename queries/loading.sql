@@ -291,6 +291,32 @@ where not s.deleted
 order by s.place
 limit 1;
 
+-- name: remember_named!
+-- Which rows lines name, also those that turn out to be too old.
+create temp table named_{table} on commit drop as
+select organization_id, id, {time} as at from staged_{table};
+analyze named_{table};
+
+-- name: count_unnamed
+-- Of each organization in the files, its rows of {table}, and those that no line names.
+select t.organization_id::text, count(*), count(*) filter (where {unnamed})
+from {table} t
+left join named_{table} n on n.organization_id = t.organization_id and n.id = t.id
+left join (select organization_id, max(at) as at from named_{table} group by organization_id) newest
+    on newest.organization_id = t.organization_id
+where t.organization_id = any (:organizations::uuid[])
+group by t.organization_id
+order by t.organization_id;
+
+-- name: stage_unnamed!
+insert into staged_{table} (place, deleted, organization_id, id)
+select :place, true, t.organization_id, t.id
+from {table} t
+left join named_{table} n on n.organization_id = t.organization_id and n.id = t.id
+left join (select organization_id, max(at) as at from named_{table} group by organization_id) newest
+    on newest.organization_id = t.organization_id
+where t.organization_id = any (:organizations::uuid[]) and {unnamed};
+
 -- name: remove!
 delete from {table} t
 using staged_{table} s

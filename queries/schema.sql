@@ -100,8 +100,9 @@ from (
         ('grant usage on schema %%2$I to %%1$I'),
         (
             'grant select on schema_version, organizations, users, api_tokens, signing_keys, visitors, contacts,'
-            ' case_funnel_stages, cases, activities, messages, event_positions, events to %%1$I'
+            ' case_funnel_stages, cases, activities, messages, event_positions, events, import_runs to %%1$I'
         ),
+        ('grant execute on function count_late_feeds() to %%1$I'),
         ('grant update (last_used_at) on api_tokens, signing_keys to %%1$I')
 ) as grants (statement)
 where :role::text not in (current_user, session_user);
@@ -123,6 +124,7 @@ from (
         (true, 'grant delete on visitors, contacts, case_funnel_stages, cases to %%1$I'),
         (true, 'grant insert, update on activities, messages, event_positions to %%1$I'),
         (true, 'grant insert on events to %%1$I'),
+        (true, 'grant select, insert, delete on import_runs to %%1$I'),
         (
             not has_database_privilege(:role::text, current_database(), 'temporary')
             and (select pg_has_role(datdba, 'usage') from pg_database where datname = current_database()),
@@ -147,6 +149,8 @@ cross join (
             'grant select, insert, update on organizations, users, api_tokens, signing_keys, visitors, contacts,'
             ' case_funnel_stages, cases, activities, messages, event_positions, events to %1$I'
         ),
+        (0, 'grant select, insert, delete on import_runs to %1$I'),
+        (0, 'grant select on late_feeds to %1$I'),
         (0, 'grant delete on visitors, contacts, case_funnel_stages, cases, activities, messages, events to %1$I'),
         (
             170000,

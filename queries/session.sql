@@ -57,14 +57,18 @@ select 'select on ' || name as missing, false as is_dispensable
 from unnest(
     array[
         'schema_version', 'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts',
-        'case_funnel_stages', 'cases', 'activities', 'messages', 'event_positions', 'events'
+        'case_funnel_stages', 'cases', 'activities', 'messages', 'event_positions', 'events', 'import_runs'
     ]
 ) as served (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
 union all
 select 'update (last_used_at) on ' || name, true
 from unnest(array['api_tokens', 'signing_keys']) as recorded (name)
-where to_regclass(name) is null or not has_column_privilege(to_regclass(name), 'last_used_at', 'update');
+where to_regclass(name) is null or not has_column_privilege(to_regclass(name), 'last_used_at', 'update')
+union all
+select 'execute on count_late_feeds()', true
+where to_regprocedure('count_late_feeds()') is null
+    or not has_function_privilege(to_regprocedure('count_late_feeds()'), 'execute');
 
 -- name: list_missing_writer_rights
 -- What list_writer_grants would give to this role, and it has not; and the server, where it takes no writes.

@@ -41,6 +41,7 @@ NOT_RUN = {
     ("docs/deployment.md", "python3 -m venv"): "downloads packages; the image is made by the same lines",
     ("docs/deployment.md", "systemctl enable"): SYSTEMD,
     ("docs/deployment.md", "systemd-run"): SYSTEMD,
+    ("docs/feeding.md", "systemctl enable"): SYSTEMD,
     ("docs/recipes/signing.md", "using System.Security.Cryptography"): "Debian has no .NET; the others are run",
 }
 

@@ -33,7 +33,7 @@ SOON = datetime.now(UTC) + timedelta(days=3)
 LATER = datetime.now(UTC) + timedelta(days=300)
 CHECKS = [
     "settings", "database", "session", "clock", "session of commands", "administration", "schema", "rights",
-    "row security", "statistics", "signing keys", "stored secrets", "API tokens", "rate limits", "open files",
+    "row security", "statistics", "signing keys", "stored secrets", "API tokens", "feeds", "rate limits", "open files",
     "/healthz", "/readyz",
 ]  # fmt: skip
 
@@ -137,6 +137,17 @@ def test_an_installation_that_lets_nobody_in_is_warned_of(installation: Installa
     report = diagnose(installation.variables)
     assert report.problems() == {"API tokens": "warning", "signing keys": "warning"}
     assert "create-key" in report.findings["signing keys"][1]
+
+
+def test_a_feed_that_stopped_is_warned_of(installation: Installation) -> None:
+    organization = installation.organization()
+    organization.key("HS512")
+    for minutes in range(60, 80):
+        organization.import_run(datetime.now(UTC) - timedelta(minutes=minutes))
+    report = diagnose(installation.variables)
+    assert report.problems() == {"feeds": "warning"}
+    assert f"organization {organization.id}, last at " in report.findings["feeds"][1]
+    assert ", every 60 s before" in report.findings["feeds"][1]
 
 
 def test_a_program_reads_the_same_as_json(installation: Installation) -> None:

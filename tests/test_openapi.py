@@ -43,6 +43,7 @@ QUERIES = {
     "create_organization_message": parameters.Parameters(),
     "mark_organization_read": parameters.Parameters(),
     "list_organization_events": parameters.EventParameters(),
+    "list_import_runs": parameters.ImportRunParameters(),
     "import_rows": parameters.ImportParameters(),
 }
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -174,6 +175,20 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
     with app.extensions["cases_service"].database._pool.connection() as served:
         assert served.execute("select count(*) from cases").fetchone() == (0,)
     app.close()
+
+
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_whoever_serves_learns_how_many_feeds_are_late(kind: str, request: pytest.FixtureRequest) -> None:
+    given: Roles = request.getfixturevalue(kind)
+    settings = given.settings if kind == "roles" else given.plain_settings
+    at_hand = CommandDatabase(settings, None)
+    at_hand.initialize()
+    with at_hand.connect() as connection:
+        for organization in [Organization(connection, BOX) for _ in range(2)]:
+            for minutes in range(60, 80):
+                organization.import_run(datetime.now(UTC) - timedelta(minutes=minutes))
+    with psycopg.connect(settings.require_database_url()) as served:
+        assert served.execute("select count_late_feeds()").fetchone() == (2,)
 
 
 @pytest.mark.parametrize("kind", ["roles", "plain"])

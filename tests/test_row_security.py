@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -32,6 +33,7 @@ TABLES = (
     "messages",
     "event_positions",
     "events",
+    "import_runs",
 )
 WITH_NOTES = ("activities", "messages")
 
@@ -61,6 +63,7 @@ def two(organization: Organization) -> tuple[Organization, Organization]:
         visitor = one.visitor("the same customer")
         case_id = one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
         add_conversation(one, case_id)
+        one.import_run()
     return organization, other
 
 
@@ -319,3 +322,20 @@ def test_a_page_of_a_case_without_its_predicates_shows_nobody_elses(
     # At most that there is such a visitor here, who has no such case.
     assert [row[1] for row in database.ask(own.id, query, notes=True)] in ([], [None])
     assert database.ask(other.id, query)[0][1] == str(rows[0][0])
+
+
+def test_the_service_learns_how_many_feeds_are_late_and_not_whose(
+    service: psycopg.Connection, two: tuple[Organization, Organization]
+) -> None:
+    before = service.execute("select count_late_feeds()").fetchone()
+    third = Organization(two[0].connection, two[0].box)
+    for minutes in range(60, 80):
+        third.import_run(datetime.now(UTC) - timedelta(minutes=minutes))
+    after = service.execute("select count_late_feeds()").fetchone()
+    assert before is not None
+    assert after == (before[0] + 1,)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        service.execute("select organization_id from late_feeds")
+    with service.transaction():
+        service.execute("select count_late_feeds()")
+        assert seen(service, "import_runs") == set()

@@ -96,6 +96,19 @@ _ACTIVITY: Final[Json] = _EXAMPLES["activity"]
 _MESSAGE: Final[Json] = _EXAMPLES["message"]
 _EVENT: Final[Json] = _EXAMPLES["event"]
 _OWN_MESSAGE: Final[Json] = _EVENT["message"]
+_IMPORT_RUN: Final[Json] = {
+    "id": "0d4cdca9-3c7b-4b0e-9a53-0f3a35b8a6a1",
+    "finished_at": "2026-01-31T09:30:00.000Z",
+    "source": "import",
+    "api_token_id": "5b7c5a2e-8a54-4a0c-8c80-3a1f2d6c9e10",
+    "is_stored": True,
+    "lines": 100,
+    "written": 97,
+    "removed": 0,
+    "stale": 2,
+    "wrong": 1,
+    "duration_ms": 84,
+}
 _NEW_CASE: Final[Json] = {name: _CASE[name] for name in ("case_number", "priority", "subject", "contact_id")}
 _PATH_PARAMETERS: Final[dict[str, Json]] = {
     "organization_id": {
@@ -611,6 +624,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
             errors.PreconditionFailedError,
             errors.CaseNumberTakenError,
         ),
+    ),
+    "import_runs.list_import_runs": Operation(
+        summary="List the latest loads and imports",
+        description="What the latest loads and imports of the organization came to, the newest first; a thousand are"
+        " kept. Needs the scope `cases:read`.",
+        tag="Organization",
+        parameters=parameters.ImportRunParameters,
+        schema=schemas.ImportRunsSchema,
+        example={"results": [_IMPORT_RUN]},
+        problems=_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
     ),
     "health.healthz": Operation(
         summary="Whether the process lives",

@@ -214,6 +214,14 @@ class CollectionParameters(FilterParameters):
     attributes = _attributes()
 
 
+class ImportRunParameters(Parameters):
+    """The parameters of the latest loads and imports."""
+
+    page_size = WholeNumber(
+        1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE, metadata=says("How many are shown at the most.")
+    )
+
+
 @lru_cache(maxsize=256)
 def read_parameters(schema: Schema, query: bytes) -> Mapping[str, Any]:
     """Return the parameters of a query string by a schema. Results are cached by the string.

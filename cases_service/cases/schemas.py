@@ -339,6 +339,42 @@ class SummarySchema(Schema):
     )
 
 
+class ImportRunSchema(Schema):
+    """What a load or an import came to. One load of several organizations counts only the lines of each apart."""
+
+    id = fields.UUID(required=True, metadata=says("The unique identifier."))
+    finished_at = Instant(required=True, metadata=says("When it ended."))
+    source = fields.String(
+        required=True,
+        metadata=says("What it was: the command `load`, or a request to `import`.", enum=["load", "import"]),
+    )
+    api_token_id = fields.UUID(allow_none=True, metadata=says("The API token of the request; null for a load."))
+    is_stored = fields.Boolean(
+        required=True, metadata=says("Whether it stored what was right. False: it was refused as a whole.")
+    )
+    lines = fields.Integer(required=True, metadata=says("Lines that it read.", minimum=0))
+    written = fields.Integer(
+        allow_none=True, metadata=says("Rows that it added or changed; null: not counted apart.", minimum=0)
+    )
+    removed = fields.Integer(
+        allow_none=True, metadata=says("Rows that it removed; null: not counted apart.", minimum=0)
+    )
+    stale = fields.Integer(
+        allow_none=True,
+        metadata=says("Lines that were no newer than what is stored; null: not counted apart.", minimum=0),
+    )
+    wrong = fields.Integer(allow_none=True, metadata=says("Lines that were wrong; null: not counted apart.", minimum=0))
+    duration_ms = fields.Integer(required=True, metadata=says("How long it took, in milliseconds.", minimum=0))
+
+
+class ImportRunsSchema(Schema):
+    """The latest loads and imports of an organization."""
+
+    results = fields.List(
+        fields.Nested(ImportRunSchema), required=True, metadata=says("The loads and imports, the newest first.")
+    )
+
+
 class ParameterErrorSchema(Schema):
     """What is wrong with one parameter, or with one member of the body."""
 

@@ -50,6 +50,7 @@ _NAME: Final = "cases-service"
 _FAILURE: Final = 1
 _MAY_PASS: Final = 75  # EX_TEMPFAIL of sysexits.h: the database is away, busy or read-only
 _WAIT_SECONDS: Final = 60.0
+_FOLLOWED: Final = 1_000
 _WRONG_CALL: Final = 2
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
@@ -306,7 +307,28 @@ def init_db(wait: float) -> None:
 @click.option("--if-newer", is_flag=True, help="Leave a case or contact alone that is as new as its line, or newer.")
 @click.option("--keep-left-out", is_flag=True, help="Let a field that a line leaves out stay as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def load_files(
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1, max=1_000_000),
+    metavar="LINES",
+    help="Commit after so many lines, instead of all at once; 1,000 with --follow.",
+)
+@click.option("--follow", "follows", is_flag=True, help="Load standard input as it comes, and tell each commit.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0, max=3600),
+    metavar="SECONDS",
+    help="How long a line waits for others with --follow; 1 by default.",
+)
+@click.option("--snapshot", is_flag=True, help="Remove what the files do not name, of the organizations in them.")
+@click.option(
+    "--max-removals",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="Load nothing where --snapshot would remove more of a type; 10 by default.",
+)
+@click.option("--check", "checks", is_flag=True, help="Do everything but the commit, and name every error.")
+def load_files(  # noqa: C901, PLR0912, PLR0915  one command, several ways to load
     files: tuple[str, ...],
     *,
     wait: float,
@@ -315,6 +337,12 @@ def load_files(
     if_newer: bool,
     keep_left_out: bool,
     as_json: bool,
+    batch: int | None,
+    follows: bool,
+    interval: float | None,
+    snapshot: bool,
+    max_removals: float | None,
+    checks: bool,
 ) -> None:
     """Load cases, and all that belongs to them, from NDJSON.
 
@@ -326,20 +354,55 @@ def load_files(
     Example:
       cases-service load organization.ndjson export.ndjson.gz
       cases-service load --each --errors wrong.ndjson --if-newer changes.ndjson
+    To load what a relay writes, without end:
+      relay | cases-service load --follow -
+    To load a whole export, and remove what is no longer in it:
+      cases-service load --snapshot export.ndjson.gz
     """
+    from cases_service.cli.following import follow
     from cases_service.loading.kept_lines import KeptLines
-    from cases_service.loading.load import MAXIMUM_ERRORS, LineStream, LoadFile, LoadOptions, load
+    from cases_service.loading.load import (
+        MAXIMUM_ERRORS,
+        LineStream,
+        LoadError,
+        LoadFile,
+        LoadOptions,
+        load,
+        load_in_batches,
+    )
 
     if errors_file is not None and not by_line:
         raise click.UsageError("--errors is for --each: without it, the first wrong line ends the load.")
+    _check_load(
+        files,
+        {"--follow": follows, "--snapshot": snapshot, "--check": checks, "--batch": batch is not None},
+        {"--interval": interval is not None, "--max-removals": max_removals is not None},
+    )
+    if by_line and (snapshot or checks):
+        raise click.UsageError(f"--each and {'--snapshot' if snapshot else '--check'} do not go together.")
+    if follows and errors_file is not None:
+        raise click.UsageError("--follow and --errors do not go together.")
+    share = 10.0 if max_removals is None else max_removals
     options = LoadOptions(
-        mode="each" if by_line else "all",
+        mode="each" if by_line or checks else "all",
         if_newer=if_newer,
         keeps_left_out=keep_left_out,
-        maximum_errors=MAXIMUM_ERRORS if errors_file is None else None,
+        maximum_errors=None if checks or errors_file is not None else MAXIMUM_ERRORS,
+        maximum_removals=share / 100 if snapshot else None,
     )
     with ExitStack() as stack:
         connection, box = stack.enter_context(_connection())
+        if follows:
+            given: dict[str, Any] = {"box": box, "options": options, "wait": wait}
+            seconds = 1.0 if interval is None else interval
+            source, wrong = _standard_input().fileno(), 0
+            for done in follow(connection, source, size=batch or _FOLLOWED, seconds=seconds, **given):
+                wrong += done.error_count
+                for error in done.errors:
+                    click.echo(printable(str(LoadError(*error))), err=True)
+            if wrong:
+                raise click.ClickException(f"{_counted(wrong, 'line')} wrong; what is right was loaded")
+            return
         report = None if errors_file is None else stack.enter_context(Path(errors_file).open("w", encoding="utf-8"))
         opened = [stack.enter_context(_opened(name)) for name in files]
         names = ["standard input" if name == "-" else name for name in files]
@@ -347,9 +410,23 @@ def load_files(
         streams: Sequence[LineStream] = opened if kept is None else kept
         named = [LoadFile(name, stream) for name, stream in zip(names, streams, strict=True)]
         with _progress(files) as bar:
-            summary = load(connection, named, box=box, options=options, wait=wait, advance=bar.update)
+            if batch is None:
+                summary = load(
+                    connection, named, box=box, options=options, wait=wait, advance=bar.update, rehearses=checks
+                )
+            else:
+                summary = load_in_batches(
+                    connection, named, size=batch, box=box, options=options, wait=wait, advance=bar.update
+                )
         if report is not None and kept is not None:
             _write_errors(report, summary, dict(zip(names, kept, strict=True)))
+    if checks:
+        for error in summary.errors:
+            click.echo(f"{_NAME}: {printable(str(LoadError(*error)))}", err=True)
+        if summary.error_count:
+            raise click.ClickException(f"{_counted(summary.error_count, 'wrong line')}: nothing was loaded")
+        click.echo(f"{_counted(summary.lines, 'line')}: all right, and nothing was loaded")
+        return
     summary = dataclasses.replace(summary, errors=summary.errors[:MAXIMUM_ERRORS])
     click.echo(json.dumps(summary.as_dict()) if as_json else _summary(summary))
     if report is None and not as_json:
@@ -372,6 +449,18 @@ def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptL
         wrong = {error.line: error for error in summary.errors if error.file == name}
         for number, text in lines.read(wrong):
             click.echo(json.dumps(wrong[number]._asdict() | text), file=report)
+
+
+def _check_load(files: tuple[str, ...], ways: dict[str, bool], details: dict[str, bool]) -> None:
+    """Refuse ways to load that do not go together, and options that belong to another way."""
+    chosen = [name for name, is_chosen in ways.items() if is_chosen]
+    if len(chosen) > 1 and set(chosen) != {"--follow", "--batch"}:
+        raise click.UsageError(f"{chosen[0]} and {chosen[1]} do not go together.")
+    for detail, way in (("--interval", "--follow"), ("--max-removals", "--snapshot")):
+        if details[detail] and not ways[way]:
+            raise click.UsageError(f"{detail} belongs to {way}.")
+    if ways["--follow"] and files != ("-",):
+        raise click.UsageError("--follow reads standard input: name - and no other file.")
 
 
 @contextmanager

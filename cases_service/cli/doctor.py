@@ -39,6 +39,7 @@ _SESSION: Final = statements("session")
 _OLDEST_SERVER: Final = 150000
 _SOON: Final = timedelta(days=14)
 _CLOCK_SECONDS: Final = 5.0
+_MINUTES_FROM: Final = 120
 _ANSWER_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.1
 _LONGEST_ANSWER: Final = 65536
@@ -240,6 +241,7 @@ def _examine_organizations(connection: AnyConnection, settings: Settings) -> Ite
         yield _found("signing keys", partial(_check_keys, connection))
         yield _found("stored secrets", partial(_check_secrets, connection, settings))
         yield _found("API tokens", partial(_check_tokens, connection))
+        yield _found("feeds", partial(_check_feeds, connection))
 
 
 def _check_sight(connection: AnyConnection) -> Verdict:
@@ -288,6 +290,24 @@ def _check_tokens(connection: AnyConnection) -> Verdict:
         return "ok", f"none expires within {_SOON.days} days"
     ending = _some([_named(token_id, organization_id, at) for organization_id, token_id, at in rows])
     return "warning", f"about to expire: {ending}; make new ones with cases-service create-token"
+
+
+def _check_feeds(connection: AnyConnection) -> Verdict:
+    rows = connection.execute(_SQL["list_late_feeds_everywhere"]).fetchall()
+    if not rows:
+        return "ok", "none that came regularly is late"
+    late = _some(
+        [
+            f"organization {organization_id}, last at {instants.from_datetime(last_at)}, every {_spell(pause)} before"
+            for organization_id, last_at, pause in rows
+        ]
+    )
+    return "warning", f"no load or import came lately for {late}: see who sends them, and what they are answered"
+
+
+def _spell(pause: timedelta) -> str:
+    seconds = pause.total_seconds()
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM else f"{seconds / 60:.0f} min"
 
 
 def _examine_replicas(primary: Connection, settings: Settings) -> Iterator[Finding]:

@@ -4,11 +4,13 @@ import codecs
 from collections.abc import Iterator
 from time import monotonic
 from typing import Final
+from uuid import UUID
 
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.database.fair_turns import Whose
 from cases_service.errors import UnavailableError
 from cases_service.loading.load import Load, LoadError, LoadOptions, LoadSummary
+from cases_service.loading.runs import Run, begin, record_run
 from cases_service.store.case_writing import Transaction
 
 MAXIMUM_LINES: Final = 20_000
@@ -20,8 +22,10 @@ IMPORT_SECONDS: Final = 30.0
 _SOURCE: Final = "import"
 
 
-def import_lines(database: Database, body: bytes, options: LoadOptions) -> LoadSummary:
+def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_token_id: UUID) -> LoadSummary:
     """Store what lines say of the organization of the options: in mode `all` nothing where one is wrong.
+
+    What it came to is left behind, under the id of the API token of the request.
 
     Raises:
         ProblemError: What `Database.change` raises, and OutcomeUnknownError where the connection dies before the server
@@ -31,6 +35,8 @@ def import_lines(database: Database, body: bytes, options: LoadOptions) -> LoadS
     organization_id = options.organization_id
     assert organization_id is not None  # noqa: S101  for the type checker
 
+    started = monotonic()
+
     def work(connection: Connection) -> LoadSummary:
         connection.answer_timeout = connection.exchange.answer_timeout = IMPORT_SECONDS + 1
         with Transaction(connection, organization_id) as transaction:
@@ -39,8 +45,29 @@ def import_lines(database: Database, body: bytes, options: LoadOptions) -> LoadS
             lines.stage(_SOURCE, _lines(body))
             summary = lines.write()
             if not (summary.error_count and options.mode == "all"):
+                record_run(connection, run_of(summary, is_stored=True))
                 transaction.commit()
+                return summary
+        with Transaction(connection, organization_id) as transaction:
+            transaction.begin()
+            begin(connection)
+            record_run(connection, run_of(summary, is_stored=False))
+            transaction.commit()
         return summary
+
+    def run_of(summary: LoadSummary, *, is_stored: bool) -> Run:
+        return Run(
+            organization_id=organization_id,
+            source="import",
+            api_token_id=api_token_id,
+            is_stored=is_stored,
+            lines=summary.lines,
+            written=sum(summary.written.values()) if is_stored else 0,
+            removed=sum(summary.removed.values()) if is_stored else 0,
+            stale=summary.stale,
+            wrong=summary.error_count,
+            duration_ms=round((monotonic() - started) * 1000),
+        )
 
     try:
         return database.change(work, whose=Whose(organization_id))

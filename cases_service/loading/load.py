@@ -6,9 +6,10 @@ Or each line by itself: what is right is stored, and what is wrong is reported.
 import codecs
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from math import inf
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -33,6 +34,7 @@ from cases_service.loading.records import (
     read_record,
     values,
 )
+from cases_service.loading.runs import Run, begin, list_existing, record_run
 from cases_service.loading.statements import DATED, REFERENCES, STATEMENTS, TABLES, UNIQUE_FIELDS, Reference
 
 # Enough for every text at its bound, written in escapes throughout.
@@ -43,6 +45,9 @@ MAXIMUM_ERRORS: Final = 100
 
 IMPORTED_TYPES: Final = tuple(name for name in RECORDS if name not in ("organization", "signing_key"))
 """The types of lines that belong to an organization and open nothing."""
+
+REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.removable)
+"""The types whose rows a line can remove."""
 
 _SQL: Final = {name: text.encode() for name, text in STATEMENTS.items()}
 _BATCH_BYTES: Final = 2**20
@@ -82,6 +87,9 @@ class LoadOptions:
         keeps_left_out: A field that a line leaves out stays as it is where the row exists, instead of becoming null.
         organization_id: The only organization that lines may be of; they may leave it out, and bring none and no keys.
         maximum_errors: How many errors are kept, the first ones; None for all.
+        maximum_removals: Where it is set, rows that no line names are removed, of the organizations in the files; but
+            nothing is loaded where that were a larger share than this of an organization's rows of a type. Mode `all`
+            only. With `if_newer`, what changed after every line of its type stays: it came after the files.
 
     """
 
@@ -90,6 +98,7 @@ class LoadOptions:
     keeps_left_out: bool = False
     organization_id: UUID | None = None
     maximum_errors: int | None = MAXIMUM_ERRORS
+    maximum_removals: float | None = None
 
     @property
     def reading(self) -> Reading:
@@ -112,6 +121,7 @@ class LoadSummary:
         error_count: Lines that are wrong.
         errors: What is wrong with them, of the first ones.
         without_statistics: Tables that changed, and that the server did not let this role look at for the planner.
+        organizations: How many lines were of each organization, as far as they said it.
 
     """
 
@@ -123,6 +133,21 @@ class LoadSummary:
     error_count: int = 0
     errors: Sequence[LineError] = ()
     without_statistics: Sequence[str] = ()
+    organizations: Mapping[UUID, int] = field(default_factory=dict)
+
+    def __add__(self, later: "LoadSummary") -> "LoadSummary":
+        """Return what two loads have done together."""
+        return LoadSummary(
+            lines=self.lines + later.lines,
+            written=Counter(self.written) + Counter(later.written),
+            removed=Counter(self.removed) + Counter(later.removed),
+            unchanged=self.unchanged + later.unchanged,
+            stale=self.stale + later.stale,
+            error_count=self.error_count + later.error_count,
+            errors=[*self.errors, *later.errors],
+            without_statistics=list(dict.fromkeys([*self.without_statistics, *later.without_statistics])),
+            organizations=Counter(self.organizations) + Counter(later.organizations),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is told of a load in JSON."""
@@ -158,12 +183,13 @@ def load(
     options: LoadOptions = LoadOptions(),
     wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
+    rehearses: bool = False,
 ) -> LoadSummary:
     """Load files in one transaction, and update the planner's statistics of the tables that changed much.
 
     The files are read once, front to end, in memory that does not depend on their size. `advance` is told
     how many bytes have been read since the last call. The connection is in autocommit mode. `wait` is for how many
-    seconds to wait for a row or table that somebody else holds.
+    seconds to wait for a row or table that somebody else holds. One that rehearses does everything but the commit.
 
     Raises:
         LoadError: A line is wrong in mode `all`, a file cannot be read, or the wait was in vain. Nothing has been
@@ -171,12 +197,112 @@ def load(
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
+
+    def stage(work: Load) -> None:
+        for file in files:
+            work.stage(file.name, _lines(file, advance))
+
+    return _load(connection, stage, box=box, options=options, wait=wait, rehearses=rehearses)
+
+
+def load_lines(
+    connection: psycopg.Connection[Any],
+    source: str,
+    lines: Iterable[tuple[int, bytes]],
+    *,
+    box: SecretBox,
+    options: LoadOptions = LoadOptions(),
+    wait: float = DEFAULT_WAIT,
+    is_run: bool = True,
+) -> LoadSummary:
+    """Load lines, each with its number in what errors call the source, as `load` does.
+
+    Where they are a part of a longer load, which leaves one run behind in the end, they are no run by themselves.
+    """
+    return _load(connection, lambda work: work.stage(source, lines), box=box, options=options, wait=wait, is_run=is_run)
+
+
+def _batches(
+    files: Iterable[LoadFile], *, size: int, advance: Callable[[int], None]
+) -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
+    """Yield the lines of files, so many at a time, each with the name of its file."""
+    for file in files:
+        lines = _lines(file, advance)
+        while batch := list(islice(lines, size)):
+            yield file.name, batch
+
+
+def load_in_batches(
+    connection: psycopg.Connection[Any],
+    files: Iterable[LoadFile],
+    *,
+    size: int,
+    box: SecretBox,
+    options: LoadOptions = LoadOptions(),
+    wait: float = DEFAULT_WAIT,
+    advance: Callable[[int], None] = _ignore,
+) -> LoadSummary:
+    """Load files as `load` does, but commit each time after so many lines. Only the state after each batch counts.
+
+    Raises:
+        LoadError: As in `load`. What was read before the batch stays, and the message says how many lines that were.
+        psycopg.OperationalError: The database went away.
+
+    """
+    started = monotonic()
+    done = LoadSummary(0, {}, {})
     try:
-        with connection.transaction():
+        for name, lines in _batches(files, size=size, advance=advance):
+            done += load_lines(connection, name, lines, box=box, options=options, wait=wait, is_run=False)
+    except LoadError as error:
+        reason = f"{error.reason}; of the lines before its batch, {done.lines:,} are loaded"
+        raise LoadError(error.file, error.line, error.field, reason) from None
+    finally:
+        if not connection.closed:
+            with connection.transaction():
+                begin(connection)
+                _record(connection, done, seconds=monotonic() - started)
+    return done
+
+
+def _record(connection: psycopg.Connection[Any], summary: LoadSummary, *, seconds: float) -> None:
+    """Leave behind what a load came to, for each of its organizations, in the transaction that there is."""
+    is_one = len(summary.organizations) == 1
+    changed = sum(summary.written.values()), sum(summary.removed.values())
+    counts = (*changed, summary.stale, summary.error_count) if is_one else (None,) * 4
+    written, removed, stale, wrong = counts
+    for organization_id in list_existing(connection, summary.organizations):
+        run = Run(
+            organization_id=organization_id,
+            source="load",
+            lines=summary.lines if is_one else summary.organizations[organization_id],
+            written=written,
+            removed=removed,
+            stale=stale,
+            wrong=wrong,
+            duration_ms=round(seconds * 1000),
+        )
+        record_run(connection, run)
+
+
+def _load(
+    connection: psycopg.Connection[Any],
+    stage: Callable[["Load"], None],
+    *,
+    box: SecretBox,
+    options: LoadOptions,
+    wait: float,
+    rehearses: bool = False,
+    is_run: bool = True,
+) -> LoadSummary:
+    started = monotonic()
+    try:
+        with connection.transaction(force_rollback=rehearses):
             work = Load(connection, box=box, options=options, wait=wait)
-            for file in files:
-                work.stage(file.name, _lines(file, advance))
+            stage(work)
             summary = work.write()
+            if is_run:
+                _record(connection, summary, seconds=monotonic() - started)
     except (psycopg.IntegrityError, psycopg.DataError) as error:
         # Not an error that a line is known to cause. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
@@ -184,6 +310,8 @@ def load(
     except psycopg.errors.LockNotAvailable:
         holders = ", ".join(list_holders(connection)) or "another session"
         raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
+    if rehearses:
+        return summary
     changed = {table.name: summary.written[name] + summary.removed[name] for name, table in TABLES.items()}
     due = [table for table, rows in changed.items() if rows and _is_analyze_due(connection, table, rows)]
     return replace(summary, without_statistics=[table for table in due if not _analyze(connection, table)])
@@ -254,13 +382,14 @@ class Load:
         self._sources: list[str] = []
         self._lines = 0
         self._superseded = 0
+        self._unnamed = 0
         self._stale = 0
         self._errors = _Errors(options.maximum_errors)
         self._wrong: dict[int, tuple[str | None, str]] = {}
         self._batch: dict[str, list[tuple[Any, ...]]] = {record_type: [] for record_type in TABLES}
         self._batch_bytes = 0
         self._staged: set[str] = set()
-        self._organizations: set[str] = set()
+        self._organizations: Counter[str] = Counter()
         self._execute("begin")
 
     @classmethod
@@ -291,20 +420,43 @@ class Load:
 
     def write(self) -> LoadSummary:
         """Make the tables what the staged lines say."""
+        is_snapshot = self._options.maximum_removals is not None
+        for record_type in REMOVABLE if is_snapshot else ():
+            self._create_staging(record_type)
         staged_types = [record_type for record_type in TABLES if record_type in self._staged]
         for record_type in staged_types:
             self._keep_one_line(record_type)
+        for record_type in REMOVABLE if is_snapshot else ():
+            self._execute(f"remember_named {TABLES[record_type].name}")
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
         if self._deadline == inf:
             self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
         for record_type in staged_types:
             self._compare_with_stored(record_type)
+        for record_type in REMOVABLE if is_snapshot else ():
+            self._stage_unnamed(record_type)
         if self._options.mode == "all":
             written, removed = self._write_all(staged_types)
         else:
             written, removed = self._write_right_ones(staged_types)
         return self._summary(written, removed)
+
+    def _stage_unnamed(self, record_type: str) -> None:
+        """Let the rows that no line names be removed, unless they are too many."""
+        table = TABLES[record_type].name
+        given = {"organizations": list(self._organizations), "spares_newer": self._options.if_newer}
+        share = self._options.maximum_removals or 0.0
+        for organization_id, rows, unnamed in self._execute(f"count_unnamed {table}", **given).fetchall():
+            if unnamed > share * rows:
+                raise LoadError(
+                    None,
+                    None,
+                    None,
+                    f"nothing was loaded: the files name all but {unnamed:,} of the {rows:,} {table} of organization"
+                    f" {organization_id}, and more than {share:.4g} of them are not removed (--max-removals)",
+                )
+        self._unnamed += self._execute(f"stage_unnamed {table}", place=_UNNAMED, **given).rowcount
 
     def _summary(self, written: dict[str, int], removed: dict[str, int]) -> LoadSummary:
         nothing = dict.fromkeys(self._reading.types, 0)
@@ -313,10 +465,11 @@ class Load:
             lines=self._lines,
             written=nothing | written,
             removed=nothing | removed,
-            unchanged=self._lines - changed - self._stale - self._errors.count,
+            unchanged=self._lines - changed + self._unnamed - self._stale - self._errors.count,
             stale=self._stale,
             error_count=self._errors.count,
             errors=[LineError(*self._source_of(place), name, reason) for place, name, reason in self._errors.first()],
+            organizations=_by_id(self._organizations),
         )
 
     def _keep_one_line(self, record_type: str) -> None:
@@ -441,7 +594,7 @@ class Load:
         record_type, row = _row(record, keeps_left_out=self._options.keeps_left_out)
         self._batch[record_type].append((place, *row))
         self._batch_bytes += size
-        self._organizations.add(organization_of(record))
+        self._organizations[organization_of(record)] += 1
         if self._batch_bytes >= _BATCH_BYTES:
             self._flush()
 
@@ -553,6 +706,8 @@ class Load:
         return None if found is None else int(found[0])
 
     def _error_at(self, place: int, field: str | None, reason: str) -> LoadError:
+        if place == _UNNAMED:
+            return LoadError(None, None, None, "nothing was loaded: rows refer to others that no line names")
         return LoadError(*self._source_of(place), field, reason)
 
     def _source_of(self, place: int) -> tuple[str, int]:
@@ -601,6 +756,16 @@ def _references(*, parent_type: str) -> list[Reference]:
     return [reference for reference in REFERENCES if reference.parent_type == parent_type]
 
 
+def _by_id(organizations: Mapping[str, int]) -> dict[UUID, int]:
+    """Return what is counted by an id in whichever spelling."""
+    counted: Counter[UUID] = Counter()
+    for organization_id, number in organizations.items():
+        counted[UUID(organization_id)] += number
+    return dict(counted)
+
+
+# Beyond the place of every line.
+_UNNAMED: Final = 2**62
 _TRIES: Final = 3
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
 _STILL_NEEDED: Final = ("deleted", "other rows still refer to this one when all files are read")

@@ -110,6 +110,17 @@ def _filled(template: str, about: str, **marks: str) -> tuple[str, str]:
     return f"{template} {about}", _MARK.sub(lambda mark: marks[mark[1]], _TEMPLATES[template])
 
 
+def _snapshot_statements() -> Iterator[tuple[str, str]]:
+    """Yield what removes the rows that no line names."""
+    for name, table in ((name, TABLES[name]) for name, record in RECORDS.items() if record.removable):
+        marks = _marks(table) | {"time": "null::timestamptz", "unnamed": "n.id is null"}
+        if name in DATED:
+            newer = "%(spares_newer)s and t.updated_at > coalesce(newest.at, 'infinity')"
+            marks |= {"time": "updated_at", "unnamed": f"n.id is null and not ({newer})"}
+        for template in ("remember_named", "count_unnamed", "stage_unnamed"):
+            yield _filled(template, table.name, **marks)
+
+
 def _statements() -> Iterator[tuple[str, str]]:
     """Yield each finished statement under the name of its template and what it is about."""
     yield from ((name, text) for name, text in _TEMPLATES.items() if not _MARK.search(text))
@@ -117,6 +128,7 @@ def _statements() -> Iterator[tuple[str, str]]:
         templates = (*_FOR_EACH_TABLE, *(("fill_left_out",) if table.optional else ()))
         yield from (_filled(template, table.name, **_marks(table)) for template in templates)
     yield from _dated_statements()
+    yield from _snapshot_statements()
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}

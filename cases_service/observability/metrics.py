@@ -69,6 +69,15 @@ _pool_failures: Final = _counter("cases_pool_connection_failures", "Attempts to 
 _pool_broken: Final = _counter("cases_pool_connections_broken", "Connections that were lost or given up.", ["pool"])
 _pool_queued: Final = _counter("cases_pool_queued", "Reads that had their turn and waited for a connection.", ["pool"])
 _replica_workers: Final = _gauge("cases_replica_workers", "Worker processes that read from the replica.", ["pool"])
+_import_lines: Final = _counter(
+    "cases_import_lines", "Lines of imports: stored, no newer than what was stored already, and wrong.", ["outcome"]
+)
+_late_feeds: Final = Gauge(
+    "cases_feeds_late",
+    "Organizations whose loads and imports came regularly, and do not any more; looked at once a minute.",
+    registry=registry,
+    multiprocess_mode="livemostrecent",
+)
 _workers: Final = _gauge("cases_workers", "Worker processes that serve.")
 _build: Final = Gauge(
     "cases_build_info",
@@ -113,6 +122,8 @@ def start() -> None:
     _workers.set(1)
     for share in ("organization", "visitor"):
         _refused_turns.labels(share)
+    for outcome in ("stored", "stale", "wrong"):
+        _import_lines.labels(outcome)
     _build.labels(__version__, platform.python_version()).set(1)
 
 
@@ -150,6 +161,19 @@ def count_pool(pool: str, stats: dict[str, int]) -> None:
 def count_replica(pool: str, *, is_ready: bool) -> None:
     """Set whether this worker reads from a replica."""
     _replica_workers.labels(pool).set(is_ready)
+
+
+def count_import(*, lines: int, stale: int, wrong: int, is_stored: bool) -> None:
+    """Count the lines of an import. What was refused as a whole stored none."""
+    if is_stored:
+        _import_lines.labels("stored").inc(lines - stale - wrong)
+    _import_lines.labels("stale").inc(stale)
+    _import_lines.labels("wrong").inc(wrong)
+
+
+def show_late_feeds(number: int) -> None:
+    """Show how many organizations have a feed that came regularly, and does not any more."""
+    _late_feeds.set(number)
 
 
 def exposition() -> bytes:

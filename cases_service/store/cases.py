@@ -60,6 +60,7 @@ class Access:
     keys: tuple[StoredKey, ...]
     scopes: frozenset[str]
     user_id: UUID
+    token_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
         if not rows:
             return None
         keys = tuple(StoredKey(UUID(row[1]), *row[2:5]) for row in rows if row[1] is not None)
-        return Access(organization_id, rows[0][0], keys, frozenset(rows[0][5]), UUID(rows[0][6]))
+        return Access(organization_id, rows[0][0], keys, frozenset(rows[0][5]), *map(UUID, rows[0][6:8]))
 
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
 

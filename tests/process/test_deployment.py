@@ -7,6 +7,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import msgspec
@@ -22,6 +23,10 @@ KUSTOMIZATION = ROOT / "deploy/kubernetes/kustomization.yaml"
 # The kustomization is kubectl's, and nothing that the cluster sees.
 KUBERNETES = sorted({path for path in (ROOT / "deploy/kubernetes").rglob("*") if path.is_file()} - {KUSTOMIZATION})
 UNIT = ROOT / "deploy/cases-service.service"
+UNITS = sorted(path for path in (ROOT / "deploy").iterdir() if path.suffix in (".service", ".timer"))
+SEND_FEED = ROOT / "deploy/send-feed"
+# What a container of another image than ours runs.
+CURL = "docker.io/curlimages/curl:8.11.1"
 # The oldest release that docs/deployment.md promises, and the newest that the validator knows.
 RELEASES = ["1.30", "1.37"]
 
@@ -39,7 +44,7 @@ def test_the_kustomization_names_every_manifest_and_the_image_of_this_version() 
     assert sorted(document["resources"]) == beside
     (image,) = document["images"]
     used = {found for path in KUBERNETES for found in re.findall(r"image: (\S+)", path.read_text())}
-    assert used == {f"{image['name']}:{__version__}"}
+    assert used - {CURL} == {f"{image['name']}:{__version__}"}
     assert image["newTag"] == __version__
 
 
@@ -55,8 +60,8 @@ def test_every_variable_in_deploy_is_a_setting() -> None:
     settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
     named = {
         name: path.name
-        for path in (*KUBERNETES, UNIT, ROOT / "compose.yaml", ROOT / "deploy/env.example")
-        for name in re.findall(r"\bCASES_[A-Z_]+", path.read_text())
+        for path in (*KUBERNETES, *UNITS, ROOT / "compose.yaml", ROOT / "deploy/env.example")
+        for name in re.findall(r"\bCASES_(?!FEED_)[A-Z_]+", path.read_text())
     }
     assert named.keys() <= settings, named
 
@@ -85,11 +90,66 @@ def test_whoever_ends_the_service_leaves_it_the_time_that_it_takes() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/visitor-cases/bin/cases-service", COMMAND))
+@pytest.mark.parametrize("name", [path.name for path in UNITS])
+def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
+    programs = {"/opt/visitor-cases/bin/cases-service": COMMAND, "/opt/visitor-cases/send-feed": str(SEND_FEED)}
+    for path in UNITS:
+        text = path.read_text()
+        for installed, here in programs.items():
+            text = text.replace(installed, here)
+        (tmp_path / path.name).write_text(text)
+    unit = tmp_path / name
     verified = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
     assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_every_timer_starts_a_unit_that_is_there() -> None:
+    names = {path.name for path in UNITS}
+    timers = {name for name in names if name.endswith(".timer")}
+    assert timers == {"cases-feed.timer", "cases-load.timer"}
+    assert {name.replace(".timer", ".service") for name in timers} < names
+
+
+def test_the_cron_job_runs_the_script_of_the_feed_word_for_word() -> None:
+    (container,) = job_of("feed.yaml")["containers"]
+    assert (container["command"], container["args"], container["image"]) == (
+        ["sh", "-c"],
+        [SEND_FEED.read_text()],
+        CURL,
+    )
+    given = {variable["name"] for variable in container["env"]}
+    assert given == set(re.findall(r"\bCASES_FEED_[A-Z]+", SEND_FEED.read_text()))
+
+
+def test_the_nightly_load_is_the_same_under_systemd_and_in_a_cluster() -> None:
+    (container,) = job_of("nightly-load.yaml")["containers"]
+    (unit,) = re.findall(r"^ExecStart=(.+)$", (ROOT / "deploy/cases-load.service").read_text(), re.MULTILINE)
+    assert unit.split()[1:-1] == container["command"][1:-1]
+    (last,) = (container["command"][-1],)
+    assert Path(unit.split()[-1]).name == Path(last).name
+
+
+def test_the_feed_may_reach_the_service_and_no_database() -> None:
+    policy = yaml.safe_load((ROOT / "deploy/kubernetes/network-policy.yaml").read_text())["spec"]
+    document = yaml.safe_load((ROOT / "deploy/kubernetes/feeding/feed.yaml").read_text())
+    labels = document["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert {"podSelector": {"matchLabels": labels}} in policy["ingress"][0]["from"]
+    assert labels != policy["podSelector"]["matchLabels"]
+
+
+def job_of(name: str) -> Any:
+    """Return what a CronJob's pods are."""
+    document = yaml.safe_load((ROOT / "deploy/kubernetes/feeding" / name).read_text())
+    assert document["spec"]["concurrencyPolicy"] == "Forbid"
+    return document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def test_what_the_feed_reads_is_made_as_the_document_says(tmp_path: Path) -> None:
+    run(block("docs/feeding.md", "sh", "umask 077").replace("/etc/visitor-cases", f"{tmp_path}/etc"), tmp_path)
+    files = {file.name for file in (tmp_path / "etc").iterdir()}
+    assert set(re.findall(r"/etc/visitor-cases/([\w-]+)", (ROOT / "deploy/cases-feed.service").read_text())) == files
+    assert {stat.S_IMODE((tmp_path / "etc" / name).stat().st_mode) for name in files} == {0o600}
+    assert (tmp_path / "etc/feed").read_text().startswith("CASES_FEED_URL=https://")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from cases_service.api.routes import for_organization, writing_database
 from cases_service.errors import BodyTooLargeError, InvalidLinesError
 from cases_service.loading.imports import MAXIMUM_LINES, import_lines
 from cases_service.loading.load import LoadOptions, LoadSummary
+from cases_service.observability.metrics import count_import
 from cases_service.store.cases import Access
 
 blueprint = Blueprint("imports", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/import")
@@ -38,8 +39,10 @@ def import_rows(request: CasesRequest, access: Access) -> Response:
         keeps_left_out=given["left_out"] == "keep",
         organization_id=access.organization_id,
     )
-    result = _document(summary := import_lines(database, body, options))
-    if summary.error_count and options.mode == "all":
+    result = _document(summary := import_lines(database, body, options, api_token_id=access.token_id))
+    is_stored = not summary.error_count or options.mode == "each"
+    count_import(lines=summary.lines, stale=summary.stale, wrong=summary.error_count, is_stored=is_stored)
+    if not is_stored:
         raise InvalidLinesError(result["errors"], error_count=summary.error_count)
     return Response(msgspec.json.encode(result), content_type="application/json")
 
