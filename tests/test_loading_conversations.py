@@ -474,8 +474,8 @@ class TestEvents:
         assert refused(known, mode, known.event(), line) == (2, "organization_id", NO_PARENT)
 
     def test_a_snapshot_removes_none(self, known: Company) -> None:
-        known.load(known.event(position=1), known.event(position=2))
-        load_with(known, SNAPSHOT, known.event(position=1), *conversation(known))
+        known.load(line := known.event(position=1), known.event(position=2))
+        load_with(known, SNAPSHOT, line, *conversation(known))
         assert len(known.rows("events")) == 2
 
 

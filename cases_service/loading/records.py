@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
@@ -453,7 +453,7 @@ def _removal(line: bytes) -> Removal | None:
     return removal
 
 
-def _fault(line: bytes, error: Exception, types: Iterable[str]) -> FieldError:
+def _fault(line: bytes, error: Exception, types: Collection[str]) -> FieldError:
     """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
     match error:
         case msgspec.ValidationError():
@@ -466,7 +466,7 @@ def _fault(line: bytes, error: Exception, types: Iterable[str]) -> FieldError:
             return _half_pair(line) or FieldError(None, f"not a JSON object ({error})")
 
 
-def _fault_of_field(line: bytes, message: str, types: Iterable[str]) -> FieldError:
+def _fault_of_field(line: bytes, message: str, types: Collection[str]) -> FieldError:
     try:
         kind = _KIND.decode(line)
     except msgspec.ValidationError:
@@ -474,7 +474,7 @@ def _fault_of_field(line: bytes, message: str, types: Iterable[str]) -> FieldErr
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _fault(line, error, types)
     record = RECORDS.get(kind.type) if isinstance(kind.type, str) else None
-    if record is None:
+    if record is None or kind.type not in types:
         return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(types)}")
     if kind.deleted is not UNSET:
         return _fault_of_removal(line, record)
