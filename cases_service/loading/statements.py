@@ -65,6 +65,9 @@ REFERENCES: Final = (
 DATED: Final = ("contact", "case")
 """The types whose rows say when they changed, so that a line may be too old for them."""
 
+NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "external_id" in table.columns)
+"""The types whose lines say which visitor they are about by an external id."""
+
 UNIQUE_FIELDS: Final = (("case", "case_number"), ("visitor", "external_id"))
 
 
@@ -134,6 +137,8 @@ def _statements() -> Iterator[tuple[str, str]]:
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
         marks |= {"parent": parent.name, "parent_id": parent.key[-1]}
         yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
+    for table in map(TABLES.__getitem__, NAMING_VISITORS):
+        yield _filled("list_external_ids", table.name, table=table.name)
     for record_type, field in UNIQUE_FIELDS:
         table = TABLES[record_type]
         for template in ("find_repeated", "list_repeated", "exclude_repeated", "index_claims"):
