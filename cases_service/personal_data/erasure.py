@@ -10,7 +10,7 @@ case meanwhile: it never waits for a case while it holds a contact.
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -59,7 +59,6 @@ class Receipt:
         removed: How many rows, by their type in the load format; messages include notes among users.
         lines: How many lines an export had at that moment.
         sha256: Of the bytes of these lines, in hexadecimal digits.
-        has_new_statistics: Whether the server let this role renew the planner's statistics, which keep values of rows.
 
     """
 
@@ -68,12 +67,6 @@ class Receipt:
     removed: dict[str, int]
     lines: int
     sha256: str
-    has_new_statistics: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a receipt shows in JSON."""
-        names = ("organization_id", "erased_at", "removed", "lines", "sha256")
-        return {name: getattr(self, name) for name in names}
 
 
 def measure(connection: Connection, *, organization_id: UUID, external_id: str) -> Extent:
@@ -94,9 +87,8 @@ def erase_visitor(
 ) -> Receipt:
     """Erase everything about a visitor, or nothing; and remember the visitor by a keyed hash of the external id.
 
-    Afterwards the planner's statistics are renewed, which keep values of rows. The connection is in autocommit mode.
-    `wait` is for how many seconds to wait for a row that somebody else holds. A load of the organization is waited for
-    as long as it takes.
+    The connection is in autocommit mode. `wait` is for how many seconds to wait for a row that somebody else holds. A
+    load of the organization is waited for as long as it takes.
 
     Raises:
         PersonalDataError: There is no such visitor.
@@ -115,11 +107,15 @@ def erase_visitor(
             return _erase(connection, about | {"visitor_id": visitor_id})
 
     try:
-        receipt = _repeated(erase)
+        return _repeated(erase)
     except psycopg.errors.LockNotAvailable:
         holders = ", ".join(list_holders(connection)) or "another session"
         raise ErasureBusyError(f"gave up waiting for {holders}: nothing was erased, try again") from None
-    return replace(receipt, has_new_statistics=update_statistics(connection, _SQL["forget_values"].encode()))
+
+
+def renew_statistics(connection: Connection) -> bool:
+    """Renew the planner's statistics, which keep values of rows, and return whether the server let this role do so."""
+    return update_statistics(connection, _SQL["forget_values"].encode())
 
 
 def allow_visitor(connection: Connection, *, organization_id: UUID, external_id: str) -> None:
