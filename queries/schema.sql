@@ -150,7 +150,8 @@ cross join (
             'grant select, insert, update on organizations, users, api_tokens, signing_keys, visitors, contacts,'
             ' case_funnel_stages, cases, activities, messages, event_positions, events to %1$I'
         ),
-        (0, 'grant select, insert, delete on import_runs, erased_visitors to %1$I'),
+        (0, 'grant select, insert, delete on import_runs to %1$I'),
+        (0, 'grant select, insert, update, delete on erased_visitors to %1$I'),
         (0, 'grant select, insert on erasure_keys to %1$I'),
         (0, 'grant select on late_feeds to %1$I'),
         (0, 'grant delete on visitors, contacts, case_funnel_stages, cases, activities, messages, events to %1$I'),
