@@ -231,7 +231,8 @@ delete from contacts x where x.organization_id = :organization_id and x.visitor_
 delete from visitors v where v.organization_id = :organization_id and v.id = :visitor_id;
 
 -- name: forget_values!
--- The planner's statistics keep the most common values of columns, and bounds between others.
+-- The planner's statistics keep the most common values of columns, and bounds between others. Those of a table that has no
+-- rows left stay until it has some again.
 analyze (skip_locked) visitors, contacts, cases, messages, events;
 
 -- name: add_erasure_key!
