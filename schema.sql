@@ -409,6 +409,21 @@ create table import_runs (
     )
 );
 
+-- What has been removed at which time of its system's, so that a delivery that comes late does not bring it back. The
+-- removal may have come before anything else of the row, and of the organization.
+create table removed_rows (
+    organization_id uuid not null,
+    record_type text not null,
+    id uuid not null,
+    updated_at timestamptz not null,
+    removed_at timestamptz not null default now(),
+    constraint removed_rows_pk primary key (organization_id, record_type, id),
+    constraint removed_rows_type_known check (record_type in ('contact', 'case')),
+    constraint removed_rows_times_in_range check (
+        updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    )
+);
+
 -- What a person's external id is hashed with once their data is erased: 32 random bytes for each organization that has
 -- erased anybody.
 create table erasure_keys (
@@ -546,7 +561,8 @@ declare
 begin
     foreach protected_table in array array[
         'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts', 'case_funnel_stages', 'cases',
-        'activities', 'messages', 'event_positions', 'events', 'import_runs', 'erasure_keys', 'erased_visitors'
+        'activities', 'messages', 'event_positions', 'events', 'import_runs', 'removed_rows', 'erasure_keys',
+        'erased_visitors'
     ] loop
         execute format('alter table %I enable row level security, force row level security', protected_table);
         execute format(

@@ -120,6 +120,26 @@ delete from staged_{table} s
 using {table} t
 where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
 
+-- name: skip_removed!
+-- A line that is older than its row's removal comes too late; so does a removal that has been done.
+delete from staged_{table} s
+using removed_rows r
+where r.organization_id = s.organization_id
+    and r.record_type = '{type}'
+    and r.id = s.id
+    and (r.updated_at > s.updated_at or (s.deleted and r.updated_at = s.updated_at))
+    and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id);
+
+-- name: remember_removed!
+-- A removal may come before what it removes.
+insert into removed_rows (organization_id, record_type, id, updated_at)
+select s.organization_id, '{type}', s.id, s.updated_at
+from staged_{table} s
+where s.deleted and s.updated_at is not null
+on conflict (organization_id, record_type, id) do update
+set updated_at = excluded.updated_at
+where removed_rows.updated_at < excluded.updated_at;
+
 -- name: fill_left_out!
 -- What a line leaves out stays as it is.
 update staged_{table} s

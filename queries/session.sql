@@ -75,8 +75,8 @@ where to_regprocedure('count_late_feeds()') is null
 select 'select on ' || name as missing
 from unnest(
     array[
-        'schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases', 'erasure_keys',
-        'erased_visitors'
+        'schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases', 'removed_rows',
+        'erasure_keys', 'erased_visitors'
     ]
 ) as seen (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')

@@ -41,6 +41,7 @@ ACROSS_ORGANIZATIONS = {
     "list_organizations_with_events_before_everywhere",
     "list_late_feeds_everywhere",
     "list_existing",
+    "prune_removed_rows_everywhere",
     "list_erased_everywhere",
 }
 

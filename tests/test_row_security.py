@@ -34,11 +34,12 @@ TABLES = (
     "event_positions",
     "events",
     "import_runs",
+    "removed_rows",
     "erasure_keys",
     "erased_visitors",
 )
-# Whom an organization has erased is for who writes.
-UNSERVED = ("erasure_keys", "erased_visitors")
+# What has been removed, and whom an organization has erased, is for who writes.
+UNSERVED = ("removed_rows", "erasure_keys", "erased_visitors")
 SERVED = tuple(table for table in TABLES if table not in UNSERVED)
 WITH_NOTES = ("activities", "messages")
 

@@ -128,6 +128,7 @@ def test_a_contact_has_times_of_the_years_1_to_9999(organization: Organization) 
         ("contacts", {"first_name": 256, "last_name": 256, "email": 256, "phone": 256}),
         ("case_funnel_stages", {"name": 256}),
         ("import_runs", {}),
+        ("removed_rows", {}),
         ("erasure_keys", {}),
         ("erased_visitors", {}),
         ("cases", {"case_number": 256, "subject": 1000, "description": 65536}),

@@ -544,6 +544,7 @@ class Load:
             self._execute(f"lock_rows {table.name}").fetchone()
         if record_type in DATED and options.if_newer:
             self._stale += self._execute(f"skip_stale {table.name}").rowcount
+            self._stale += self._execute(f"skip_removed {table.name}").rowcount
         if options.keeps_left_out and table.optional:
             self._execute(f"fill_left_out {table.name}")
 
@@ -734,7 +735,11 @@ class Load:
     def _remove_rows(self, record_type: str) -> int:
         if not RECORDS[record_type].removable:
             return 0
-        return self._execute(f"remove {TABLES[record_type].name}").rowcount
+        table = TABLES[record_type].name
+        removed = self._execute(f"remove {table}").rowcount
+        if record_type in DATED and self._options.if_newer:
+            self._execute(f"remember_removed {table}")
+        return removed
 
     def _change(
         self, change: Callable[[str], int], record_type: str, *, diagnosis: str, references: Sequence[Reference]

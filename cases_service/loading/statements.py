@@ -165,11 +165,14 @@ def _statements() -> Iterator[tuple[str, str]]:
 
 def _dated_statements() -> Iterator[tuple[str, str]]:
     """Yield what is about rows that say when they changed: of their lines the newest may count, instead of the last."""
-    for table in map(TABLES.__getitem__, DATED):
-        yield from (_filled(template, table.name, **_marks(table)) for template in ("lock_rows", "skip_stale"))
-        newest = _marks(table) | {"last": "updated_at desc nulls first, place desc"}
-        for template, name in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
-            yield f"{name} {table.name}", _filled(template, table.name, **newest)[1]
+    for name in DATED:
+        table = TABLES[name]
+        marks = _marks(table) | {"type": name}
+        yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
+        # At the same time a row is as it was sent, and not removed, in whatever order the two lines come.
+        newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
+        for template, own in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
+            yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
 
 
 _FOR_EACH_TABLE: Final = (
@@ -185,6 +188,7 @@ _FOR_EACH_TABLE: Final = (
     "is_analyze_due",
     "analyze",
 )
+_FOR_EACH_DATED: Final = ("lock_rows", "skip_stale", "skip_removed", "remember_removed")
 _FOR_EACH_REFERENCE: Final = (
     "find_without_parent",
     "find_still_needed",
