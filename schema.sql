@@ -409,6 +409,28 @@ create table import_runs (
     )
 );
 
+-- What a person's external id is hashed with once their data is erased: 32 random bytes for each organization that has
+-- erased anybody.
+create table erasure_keys (
+    organization_id uuid not null,
+    key bytea not null,
+    constraint erasure_keys_pk primary key (organization_id),
+    constraint erasure_keys_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint erasure_keys_length check (octet_length(key) = 32)
+);
+
+-- Visitors whose data was erased, by the HMAC-SHA256 of their external id, so that no feed brings them back.
+create table erased_visitors (
+    organization_id uuid not null,
+    external_id_hash bytea not null,
+    erased_at timestamptz not null,
+    constraint erased_visitors_pk primary key (organization_id, external_id_hash),
+    constraint erased_visitors_key_fk foreign key (organization_id)
+        references erasure_keys (organization_id),
+    constraint erased_visitors_hash_is_sha256 check (octet_length(external_id_hash) = 32)
+);
+
 -- What a case refers to. Read by the release before this one only; the five views are to be dropped.
 create view case_contacts with (security_invoker = true) as
 select
@@ -524,7 +546,7 @@ declare
 begin
     foreach protected_table in array array[
         'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts', 'case_funnel_stages', 'cases',
-        'activities', 'messages', 'event_positions', 'events', 'import_runs'
+        'activities', 'messages', 'event_positions', 'events', 'import_runs', 'erasure_keys', 'erased_visitors'
     ] loop
         execute format('alter table %I enable row level security, force row level security', protected_table);
         execute format(

@@ -130,6 +130,12 @@ where s.left_out <> 0 and not s.deleted and {staged_is_stored};
 -- name: exclude_lines!
 delete from staged_{table} where place = any (:places);
 
+-- name: list_external_ids
+-- Whom the staged lines of some organizations are about.
+select s.place, s.organization_id::text, s.external_id
+from staged_{table} s
+where not s.deleted and s.organization_id = any (:organizations::uuid[]);
+
 -- name: limit_waiting
 -- For a row or table that somebody else holds. The turn above may take as long as another load does.
 select set_config('lock_timeout', :milliseconds, true);

@@ -72,6 +72,9 @@ REFERENCES: Final = (
 DATED: Final = ("contact", "case")
 """The types whose rows say when they changed, so that a line may be too old for them."""
 
+NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "external_id" in table.columns)
+"""The types whose lines say which visitor they are about by an external id."""
+
 CONVERSATION: Final = ("activity", "message")
 """The types of what is in a case. A case that is removed takes them along."""
 
@@ -152,6 +155,8 @@ def _statements() -> Iterator[tuple[str, str]]:
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
         marks |= {"parent": parent.name, "parent_id": parent.key[-1]}
         yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
+    for table in map(TABLES.__getitem__, NAMING_VISITORS):
+        yield _filled("list_external_ids", table.name, table=table.name)
     for record_type, field in UNIQUE_FIELDS:
         table = TABLES[record_type]
         for template in ("find_repeated", "list_repeated", "exclude_repeated", "index_claims"):
