@@ -81,9 +81,10 @@ from unnest(
 ) as seen (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
 union all
-select right_ || ' on cases'
-from unnest(array['insert', 'update', 'delete']) as written (right_)
-where to_regclass('cases') is null or not has_table_privilege(to_regclass('cases'), right_)
+select right_ || ' on ' || name
+from unnest(array['cases', 'activities', 'messages']) as written (name)
+cross join unnest(array['insert', 'update', 'delete']) as wanted (right_)
+where to_regclass(name) is null or not has_table_privilege(to_regclass(name), right_)
 union all
 select 'a server that takes writes'
 where pg_is_in_recovery();

@@ -100,8 +100,9 @@ class LoadOptions:
         organization_id: The only organization that lines may be of; they may leave it out, and bring none and no keys.
         maximum_errors: How many errors are kept, the first ones; None for all.
         maximum_removals: Where it is set, rows that no line names are removed, of the organizations in the files; but
-            nothing is loaded where that were a larger share than this of an organization's rows of a type. Mode `all`
-            only. With `if_newer`, what changed after every line of its type stays: it came after the files.
+            nothing is loaded where that were a larger share than this of an organization's rows of a type. Activities
+            and messages are removed only of organizations that have lines of that type. Mode `all` only. With
+            `if_newer`, what changed after every line of its type stays: it came after the files.
 
     """
 
