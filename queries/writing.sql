@@ -81,7 +81,7 @@ with removed as (
 ),
 remembered as (
     insert into removed_rows (organization_id, record_type, id, updated_at)
-    select removed.organization_id, 'case', removed.id, now()
+    select :organization_id, 'case', removed.id, now()
     from removed
     where removed.organization_id = :organization_id
     on conflict (organization_id, record_type, id) do update

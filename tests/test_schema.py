@@ -162,7 +162,7 @@ def test_every_table_carries_the_organization_and_every_key_begins_with_it(
         "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
         " and relname <> 'schema_version'"
     ).fetchall()
-    assert len(tables) == 15
+    assert len(tables) == 16
     keys = connection.execute(
         """
         select c.conname, c.conrelid::regclass::text, a.attname

@@ -67,7 +67,7 @@ def rows(connection: psycopg.Connection, organization: Organization) -> dict[str
     tables = connection.execute(
         "select relname from pg_class where relrowsecurity and relnamespace = 'public'::regnamespace"
     ).fetchall()
-    assert len(tables) == 15
+    assert len(tables) == 16
     counted = {}
     for (name,) in tables:
         statement = sql.SQL("select count(*) from {} where organization_id = %s").format(sql.Identifier(name))
