@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cases_service.personal_data.erasure import erase_visitor
-from tests.factories import Organization, Visitor
+from tests.factories import LONG_AGO, Organization, Visitor
 from tests.process.running import COMMAND, environment
 
 COMMANDS = ("export-visitor", "erase-visitor", "allow-visitor")
@@ -154,6 +154,10 @@ def test_an_erasure_that_waits_in_vain_is_status_75(
 
 
 def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, connection: psycopg.Connection) -> None:
+    (case_id, *_) = visitor.cases(1)
+    for _ in range(2):
+        about = {"organization_id": visitor.organization.id, "case_id": case_id, "created_at": LONG_AGO}
+        visitor.organization.insert("activities", id=uuid4(), channel="email", updated_at=LONG_AGO, **about)
     exported = run("export-visitor", visitor, database_url).out
     erase_visitor(connection, organization_id=visitor.organization.id, external_id=visitor.external_id)
 
@@ -168,5 +172,5 @@ def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, c
     assert refused.err.count("\n") == 1
     allowed = run("allow-visitor", visitor, database_url)
     assert (allowed.status, allowed.out) == (0, b"")
-    assert load().out == b"6 lines: 1 visitor, 2 contacts, 3 cases\n"
+    assert load().out == b"9 lines: 1 visitor, 2 contacts, 4 cases, 2 activities\n"
     assert run("export-visitor", visitor, database_url).out == exported
