@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from cases_service.personal_data.erasure import erase_visitor
 from tests.factories import LONG_AGO, Organization, Visitor
 from tests.process.running import COMMAND, environment
+from tests.test_loading import wait_until_blocks
 
 COMMANDS = ("export-visitor", "erase-visitor", "allow-visitor")
 
@@ -151,6 +153,27 @@ def test_an_erasure_that_waits_in_vain_is_status_75(
     assert (ran.status, ran.out) == (75, b"")
     assert "nothing was erased, try again" in ran.err
     assert is_there(connection, visitor)
+
+
+def test_a_connection_that_dies_in_the_middle_leaves_everything(
+    visitor: Visitor, database_url: str, connection: psycopg.Connection
+) -> None:
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as threads:
+        # Its last statement: everything else has been removed by then.
+        holder.execute("insert into erasure_keys values (%s, %s)", [visitor.organization.id, b"k" * 32])
+        erasing = threads.submit(run, "erase-visitor", visitor, database_url, "--yes")
+        wait_until_blocks(holder)
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_locks where %s = any(pg_blocking_pids(pid))",
+            [holder.info.backend_pid],
+        )
+        ran = erasing.result()
+        holder.rollback()
+    assert (ran.status, ran.out) == (75, b"")
+    assert ran.err.count("\n") == 1
+    assert is_there(connection, visitor)
+    erased = json.loads(run("erase-visitor", visitor, database_url, "--yes").out)
+    assert (erased["removed"]["contact"], erased["removed"]["case"]) == (2, 3)
 
 
 def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, connection: psycopg.Connection) -> None:
