@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -13,8 +14,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cases_service.personal_data.erasure import erase_visitor
-from tests.factories import Organization, Visitor
+from tests.factories import LONG_AGO, Organization, Visitor
 from tests.process.running import COMMAND, environment
+from tests.test_loading import wait_until_blocks
 
 COMMANDS = ("export-visitor", "erase-visitor", "allow-visitor")
 
@@ -153,7 +155,32 @@ def test_an_erasure_that_waits_in_vain_is_status_75(
     assert is_there(connection, visitor)
 
 
+def test_a_connection_that_dies_in_the_middle_leaves_everything(
+    visitor: Visitor, database_url: str, connection: psycopg.Connection
+) -> None:
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as threads:
+        # Its last statement: everything else has been removed by then.
+        holder.execute("insert into erasure_keys values (%s, %s)", [visitor.organization.id, b"k" * 32])
+        erasing = threads.submit(run, "erase-visitor", visitor, database_url, "--yes")
+        wait_until_blocks(holder)
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_locks where %s = any(pg_blocking_pids(pid))",
+            [holder.info.backend_pid],
+        )
+        ran = erasing.result()
+        holder.rollback()
+    assert (ran.status, ran.out) == (75, b"")
+    assert ran.err.count("\n") == 1
+    assert is_there(connection, visitor)
+    erased = json.loads(run("erase-visitor", visitor, database_url, "--yes").out)
+    assert (erased["removed"]["contact"], erased["removed"]["case"]) == (2, 3)
+
+
 def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, connection: psycopg.Connection) -> None:
+    (case_id, *_) = visitor.cases(1)
+    for _ in range(2):
+        about = {"organization_id": visitor.organization.id, "case_id": case_id, "created_at": LONG_AGO}
+        visitor.organization.insert("activities", id=uuid4(), channel="email", updated_at=LONG_AGO, **about)
     exported = run("export-visitor", visitor, database_url).out
     erase_visitor(connection, organization_id=visitor.organization.id, external_id=visitor.external_id)
 
@@ -168,5 +195,5 @@ def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, c
     assert refused.err.count("\n") == 1
     allowed = run("allow-visitor", visitor, database_url)
     assert (allowed.status, allowed.out) == (0, b"")
-    assert load().out == b"6 lines: 1 visitor, 2 contacts, 3 cases\n"
+    assert load().out == b"9 lines: 1 visitor, 2 contacts, 4 cases, 2 activities\n"
     assert run("export-visitor", visitor, database_url).out == exported

@@ -18,10 +18,10 @@ from cases_service.terminal import printable
 @organization_option
 @external_id_option
 def export_visitor(organization_id: UUID, external_id: str) -> None:
-    """Print everything about a visitor, as lines that load takes.
+    """Print everything about a visitor as lines.
 
-    Visitor, contacts, cases, activities, messages and events, but no notes among users. The same data are
-    the same bytes. The status is 1 if there is no such visitor.
+    They are lines that load takes: visitor, contacts, cases, activities, messages and events, but no notes
+    among users. The same data are the same bytes. The status is 1 if there is no such visitor.
 
     \b
     Example:
