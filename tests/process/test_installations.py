@@ -436,6 +436,9 @@ TABLES = (
     "event_positions",
     "events",
     "import_runs",
+    "removed_rows",
+    "erasure_keys",
+    "erased_visitors",
 )
 
 
@@ -470,6 +473,13 @@ def furnish(organization: Organization) -> None:
     organization.token_with("cases:read", "cases:write")
     organization.public_key("EdDSA", "-----BEGIN PUBLIC KEY-----\n")
     organization.import_run()
+    organization.insert(
+        "removed_rows", organization_id=organization.id, record_type="case", id=uuid4(), updated_at=LONG_AGO
+    )
+    organization.insert("erasure_keys", organization_id=organization.id, key=bytes(range(32)))
+    organization.insert(
+        "erased_visitors", organization_id=organization.id, external_id_hash=bytes(32), erased_at=LONG_AGO
+    )
     organization.insert("event_positions", organization_id=organization.id, last_position=7, pruned_position=3)
     for number, is_private in enumerate((False, True)):
         activity, message = uuid4(), uuid4()
