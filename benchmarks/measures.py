@@ -242,7 +242,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _add_pgbench(bench: Bench, found: dict[str, dict[str, list[dict[str, Any]]]], kind: str, number: int) -> None:
-    if not kind.startswith("page of "):
+    if kind not in PAGES[:2]:
         return
     rate = pgbench.rate(
         bench.credentials.database_url,
