@@ -46,6 +46,12 @@ alter policy private_notes on messages using (
 );
 alter policy own_organization on import_runs
     using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on removed_rows
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on erasure_keys
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
+alter policy own_organization on erased_visitors
+    using (organization_id = nullif(current_setting('cases.organization_id', true), '')::uuid);
 
 -- One row that belongs to nobody. A copy on each node lets each node answer /readyz.
 select create_reference_table('schema_version');
@@ -68,5 +74,8 @@ select create_distributed_table('messages', 'organization_id', colocate_with => 
 select create_distributed_table('event_positions', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('events', 'organization_id', colocate_with => 'organizations');
 select create_distributed_table('import_runs', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('removed_rows', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('erasure_keys', 'organization_id', colocate_with => 'organizations');
+select create_distributed_table('erased_visitors', 'organization_id', colocate_with => 'organizations');
 
 -- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

@@ -1,77 +1,5 @@
--- One case as its organization sees it and writes it. A transaction that changes one locks it, reads it anew with what
--- it refers to, and looks at what the change refers to; then it writes, and reads what it has written.
-
--- name: get_case_of_organization
--- No row: the organization has no such case.
-select
-    c.id,
-    c.organization_id,
-    c.case_number,
-    c.contact_id,
-    contact.organization_id as "contact.organization_id",
-    contact.id as "contact.id",
-    contact.first_name as "contact.first_name",
-    contact.last_name as "contact.last_name",
-    contact.full_name as "contact.full_name",
-    contact.email as "contact.email",
-    contact.phone as "contact.phone",
-    contact.created_at as "contact.created_at",
-    contact.updated_at as "contact.updated_at",
-    c.owner_id,
-    owner.organization_id as "owner.organization_id",
-    owner.id as "owner.id",
-    owner.email as "owner.email",
-    owner.first_name as "owner.first_name",
-    owner.last_name as "owner.last_name",
-    owner.full_name as "owner.full_name",
-    owner.alias as "owner.alias",
-    owner.title as "owner.title",
-    owner.avatar_url as "owner.avatar_url",
-    c.subject,
-    c.description,
-    c.status,
-    c.priority,
-    c.latest_messaging_channel,
-    c.is_closed,
-    c.closed_at,
-    c.is_waiting,
-    c.unread_message_count,
-    c.created_at,
-    c.updated_at,
-    c.created_by_user_id,
-    author.organization_id as "created_by_user.organization_id",
-    author.id as "created_by_user.id",
-    author.email as "created_by_user.email",
-    author.first_name as "created_by_user.first_name",
-    author.last_name as "created_by_user.last_name",
-    author.full_name as "created_by_user.full_name",
-    author.alias as "created_by_user.alias",
-    author.title as "created_by_user.title",
-    author.avatar_url as "created_by_user.avatar_url",
-    c.updated_by_user_id,
-    editor.organization_id as "updated_by_user.organization_id",
-    editor.id as "updated_by_user.id",
-    editor.email as "updated_by_user.email",
-    editor.first_name as "updated_by_user.first_name",
-    editor.last_name as "updated_by_user.last_name",
-    editor.full_name as "updated_by_user.full_name",
-    editor.alias as "updated_by_user.alias",
-    editor.title as "updated_by_user.title",
-    editor.avatar_url as "updated_by_user.avatar_url",
-    c.case_funnel_stage_id,
-    stage.organization_id as "case_funnel_stage.organization_id",
-    stage.id as "case_funnel_stage.id",
-    stage.name as "case_funnel_stage.name",
-    stage.position as "case_funnel_stage.position",
-    c.channel_priority,
-    c.visitor_unread_message_count
-from cases c
-left join contacts contact on contact.organization_id = :organization_id and contact.id = c.contact_id
-left join users owner on owner.organization_id = :organization_id and owner.id = c.owner_id
-left join users author on author.organization_id = :organization_id and author.id = c.created_by_user_id
-left join users editor on editor.organization_id = :organization_id and editor.id = c.updated_by_user_id
-left join case_funnel_stages stage on stage.organization_id = :organization_id and stage.id = c.case_funnel_stage_id
-where c.organization_id = :organization_id and c.id = :case_id::uuid;
+-- How an organization writes a case. A transaction that changes one locks it, reads it anew (get_case_of_organization in
+-- organization_cases.sql), and looks at what the change refers to; then it writes, and reads what it has written.
 
 -- name: lock_case
 -- Another one that changes the case waits here, and then reads what this one has written.
@@ -145,7 +73,18 @@ set case_number = :case_number,
 where organization_id = :organization_id and id = :case_id::uuid;
 
 -- name: remove_case
--- No row: the organization has no such case.
-delete from cases
-where organization_id = :organization_id and id = :case_id::uuid
-returning id;
+-- No row: the organization has no such case. What a feed brings of it later, but from before, does not bring it back.
+with removed as (
+    delete from cases
+    where organization_id = :organization_id and id = :case_id::uuid
+    returning organization_id, id
+),
+remembered as (
+    insert into removed_rows (organization_id, record_type, id, updated_at)
+    select removed.organization_id, 'case', removed.id, now()
+    from removed
+    where removed.organization_id = :organization_id
+    on conflict (organization_id, record_type, id) do update
+    set updated_at = greatest(removed_rows.updated_at, excluded.updated_at)
+)
+select removed.id from removed where removed.organization_id = :organization_id;

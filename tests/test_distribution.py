@@ -10,6 +10,7 @@ import pytest
 from pglast import ast, parse_sql
 
 from cases_service.cases.filters import Filters
+from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.database.connection_pool import Database
 from cases_service.database.statements import statements
 from cases_service.loading.statements import STATEMENTS
@@ -17,9 +18,12 @@ from cases_service.settings import Settings
 from tests.statements import ORGANIZATION, Statement, calls, rendered_statements, statements_of_requests
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "organization_page", "summary")
-PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost")
-ONE_BY_ONE = ("administration", "conversations", "demo", "doctor", "events", "import_runs", "last_use", "writing")
+REQUESTS = ("access", "cases", "organization_cases", "summary")
+PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost", "look_behind")
+ONE_BY_ONE = (
+    *("administration", "conversations", "demo", "doctor", "events", "import_runs", "last_use", "personal_data"),
+    "writing",
+)
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
@@ -37,6 +41,8 @@ ACROSS_ORGANIZATIONS = {
     "list_organizations_with_events_before_everywhere",
     "list_late_feeds_everywhere",
     "list_existing",
+    "prune_removed_rows_everywhere",
+    "list_erased_everywhere",
 }
 
 
@@ -56,7 +62,7 @@ def keys(session_connection: psycopg.Connection) -> dict[str, str]:
 
 def staged(keys: dict[str, str]) -> dict[str, str]:
     """The tables that `load` brings its lines into, on one machine: each line names its organization."""
-    return {f"staged_{name}": "organization_id" for name in keys}
+    return {f"staged_{name}": "organization_id" for name in (*keys, "counts")}
 
 
 def named(*subjects: str) -> list[tuple[str, str]]:
@@ -90,7 +96,8 @@ def test_a_rendered_statement_has_no_marks_and_no_switches() -> None:
     for one in rendered_statements():
         text = one.text.decode()
         assert not re.search(r"--|\bcase\b|\n\n", text), one.name
-        assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *Filters().parameters()}
+        filters = Filters() if one.name.startswith(b"cases") else OrganizationFilters(common=Filters())
+        assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *filters.parameters()}
 
 
 @pytest.mark.parametrize(("subject", "name"), named(*ONE_BY_ONE))

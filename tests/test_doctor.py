@@ -286,7 +286,7 @@ def test_without_the_rights_to_see_them_keys_are_not_called_healthy(installation
     variables = {name: value for name, value in installation.variables.items() if name != "CASES_ADMIN_DATABASE_URL"}
     report = diagnose(variables)
     assert report.problems() == {"administration": "warning"}
-    assert set(CHECKS) - set(report.findings) == {"signing keys", "stored secrets", "API tokens"}
+    assert set(CHECKS) - set(report.findings) == {"signing keys", "stored secrets", "API tokens", "feeds"}
 
 
 def test_an_owner_that_is_no_superuser_sees_every_organization(installation: Installation, service_role: str) -> None:
@@ -468,7 +468,7 @@ def test_what_requests_that_write_lack_is_named_until_init_db_gives_it(
     writer = {"CASES_WRITE_DATABASE_URL": make_conninfo(installation.admin_url, user=writer_role, password=writer_role)}
     report = diagnose(installation.variables, **writer)
     assert report.problems() == {"writer": "failure"}
-    assert "and 6 more: run cases-service init-db with CASES_WRITE_DATABASE_URL" in report.findings["writer"][1]
+    assert "and 14 more: run cases-service init-db with CASES_WRITE_DATABASE_URL" in report.findings["writer"][1]
     init_db(installation.connection, writer_role=writer_role)
     assert diagnose(installation.variables, **writer).problems() == {}
 

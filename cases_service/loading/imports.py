@@ -8,10 +8,10 @@ from uuid import UUID
 
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.database.fair_turns import Whose
+from cases_service.database.transaction import Transaction
 from cases_service.errors import UnavailableError
 from cases_service.loading.load import Load, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, record_run
-from cases_service.store.case_writing import Transaction
 
 MAXIMUM_LINES: Final = 20_000
 """How many lines an import may have."""
@@ -39,7 +39,7 @@ def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_t
 
     def work(connection: Connection) -> LoadSummary:
         connection.answer_timeout = connection.exchange.answer_timeout = IMPORT_SECONDS + 1
-        with Transaction(connection, organization_id) as transaction:
+        with Transaction(connection, organization_id, notes=True) as transaction:
             transaction.begin()
             lines = Load.of_request(connection, options, deadline=monotonic() + IMPORT_SECONDS)
             lines.stage(_SOURCE, _lines(body))

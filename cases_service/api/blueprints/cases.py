@@ -8,7 +8,9 @@ import msgspec
 from flask import Blueprint, Response
 
 from cases_service.api.authentication import Steps, VisitorQuery
+from cases_service.api.authorization import for_visitor, identified
 from cases_service.api.etag import answer, matches_etag, not_modified
+from cases_service.api.page_links import link_of_visitor
 from cases_service.api.parameters import (
     CollectionParameters,
     DetailParameters,
@@ -16,7 +18,6 @@ from cases_service.api.parameters import (
     read_parameters,
 )
 from cases_service.api.request import CasesRequest
-from cases_service.api.routes import for_visitor, identified, link_of_visitor
 from cases_service.cases.filters import Filters
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.pagination import Collection, Cursor
