@@ -23,9 +23,9 @@ from pg_settings
 where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
 
 -- name: get_server
--- Whether it only follows another one, and the process that answers: another one than it said at the start where a
--- pooler stands in between.
-select pg_is_in_recovery(), pg_backend_pid();
+-- Whether it only follows another one; the process that answers: another one than it said at the start where a pooler
+-- stands in between; and whether the database is one of Citus, which passes statements on to other servers.
+select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
 
 -- name: name_organization
 -- Whose rows the transaction is about, as row security reads it: up to its end.
