@@ -28,9 +28,34 @@ $$;
 create or replace function distribute_tables() returns void language plpgsql as $body$
 declare
     policy record;
+    restrictive name;
     reference record;
     due regclass;
 begin
+    -- On the nodes Citus makes every policy a permissive one: what a restrictive policy demands would let rows be seen
+    -- instead. So each of the others demands it, too.
+    for policy in
+        select
+            p.polname,
+            p.polrelid::regclass as table_name,
+            pg_get_expr(p.polqual, p.polrelid) as condition,
+            string_agg(pg_get_expr(r.polqual, r.polrelid), ' and ') as demand,
+            array_agg(r.polname) as restrictive
+        from pg_policy p
+        join pg_policy r on r.polrelid = p.polrelid and not r.polpermissive
+        join pg_class c on c.oid = p.polrelid
+        where p.polpermissive
+            and c.relnamespace = (select relnamespace from pg_class where oid = 'organizations'::regclass)
+        group by p.oid
+    loop
+        execute format(
+            'alter policy %I on %s using (%s and %s)', policy.polname, policy.table_name, policy.condition, policy.demand
+        );
+        foreach restrictive in array policy.restrictive loop
+            execute format('drop policy if exists %I on %s', restrictive, policy.table_name);
+        end loop;
+    end loop;
+
     -- Policies of distributed tables have no subqueries; without one the setting is read for each look-up in an index.
     for policy in
         select p.polname, p.polrelid::regclass as table_name, pg_get_expr(p.polqual, p.polrelid) as condition
