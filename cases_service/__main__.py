@@ -11,9 +11,9 @@ def main() -> NoReturn:
     from cases_service.cli import standard_streams  # noqa: PLC0415  only after the signal is set
 
     standard_streams.open_missing()
-    from cases_service.cli import commands  # noqa: PLC0415  only once there are streams to write to
+    from cases_service.cli import main as command_line  # noqa: PLC0415  only once there are streams to write to
 
-    commands.main()
+    command_line.main()
 
 
 if __name__ == "__main__":

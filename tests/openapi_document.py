@@ -7,7 +7,7 @@ from typing import Final
 from flask import Flask
 from werkzeug.routing import Map
 
-from cases_service.api.openapi import describe
+from cases_service.api.openapi.document import describe
 from cases_service.application import add_routes
 
 FILE: Final = Path(__file__).parents[1] / "docs/openapi.json"

@@ -3,22 +3,39 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import product
+from typing import Any, Final, get_args
 
 from pglast import ast, parse_sql
 from pglast.enums import A_Expr_Kind, BoolExprType, JoinType
 
+from cases_service.cases.organization_filters import Source
 from cases_service.database.statements import number, statements
-from cases_service.store.page_statements import Rendered, case_statement, nested_sets, page_shapes, page_statement
+from cases_service.store import organization_pages
+from cases_service.store.page_statements import (
+    COLUMNS,
+    Rendered,
+    case_statement,
+    nested_sets,
+    page_shapes,
+    page_statement,
+)
 
 ORGANIZATION = "the organization of the request"
+SOURCES: Final = get_args(Source)
 Column = tuple[str, str]
 """The name that a relation has in its scope, and a column."""
 
 
 def rendered_statements() -> list[Rendered]:
-    """Return the statement of every shape of a page and of a case."""
-    return [*map(page_statement, page_shapes()), *map(case_statement, nested_sets())]
+    """Return the statement of every shape of a page and of a case, a visitor's and an organization's."""
+    ways = product(SOURCES, COLUMNS, (True, False), nested_sets())
+    pages = [
+        organization_pages.page_statement(source, column, ascending=ascending, nested=nested)
+        for source, column, ascending, nested in ways
+    ]
+    visitors = [*map(page_statement, page_shapes()), *map(case_statement, nested_sets())]
+    return [*visitors, *pages, organization_pages.case_statement()]
 
 
 def as_written(statement: Rendered) -> str:

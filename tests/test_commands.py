@@ -26,7 +26,8 @@ from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
 from cases_service import __version__
-from cases_service.cli import commands
+from cases_service.cli import main as command_line
+from cases_service.cli.commands import cli
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.settings import read_settings
@@ -59,7 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dat
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         capsys.readouterr()
-        status = commands.run([str(argument) for argument in arguments])
+        status = command_line.run([str(argument) for argument in arguments])
         said = capsys.readouterr()
         return Result(status, said.out, said.err)
 
@@ -83,7 +84,7 @@ class TestAllCommands:
         assert run("--version") == Result(0, f"cases-service {__version__}\n", "")
 
     def test_the_help_of_each_command_has_an_example(self, run: Run) -> None:
-        for name in commands.cli.commands:
+        for name in cli.commands:
             result = run(name, "--help")
             assert (result.status, result.err) == (0, "")
             example = re.search(rf"^ +.*\b{name}\b", result.out.partition("\n")[2], re.MULTILINE)
@@ -91,7 +92,7 @@ class TestAllCommands:
 
     def test_the_help_lists_each_command_with_a_whole_sentence(self, run: Run) -> None:
         listed = re.findall(r"^  ([a-z-]+)  +(.*)$", run("--help").out.partition("Commands:")[2], re.MULTILINE)
-        assert {name for name, _ in listed} == set(commands.cli.commands)
+        assert {name for name, _ in listed} == set(cli.commands)
         assert [sentence for _, sentence in listed if not sentence.endswith(".") or sentence.endswith("...")] == []
 
     @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ class TestLoad:
         assert run("load", "--keep-left-out", "-", given=json.dumps(kept).encode()).out == "1 line: nothing changed\n"
 
     def test_a_file_for_errors_is_for_each_line(self, run: Run, tmp_path: Path) -> None:
-        assert_fails(run("load", "--errors", tmp_path / "x", "-"), 2, "--errors is for --each")
+        assert_fails(run("load", "--errors", tmp_path / "x", "-"), 2, "--errors belongs to --each")
 
     def test_a_packed_file_is_loaded(self, run: Run, tmp_path: Path, lines: tuple[UUID, bytes]) -> None:
         file = tmp_path / "data.ndjson.gz"

@@ -110,7 +110,7 @@ def test_each_case_is_the_files(client: FlaskClient, demo: dict[str, str], demo_
 def test_the_examples_of_the_openapi_document_are_answers(
     client: FlaskClient, demo: dict[str, str], demo_file: DemoFile
 ) -> None:
-    examples = json.loads((PACKAGE / "api" / "openapi_examples.json").read_text(encoding="utf-8"))
+    examples = json.loads((PACKAGE / "api" / "openapi" / "examples.json").read_text(encoding="utf-8"))
     jwt = hs256({"sub": "zip-11233", "exp": exp()}, {"alg": "HS256"}, demo["secret"])
     headers = {"Authorization": f"Token {demo['token']}", "X-External-Identity": jwt}
     path = cases_path(demo_file.organization_id, "-")

@@ -10,6 +10,7 @@ import pytest
 from pglast import ast, parse_sql
 
 from cases_service.cases.filters import Filters
+from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.database.connection_pool import Database
 from cases_service.database.statements import statements
 from cases_service.loading.statements import STATEMENTS
@@ -17,8 +18,8 @@ from cases_service.settings import Settings
 from tests.statements import ORGANIZATION, Statement, calls, rendered_statements, statements_of_requests
 
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
-REQUESTS = ("access", "cases", "organization_page", "summary")
-PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost")
+REQUESTS = ("access", "cases", "organization_cases", "summary")
+PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost", "look_behind")
 ONE_BY_ONE = ("administration", "conversations", "demo", "doctor", "events", "import_runs", "last_use", "writing")
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
@@ -90,7 +91,8 @@ def test_a_rendered_statement_has_no_marks_and_no_switches() -> None:
     for one in rendered_statements():
         text = one.text.decode()
         assert not re.search(r"--|\bcase\b|\n\n", text), one.name
-        assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *Filters().parameters()}
+        filters = Filters() if one.name.startswith(b"cases") else OrganizationFilters(common=Filters())
+        assert set(one.parameters) <= {"organization_id", "external_id", "case_id", *PLACES, *filters.parameters()}
 
 
 @pytest.mark.parametrize(("subject", "name"), named(*ONE_BY_ONE))

@@ -286,7 +286,7 @@ def test_without_the_rights_to_see_them_keys_are_not_called_healthy(installation
     variables = {name: value for name, value in installation.variables.items() if name != "CASES_ADMIN_DATABASE_URL"}
     report = diagnose(variables)
     assert report.problems() == {"administration": "warning"}
-    assert set(CHECKS) - set(report.findings) == {"signing keys", "stored secrets", "API tokens"}
+    assert set(CHECKS) - set(report.findings) == {"signing keys", "stored secrets", "API tokens", "feeds"}
 
 
 def test_an_owner_that_is_no_superuser_sees_every_organization(installation: Installation, service_role: str) -> None:

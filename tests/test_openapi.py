@@ -11,7 +11,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from cases_service import errors
 from cases_service.api import parameters
-from cases_service.api.openapi import OPERATIONS
+from cases_service.api.openapi.operations import OPERATIONS
 from cases_service.api.organization_parameters import OrganizationCollectionParameters
 from cases_service.application import Application
 from cases_service.cases import schemas

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cases_service.application import create_app
-from cases_service.cli import commands
+from cases_service.cli import main as command_line
 from cases_service.settings import read_settings
 from tests.factories import SECRET_KEY, cases_path
 
@@ -96,7 +96,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pla
         capsys.readouterr()
         with io.TextIOWrapper(io.BufferedReader(given or io.FileIO(os.devnull))) as stdin, monkeypatch.context() as now:
             now.setattr(sys, "stdin", stdin)
-            status = commands.run([str(argument) for argument in arguments])
+            status = command_line.run([str(argument) for argument in arguments])
         return Ran(status, *capsys.readouterr())
 
     return run

@@ -98,6 +98,40 @@ class Cursor:
             raise InvalidCursorError
 
 
+def adjacent_cursors(
+    *,
+    cursor: Cursor | None,
+    ends: tuple[Position, Position] | None,
+    has_before: bool,
+    has_after: bool,
+    ascending: bool,
+    tag: bytes,
+) -> tuple[Cursor | None, Cursor | None]:
+    """Return the cursors of the next and the previous page, in the collection's order.
+
+    Args:
+        cursor: Where the page starts.
+        ends: The places of its first and its last row, in the order of the scan; None if it is empty.
+        has_before: Whether rows lie behind the cursor, on its other side.
+        has_after: Whether rows lie beyond the last one.
+        ascending: The direction of the scan.
+        tag: The visitor's, for the new cursors.
+
+    """
+    backward = cursor is not None and cursor.backward
+    ahead = behind = None
+    if has_after and ends is not None:
+        ahead = Cursor(ends[1], backward, tag)
+    if has_before and ends is not None:
+        behind = Cursor(ends[0], not backward, tag)
+    elif has_before and cursor is not None:
+        # The rows of this page have vanished. Nothing lies between the cursor and its neighbour, so that what is
+        # behind the neighbour in the other direction is all that is not behind the cursor.
+        edge = cursor.position.following() if ascending else cursor.position.preceding()
+        behind = Cursor(edge, not backward, tag)
+    return (behind, ahead) if backward else (ahead, behind)
+
+
 def visitor_tag(visitor_id: UUID) -> bytes:
     """Return eight bytes that bind a cursor to a visitor, derived from the visitor's random id."""
     return hashlib.blake2b(visitor_id.bytes, digest_size=8, person=b"visitor").digest()

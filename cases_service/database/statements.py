@@ -44,3 +44,9 @@ def statements(subject: str) -> dict[str, str]:
     """Return the statements of queries/<subject>.sql by name, with psycopg's %(name)s parameters."""
     queries = aiosql.from_path(source("queries") / f"{subject}.sql", "psycopg", mandatory_parameters=False)
     return {name: getattr(queries, name).sql for name in queries.available_queries if not name.endswith("_cursor")}
+
+
+def templates(subject: str) -> dict[str, str]:
+    """Return the texts of queries/<subject>.sql by name, as they are written: with :name parameters, and comments."""
+    text = (source("queries") / f"{subject}.sql").read_text("utf-8")
+    return dict(re.findall(r"(?s)-- name: (\w+)\n(.*?);\n", text))

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.database.fair_turns import Whose
+from cases_service.database.transaction import Transaction
 from cases_service.errors import UnavailableError
 from cases_service.loading.load import Load, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, record_run
-from cases_service.store.case_writing import Transaction
 
 MAXIMUM_LINES: Final = 20_000
 """How many lines an import may have."""

@@ -4,24 +4,21 @@ A transaction takes two round trips: it locks the case, reads it, and looks at w
 writes, reads what it has written, and commits. What two of them want at once, one has.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.database.fair_turns import Whose
-from cases_service.database.pipeline import Query
+from cases_service.database.transaction import Transaction
 from cases_service.errors import (
     CaseNotFoundError,
     CaseNumberTakenError,
-    OutcomeUnknownError,
     ProblemError,
     UnavailableError,
 )
@@ -232,44 +229,3 @@ def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> Prob
     """Return what a reference amounts to whose object went while it was written."""
     names = [name for name, constraint in REFERENCES.items() if constraint == error.diag.constraint_name]
     return invalid(*(_no_such(body, name) for name in names)) if names else UnavailableError()
-
-
-class Transaction:
-    """A transaction that writes, of one round trip or two; what is left open at its end is rolled back."""
-
-    def __init__(self, connection: Connection, organization_id: UUID, *, notes: bool = False) -> None:
-        self._connection = connection
-        self._organization_id = organization_id
-        self._notes = notes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._connection.info.transaction_status == TransactionStatus.INTRANS:
-            self._connection.end(b"rollback")
-
-    def begin(self, *queries: Query[Any]) -> Sequence[Any]:
-        """Return the answers to queries in a new transaction."""
-        return self._connection.begin(self._organization_id, *queries, notes=self._notes)
-
-    def commit(self, *queries: Query[Any]) -> Sequence[Any]:
-        """Return the answers to queries, once the server has committed."""
-        with self._committing():
-            return self._connection.end(b"commit", *queries)
-
-    def write(self, *queries: Query[Any]) -> Sequence[Any]:
-        """Return the answers to queries in a transaction of their own, once the server has committed it."""
-        with self._committing():
-            return self._connection.write(self._organization_id, *queries)
-
-    @contextmanager
-    def _committing(self) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.OperationalError:
-            is_open = self._connection.info.transaction_status == TransactionStatus.ACTIVE
-            if not self._connection.closed and not is_open:
-                raise
-            self._connection.close()
-            raise OutcomeUnknownError from None

@@ -14,7 +14,7 @@ import msgspec
 
 from cases_service.cases import timestamps as instants
 from cases_service.cases.filters import Filters
-from cases_service.cases.pagination import Cursor, Position, visitor_tag
+from cases_service.cases.pagination import Cursor, Position, adjacent_cursors, visitor_tag
 from cases_service.cases.schemas import CASE_ATTRIBUTES, CaseSchema, Instant
 from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
@@ -28,10 +28,11 @@ _SUMMARY: Final = numbered("summary")
 _MOMENT: Final = 1
 _ID: Final = -1
 # What a nested object has in common with its case is selected once.
-_EQUAL: Final = {
+EQUAL: Final = {
     **{f"{name}.id": f"{name}_id" for name in NESTED},
     **{f"{name}.organization_id": "organization_id" for name in NESTED},
 }
+"""The attributes of nested objects that have no column of their own, and the case's column with the same value."""
 _FIRST: Final = ("-infinity", UUID(int=0))
 _LAST: Final = ("infinity", UUID(int=2**128 - 1))
 
@@ -232,24 +233,18 @@ def _edge(column: str, filters: Filters, *, ascending: bool) -> Position | None:
 
 def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Cursor | None, *, ascending: bool) -> Page:
     """Make a page of a visitor's rows, which are in the order of the scan."""
-    visitor_id, has_after = UUID(rows[0][0]), rows[0][2]
-    has_before = cursor is not None and rows[0][3]
-    tag = visitor_tag(visitor_id)
+    visitor_id = UUID(rows[0][0])
     shown = rows if rows[0][_ID] is not None else []
-    backward = cursor is not None and cursor.backward
-    ahead = behind = None
-    if has_after:
-        ahead = Cursor(_position(shown[-1]), backward, tag)
-    if has_before and shown:
-        behind = Cursor(_position(shown[0]), not backward, tag)
-    elif has_before and cursor is not None:
-        # The rows of this page have vanished. Nothing lies between the cursor and its neighbour, so that what is
-        # behind the neighbour in the other direction is all that is not behind the cursor.
-        edge = cursor.position.following() if ascending else cursor.position.preceding()
-        behind = Cursor(edge, not backward, tag)
-    if backward:
-        return Page(visitor_id, shown[::-1], statement, fields, next=behind, previous=ahead)
-    return Page(visitor_id, shown, statement, fields, next=ahead, previous=behind)
+    following, preceding = adjacent_cursors(
+        cursor=cursor,
+        ends=(_position(shown[0]), _position(shown[-1])) if shown else None,
+        has_before=cursor is not None and rows[0][3],
+        has_after=rows[0][2],
+        ascending=ascending,
+        tag=visitor_tag(visitor_id),
+    )
+    in_order = shown[::-1] if cursor is not None and cursor.backward else shown
+    return Page(visitor_id, in_order, statement, fields, next=following, previous=preceding)
 
 
 def _position(row: Row) -> Position:
@@ -261,7 +256,7 @@ def _compiled(columns: tuple[str, ...], fields: Fields) -> RowDump:
     """Return the compiled dump of rows with these columns to the requested attributes."""
     only = None if fields is None else [name for name in CASE_ATTRIBUTES if name in fields]
     schema = CaseSchema(only=only)
-    return compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}, equal=_EQUAL)
+    return compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}, equal=EQUAL)
 
 
 @lru_cache(maxsize=256)

@@ -17,10 +17,10 @@ from cases_service.cases.bodies import invalid
 from cases_service.database.connection_pool import Connection, Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
+from cases_service.database.transaction import Transaction
 from cases_service.errors import CaseClosedError, CaseNotFoundError, IdTakenError
 from cases_service.store import conversations as store
 from cases_service.store import organization_cases as case_store
-from cases_service.store.case_writing import Transaction
 from cases_service.store.conversations import Conversation, OpenActivity
 from cases_service.store.events import EventType, add_event
 from cases_service.store.organization_cases import StoredCase

@@ -13,7 +13,7 @@ from uuid import UUID
 from marshmallow import Schema
 
 from cases_service.cases import timestamps as instants
-from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
+from cases_service.cases.pagination import Collection, Cursor, Position, adjacent_cursors, visitor_tag
 from cases_service.cases.schemas import ActivitySchema, Instant, MessageSchema, OrganizationMessageSchema
 from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
@@ -295,23 +295,18 @@ def _boundary(cursor: Cursor | None, *, ascending: bool) -> tuple[str, UUID]:
 def _page(rows: Sequence[Row], dump: RowDump, cursor: Cursor | None, *, ascending: bool, page_size: int) -> Page:
     """Make a page of rows, which are in the order of the scan, with one more than the page if there is another page."""
     visitor_id = _NOBODY if rows[0][0] is None else UUID(rows[0][0])
-    tag = visitor_tag(visitor_id)
     found = [row for row in rows if row[_ID] is not None]
     shown = found[:page_size]
-    backward = cursor is not None and cursor.backward
-    ahead = behind = None
-    if len(found) > page_size:
-        ahead = Cursor(_position(shown[-1]), backward, tag)
-    if rows[0][_HAS_BEFORE] and shown:
-        behind = Cursor(_position(shown[0]), not backward, tag)
-    elif rows[0][_HAS_BEFORE] and cursor is not None:
-        # As in a page of cases: what is behind the neighbour of the cursor is all that is not behind the cursor.
-        edge = cursor.position.following() if ascending else cursor.position.preceding()
-        behind = Cursor(edge, not backward, tag)
-    has_case, results = rows[0][_FOUND] is not None, dump.dump(shown)
-    if backward:
-        return Page(visitor_id, has_case, results[::-1], next=behind, previous=ahead)
-    return Page(visitor_id, has_case, results, next=ahead, previous=behind)
+    following, preceding = adjacent_cursors(
+        cursor=cursor,
+        ends=(_position(shown[0]), _position(shown[-1])) if shown else None,
+        has_before=rows[0][_HAS_BEFORE],
+        has_after=len(found) > page_size,
+        ascending=ascending,
+        tag=visitor_tag(visitor_id),
+    )
+    results = dump.dump(shown[::-1] if cursor is not None and cursor.backward else shown)
+    return Page(visitor_id, rows[0][_FOUND] is not None, results, next=following, previous=preceding)
 
 
 def _position(row: Row) -> Position:

@@ -6,12 +6,11 @@ from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
-from cases_service.cases import timestamps as instants
 from cases_service.cases.preconditions import tag_of
-from cases_service.cases.schemas import Instant, OrganizationCaseSchema
-from cases_service.cases.serialization import RowDump, compile_row_dump
+from cases_service.cases.schemas import OrganizationCaseSchema
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import numbered
+from cases_service.store.organization_pages import case_statement, compiled
 
 _WRITING: Final = numbered("writing")
 
@@ -49,9 +48,10 @@ def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase
         if not result.rows:
             return None
         (row,) = result.rows
-        return StoredCase(_dump_of(result).dump([row])[0], tag_of(row))
+        return StoredCase(compiled(statement.columns).dump([row])[0], tag_of(row))
 
-    return _query("get_case_of_organization", read, organization_id=organization_id, case_id=case_id)
+    statement = case_statement()
+    return Query(statement, {"organization_id": organization_id, "case_id": case_id}, read)
 
 
 def lock_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
@@ -103,16 +103,3 @@ def _has_row(result: Result) -> bool:
 
 def _nothing(_: Result) -> None:
     """Read nothing."""
-
-
-def _dump_of(result: Result) -> RowDump:
-    # The statement lists its columns, so that they are the same each time.
-    if not _dump:
-        described = result.pgresult
-        columns = [(described.fname(index) or b"").decode() for index in range(described.nfields)]
-        schema = OrganizationCaseSchema()
-        _dump.append(compile_row_dump(schema, columns, converted={Instant: instants.from_postgres}))
-    return _dump[0]
-
-
-_dump: Final[list[RowDump]] = []

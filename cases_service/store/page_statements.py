@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from cases_service.cases.filters import Index
 from cases_service.cases.schemas import NESTED_ATTRIBUTES
-from cases_service.database.statements import Statement, number, source
+from cases_service.database.statements import Statement, number, templates
 
 Column = Literal["created_at", "updated_at"]
 
@@ -22,9 +22,7 @@ COLUMNS: Final[tuple[Column, ...]] = ("created_at", "updated_at")
 INDEXES: Final[tuple[Index | None, ...]] = (None, "status", "priority", "channel")
 NESTED: Final = frozenset(NESTED_ATTRIBUTES)
 
-_TEMPLATES: Final = dict(
-    re.findall(r"(?s)-- name: (\w+)\n(.*?);\n", (source("queries") / "cases.sql").read_text("utf-8"))
-)
+_TEMPLATES: Final = templates("cases")
 _PAGE: Final = _TEMPLATES["list_by_status_and_created_at_ascending"]
 _CASE: Final = _TEMPLATES["get_case"]
 _DESCENDING: Final = {
@@ -67,6 +65,7 @@ _DEFAULTS: Final = {
     **dict.fromkeys(("created_until", "updated_until"), "infinity"),
 }
 """What psql is given to begin with; a descending page wants the other infinities."""
+_SAME: Final = re.compile(r"(?m)^ *-- the same (\w+)$")
 _MARK: Final = re.compile(r"^(?P<text>.*?) *-- (?P<word>if|end) ?(?P<parts>[a-z_, ]*)$")
 _PARAMETER: Final = re.compile(r"(?<!:):(\w+)")
 _SELECTED: Final = re.compile(r'^    (?:\w+\.(?P<own>\w+)|.* as "?(?P<given>[\w.]+)"?),?$', re.MULTILINE)
@@ -138,8 +137,13 @@ def page_statement(shape: PageShape) -> Rendered:
 @cache
 def case_statement(nested: frozenset[str] = NESTED) -> Rendered:
     """Return the statement of one case, with these of its nested objects."""
-    text = re.sub(r"(?m)^ *-- the same (\w+)$", lambda match: _block(match[1]), _CASE)
-    return _rendered(f"cases.get_case{_variant(NESTED - nested)}", _keep(text, nested))
+    return with_whole_cases(f"cases.get_case{variant(NESTED - nested)}", _CASE, nested)
+
+
+def with_whole_cases(name: str, template: str, nested: frozenset[str]) -> Rendered:
+    """Return the statement of a template with "the same whole" and "the same joins" in place of the page's lines."""
+    text = _SAME.sub(lambda match: _block(match[1]), template)
+    return _rendered(name, _keep(text, nested))
 
 
 def _page_name(shape: PageShape) -> str:
@@ -148,11 +152,11 @@ def _page_name(shape: PageShape) -> str:
     by = "" if shape.index is None else f"{shape.index}_and_"
     order = f"{shape.column}_{'ascending' if shape.ascending else 'descending'}"
     left_out = NESTED - shape.nested if shape.whole else NESTED
-    variant = _variant(left_out, shape.others, shape.behind, not shape.versions)
-    return f"cases{subject}.list_by_{by}{order}{variant}"
+    return f"cases{subject}.list_by_{by}{order}{variant(left_out, shape.others, shape.behind, not shape.versions)}"
 
 
-def _variant(left_out: frozenset[str], *flags: bool) -> str:
+def variant(left_out: frozenset[str], *flags: bool) -> str:
+    """Return the end of a statement's name: a number for what it lacks of its template, nothing if it has all."""
     bits = [name in left_out for name in NESTED_ATTRIBUTES] + list(flags)
     number_ = sum(bit << place for place, bit in enumerate(bits))
     return f"#{number_:02x}" if number_ else ""

@@ -1,5 +1,6 @@
 """The running service beside its OpenAPI document: of many generated requests none has an answer outside it."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -32,6 +33,12 @@ CHECKS = [
 BARE = (414, 431)
 Request = Case[Any]
 Caller = Callable[[Request], dict[str, str]]
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines_of(_: schemathesis.SerializationContext, value: Any) -> bytes:
+    """Return the body of an import: a generated text, or, against the document's words, anything else as JSON."""
+    return value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
 
 
 def closed(document: Any) -> Any:

@@ -44,7 +44,7 @@ def test_everything_there_is_and_every_night_what_is_gone(
     assert len(company.rows("cases")) == 20
     write(tmp_path / "export.ndjson.gz", *export[:-2])
     printed = run(block(FEEDING, "bash", "--snapshot"), tmp_path, DATABASE_URL=database_url)
-    assert printed == "20 lines: removed 2 cases\n"
+    assert printed == "20 lines: removed 2 cases; 18 stale\n"
     assert len(company.rows("cases")) == 18
 
 

@@ -11,7 +11,8 @@ from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.routing import Map
 
 from cases_service.api.etag import answer
-from cases_service.api.openapi import DOCS_FILES, describe
+from cases_service.api.openapi.components import DOCS_FILES
+from cases_service.api.openapi.document import describe
 from cases_service.api.request import current_request
 from cases_service.errors import NotFoundError
 from cases_service.service import current_service

@@ -1,4 +1,4 @@
-"""Parses the options of the commands. Error messages never quote the input, which may be a secret."""
+"""The options that commands share, and how options are parsed. No error quotes the input, which may be a secret."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -85,3 +85,28 @@ def parse_description(text: str) -> str:
     if has_controls(_parse_text(text, lengths=range(1, 257))):
         raise ValueError("expected a text without control characters")
     return text
+
+
+organization_option = click.option(
+    "--organization",
+    "organization_id",
+    required=True,
+    metavar="ID",
+    callback=accepting(parse_id),
+    help="The organization's id.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
+bind_option = click.option(
+    "--bind",
+    metavar="HOST:PORT",
+    callback=accepting(parse_address),
+    help="The address to listen on, instead of CASES_BIND; or unix:/PATH.",
+)
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(min=0, max=86400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a session that holds a table or row.",
+)

@@ -1,8 +1,8 @@
--- The cases of an organization, with or without a contact, page by page.
+-- The cases of an organization, with or without a contact: page by page, and one by one.
 --
--- It is a template, and runs as it stands: all cases by their creation, ascending. What store/organization_pages.py
--- makes of it differs in the time column, the direction, in where the keys come from (all cases, those of some contacts
--- or of a visitor's, or the one with a number), and has all columns and joins of get_case_of_organization.
+-- These are templates. "The same whole" and "the same joins" stand for the columns and joins of a page of cases.sql. What
+-- store/organization_pages.py makes of the first one differs in the time column, the direction, and in where the keys
+-- come from: all cases, those of some contacts or of a visitor's, or the one with a number.
 --   wanted  what gives keys in order, from an index: all cases of the organization, or each contact
 --   page    the next :row_limit keys behind (:after, :after_id), up to :furthest; the last one says that there is more
 -- Filters are looked at key by key: a filter that lets little pass reads on until the page is full.
@@ -44,7 +44,8 @@ with page as materialized (
 select
     b.has_before,
     (select count(*) = :row_limit from page) as has_after,
-    c.id
+    -- the same whole
+    d.id
 from (
     select :look_behind::boolean and exists (
         select
@@ -79,5 +80,15 @@ from (
     ) as has_before
 ) b
 left join (select n.moment, n.id from page n order by n.moment, n.id limit :row_limit - 1) p on true
-left join cases c on c.organization_id = :organization_id and c.id = p.id
+left join cases d on d.organization_id = :organization_id and d.id = p.id
+-- the same joins
 order by p.moment, p.id;
+
+-- name: get_case_of_organization
+-- No row: the organization has no such case.
+select
+    -- the same whole
+    d.id
+from cases d
+-- the same joins
+where d.organization_id = :organization_id and d.id = :case_id::uuid;

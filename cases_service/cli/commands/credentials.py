@@ -1,0 +1,249 @@
+"""Commands about API tokens and signing keys, and about the ids that they need."""
+
+# ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
+
+import json
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+import click
+
+from cases_service.cli.connection import connected
+from cases_service.cli.group import cli
+from cases_service.cli.options import (
+    accepting,
+    json_option,
+    organization_option,
+    parse_description,
+    parse_future_time,
+    parse_id,
+)
+from cases_service.cli.output import counted, show
+from cases_service.credentials.algorithms import ALGORITHMS, HMAC_ALGORITHMS
+from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
+
+
+@cli.command("list-organizations")
+@json_option
+def list_organizations(as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show all organizations with their ids.
+
+    \b
+    Example:
+      cases-service list-organizations
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        show(administration.list_organizations(connection), as_json=as_json)
+
+
+@cli.command("list-users")
+@organization_option
+@json_option
+def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's users with their ids.
+
+    \b
+    Example:
+      cases-service list-users --organization ID
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        show(administration.list_users(connection, organization_id=organization_id), as_json=as_json)
+
+
+@cli.command("create-token")
+@organization_option
+@click.option("--user", "user_id", required=True, metavar="ID", callback=accepting(parse_id), help="Whose token it is.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=DEFAULT_SCOPES,
+    show_default=True,
+    help="What it may do; may be repeated.",
+)
+@click.option(
+    "--description",
+    metavar="TEXT",
+    callback=accepting(parse_description),
+    help="What it is for, 1 to 256 characters.",
+)
+@click.option(
+    "--expires-at",
+    metavar="TIME",
+    callback=accepting(parse_future_time),
+    help="When it ends, in ISO 8601 with a zone. Default: when it is revoked.",
+)
+def create_token(
+    organization_id: UUID,
+    user_id: UUID,
+    scopes: tuple[str, ...],
+    description: str | None,
+    expires_at: datetime | None,
+) -> None:
+    """Make an API token, and print it.
+
+    It is printed this once, and kept nowhere. The token stands alone on standard output. Its id, which
+    revoke-token takes, is on standard error.
+
+    A token can do what its scopes name, and nothing else: visitors:read shows visitors their cases,
+    cases:read and cases:write are for the system that holds the organization's cases (writing includes
+    reading).
+
+    \b
+    Examples:
+      cases-service create-token --organization ID --user ID --scope cases:write
+      cases-service create-token --organization ID --user ID --expires-at 2030-01-31T12:00:00Z
+    """
+    from cases_service.credentials import administration
+
+    # Printed before it is there: a token that could not be printed is not made.
+    with connected() as (connection, _), connection.transaction():
+        token_id, token = administration.create_token(
+            connection,
+            organization_id=organization_id,
+            user_id=user_id,
+            scopes=scopes,
+            description=description,
+            expires_at=expires_at,
+        )
+        click.echo(f"token id: {token_id}", err=True)
+        click.echo(token)
+
+
+@cli.command("revoke-token")
+@organization_option
+@click.argument("token_id", metavar="TOKEN_ID", callback=accepting(parse_id))
+def revoke_token(organization_id: UUID, token_id: UUID) -> None:
+    """End an API token, from the next request on.
+
+    TOKEN_ID is what create-token said on standard error, not the token.
+
+    \b
+    Example:
+      cases-service revoke-token --organization ID TOKEN_ID
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        administration.revoke_token(connection, organization_id=organization_id, token_id=token_id)
+
+
+@cli.command("list-tokens")
+@organization_option
+@json_option
+def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's API tokens.
+
+    Also when each was last used, which is written down once a minute at the most. Neither a token nor its
+    hash is shown.
+
+    \b
+    Example:
+      cases-service list-tokens --organization ID
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        show(administration.list_tokens(connection, organization_id=organization_id), as_json=as_json)
+
+
+@cli.command("create-key")
+@organization_option
+@click.option(
+    "--algorithm",
+    type=click.Choice(ALGORITHMS),
+    default="HS256",
+    show_default=True,
+    help="How JWTs are signed.",
+)
+@click.option(
+    "--public-key",
+    "public_key_file",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    help="The public key in PEM: for RS, ES and EdDSA, whose private key stays with you.",
+)
+def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | None) -> None:
+    """Make a signing key for visitors' JWTs, and print it.
+
+    It is printed as JSON, this once. An HMAC key (HS256, HS384, HS512) is made here, with its secret. For
+    the other algorithms, register the public key. Up to 10 keys may be live, so that a new one can
+    replace an old one without a gap.
+
+    \b
+    Examples:
+      cases-service create-key --organization ID
+      cases-service create-key --organization ID --algorithm ES256 --public-key es256.pem
+    """
+    from cases_service.credentials import administration
+
+    if (algorithm in HMAC_ALGORITHMS) != (public_key_file is None):
+        needs = "takes no --public-key" if public_key_file else "needs a --public-key"
+        raise click.UsageError(f"--algorithm {algorithm} {needs}.")
+    public_key = None if public_key_file is None else public_key_file.read_bytes().decode("ascii", "replace")
+    # Printed before it is there: a key whose secret could not be printed is not made.
+    with connected() as (connection, box), connection.transaction():
+        key = administration.create_key(
+            connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
+        )
+        shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
+        click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
+
+
+@cli.command("retire-key")
+@organization_option
+@click.argument("kid", metavar="KID", callback=accepting(parse_id))
+def retire_key(organization_id: UUID, kid: UUID) -> None:
+    """End a signing key, from the next request on.
+
+    \b
+    Example:
+      cases-service retire-key --organization ID KID
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        administration.retire_key(connection, organization_id=organization_id, key_id=kid)
+
+
+@cli.command("list-keys")
+@organization_option
+@json_option
+def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
+    """Show an organization's signing keys.
+
+    Also when each was last used, which is written down once a minute at the most: a key that nobody used
+    for some time is safe to retire. No secret is shown.
+
+    \b
+    Example:
+      cases-service list-keys --organization ID
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, _):
+        show(administration.list_keys(connection, organization_id=organization_id), as_json=as_json)
+
+
+@cli.command("rotate-secrets")
+def rotate_secrets() -> None:
+    """Encrypt the stored secrets with a new secret key.
+
+    All signing secrets are encrypted anew with the first of the keys in CASES_SECRET_KEY.
+
+    \b
+    To replace a secret key:
+      1. run serve with CASES_SECRET_KEY=NEW,OLD
+      2. CASES_SECRET_KEY=NEW,OLD cases-service rotate-secrets
+      3. run serve with CASES_SECRET_KEY=NEW
+    """
+    from cases_service.credentials import administration
+
+    with connected() as (connection, box):
+        count = administration.rotate_secrets(connection, box=box)
+    click.echo(f"{counted(count, 'secret')} encrypted with the first secret key")
