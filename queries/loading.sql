@@ -12,7 +12,7 @@
 -- the offending line; the statement's savepoint has been rolled back by then, what came before it has not.
 --
 -- Marks in braces are filled at import from the closed tables of cases_service/loading/statements.py: {table} is one that
--- lines are for, {columns} are what its lines hold, {key} its primary key. `make load-statements` prints what comes out.
+-- lines are for, {columns} are what its lines hold, {written} those and what is derived, {key} its primary key. `make load-statements` prints what comes out.
 
 -- name: begin#
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
@@ -21,7 +21,7 @@ set local client_encoding = 'UTF8';
 
 -- name: create_staging!
 create temp table staged_{table} on commit drop as
-select null::bigint as place, null::boolean as deleted, null::bigint as left_out, {columns} from {table}
+select null::bigint as place, null::boolean as deleted, null::bigint as left_out, {written} from {table}
 with no data;
 
 -- name: copy!
@@ -74,6 +74,36 @@ create index on staged_{table} ({key});
 -- name: index_claims!
 create index on staged_{table} (organization_id, {field});
 
+-- name: lock_positions!
+-- Held until the end, as by whoever adds an event: positions are committed in their order. Where events end never goes
+-- back.
+insert into event_positions (organization_id, last_position)
+select organization_id, max(position) from staged_events group by organization_id
+on conflict (organization_id) do update
+set last_position = greatest(event_positions.last_position, excluded.last_position);
+
+-- name: skip_pruned!
+-- What was pruned stays so.
+delete from staged_events s
+using event_positions p
+where p.organization_id = s.organization_id and s.position <= p.pruned_position;
+
+-- name: exclude_other_events
+-- The lines whose position another event has.
+delete from staged_events s
+using events e
+where e.organization_id = s.organization_id
+    and e.position = s.position
+    and (e.type, e.created_at, e.external_id, e.case_id, e.case_number, e.message_id)
+        is distinct from (s.type, s.created_at, s.external_id, s.case_id, s.case_number, s.message_id)
+returning s.place;
+
+-- name: write_events!
+insert into events (organization_id, position, type, created_at, external_id, case_id, case_number, message_id)
+select organization_id, position, type, created_at, external_id, case_id, case_number, message_id
+from staged_events
+on conflict (organization_id, position) do nothing;
+
 -- name: lock_rows
 -- Nobody changes these between a look at them and the writing.
 select count(*)
@@ -113,29 +143,162 @@ select
     set_config('enable_seqscan', 'on', true),
     set_config('enable_sort', 'on', true);
 
--- name: fill_times_of_contacts!
--- Times that a line leaves out stay as they are, and are the time of loading for a new contact.
-update staged_contacts s
+-- name: fill_times!
+-- Times that a line leaves out stay as they are, and are the time of loading for a new row.
+update staged_{table} s
 set created_at = coalesce(
         s.created_at,
-        (select c.created_at from contacts c where c.organization_id = s.organization_id and c.id = s.id),
+        (select t.created_at from {table} t where {staged_is_stored}),
         now()
     ),
     updated_at = coalesce(
         s.updated_at,
-        (select c.updated_at from contacts c where c.organization_id = s.organization_id and c.id = s.id),
+        (select t.updated_at from {table} t where {staged_is_stored}),
         now()
     )
 where not s.deleted and (s.created_at is null or s.updated_at is null);
 
 -- name: write!
-insert into {table} ({columns})
-select {columns}
+insert into {table} ({written})
+select {written}
 from staged_{table}
 where not deleted
 on conflict ({key}) do update
 set ({attributes}) = row ({excluded_attributes})
 where ({stored_attributes}) is distinct from ({excluded_attributes});
+
+-- name: lock_conversations
+-- Whoever writes into a conversation has locked its case. Nobody does from here on, in those that lines are about, so that
+-- messages are counted right. Cases before what is in them, as in cases_service/store/conversation_writing.py.
+select
+    (
+        select count(*)
+        from (
+            select c.id
+            from staged_activities s
+            join cases c on c.organization_id = s.organization_id and c.id = s.case_id
+            for no key update of c
+        ) locked
+    ) as new_ones,
+    (
+        select count(*)
+        from (
+            select c.id
+            from staged_activities s
+            join activities a on a.organization_id = s.organization_id and a.id = s.id
+            join cases c on c.organization_id = s.organization_id and c.id = a.case_id
+            for no key update of c
+        ) locked
+    ) as old_ones,
+    (
+        select count(*)
+        from (
+            select c.id
+            from staged_messages s
+            join activities a on a.organization_id = s.organization_id and a.id = s.activity_id
+            join cases c on c.organization_id = s.organization_id and c.id = a.case_id
+            for no key update of c
+        ) locked
+    ) as those_of_new_messages,
+    (
+        select count(*)
+        from (
+            select c.id
+            from staged_messages s
+            join messages m on m.organization_id = s.organization_id and m.id = s.id
+            join cases c on c.organization_id = s.organization_id and c.id = m.case_id
+            for no key update of c
+        ) locked
+    ) as those_of_old_messages;
+
+-- name: create_staging_of_counts!
+-- Where a stored message is counted.
+alter table staged_messages add column counted_in uuid, add column counted_private boolean;
+
+-- name: index_messages!
+create index on staged_messages (organization_id, activity_id);
+
+-- name: fill_counted!
+update staged_messages s
+set counted_in = m.activity_id, counted_private = m.is_private, activity_id = coalesce(s.activity_id, m.activity_id)
+from messages m
+where m.organization_id = s.organization_id and m.id = s.id;
+
+-- name: fill_cases_of_removed!
+update staged_activities s
+set case_id = a.case_id
+from activities a
+where s.deleted and a.organization_id = s.organization_id and a.id = s.id;
+
+-- name: fill_cases!
+-- A message is in the case of its activity.
+update staged_messages s
+set case_id = a.case_id
+from activities a
+where a.organization_id = s.organization_id and a.id = s.activity_id and s.case_id is distinct from a.case_id;
+
+-- name: fill_staged_cases!
+-- Likewise, in what is to become the case of its activity.
+update staged_messages s
+set case_id = a.case_id
+from staged_activities a
+where not a.deleted and a.organization_id = s.organization_id and a.id = s.activity_id;
+
+-- name: skip_taken_along
+-- A case that is removed takes along what is in it, and what lines say of that. Returned is how many of them are rows that
+-- no line names.
+with gone as (
+    delete from staged_{table} s
+    using staged_cases c
+    where c.deleted and c.organization_id = s.organization_id and c.id = s.case_id
+    returning s.place
+)
+select count(*) filter (where place = :unnamed) from gone;
+
+-- name: fill_hidden!
+-- A new activity whose messages are all notes is hidden from visitors, as one that a note opens.
+update staged_activities s
+set is_private = coalesce(
+    (
+        select bool_and(m.is_private)
+        from staged_messages m
+        where m.organization_id = s.organization_id and m.activity_id = s.id and not m.deleted
+    ),
+    false
+);
+
+-- name: fill_hidden_as_stored!
+-- What visitors see stays so, whatever notes come into it; and what they do not see stays hidden.
+update staged_activities s
+set is_private = a.is_private
+from activities a
+where a.organization_id = s.organization_id and a.id = s.id;
+
+-- name: create_counts!
+-- What changes in the numbers of messages: so that it costs as much in a long conversation as in a short one.
+create temp table staged_counts on commit drop as
+select
+    organization_id,
+    activity_id,
+    coalesce(sum(number) filter (where not is_private), 0) as messages,
+    coalesce(sum(number) filter (where is_private), 0) as notes
+from (
+    select organization_id, activity_id, is_private, 1 as number from staged_messages where not deleted
+    union all
+    select organization_id, counted_in, counted_private, -1 from staged_messages where counted_in is not null
+) counted
+group by organization_id, activity_id;
+
+-- name: write_counts!
+-- A hidden activity is shown with the first message in it that visitors may see.
+update activities a
+set message_count = a.message_count + s.messages,
+    private_message_count = a.private_message_count + s.notes,
+    is_private = a.is_private and s.messages <= 0
+from staged_counts s
+where a.organization_id = s.organization_id
+    and a.id = s.activity_id
+    and (s.messages <> 0 or s.notes <> 0);
 
 -- name: write_signing_keys!
 -- Of an existing key only the retirement is written, and only an earlier one than it has: the secret of the line is

@@ -121,7 +121,7 @@ from (
             ' event_positions to %%1$I'
         ),
         (true, 'grant insert, update on users, visitors, contacts, case_funnel_stages, cases to %%1$I'),
-        (true, 'grant delete on visitors, contacts, case_funnel_stages, cases to %%1$I'),
+        (true, 'grant delete on visitors, contacts, case_funnel_stages, cases, activities, messages to %%1$I'),
         (true, 'grant insert, update on activities, messages, event_positions to %%1$I'),
         (true, 'grant insert on events to %%1$I'),
         (true, 'grant select, insert, delete on import_runs to %%1$I'),

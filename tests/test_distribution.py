@@ -57,7 +57,7 @@ def keys(session_connection: psycopg.Connection) -> dict[str, str]:
 
 def staged(keys: dict[str, str]) -> dict[str, str]:
     """The tables that `load` brings its lines into, on one machine: each line names its organization."""
-    return {f"staged_{name}": "organization_id" for name in keys}
+    return {f"staged_{name}": "organization_id" for name in (*keys, "counts")}
 
 
 def named(*subjects: str) -> list[tuple[str, str]]:

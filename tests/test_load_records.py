@@ -20,6 +20,7 @@ from cases_service.loading.records import (
     RECORDS,
     FieldError,
     Reading,
+    Record,
     Removal,
     left_out,
     organization_of,
@@ -49,6 +50,31 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "created_at": TIME,
         "updated_at": TIME,
     },
+    "activity": {
+        "id": ID,
+        "organization_id": ORGANIZATION_ID,
+        "case_id": OTHER_ID,
+        "channel": "email",
+        "created_at": TIME,
+    },
+    "message": {
+        "id": ID,
+        "organization_id": ORGANIZATION_ID,
+        "activity_id": OTHER_ID,
+        "sender_type": "user",
+        "text": "Hello",
+        "created_at": TIME,
+        "is_private": False,
+    },
+    "event": {
+        "organization_id": ORGANIZATION_ID,
+        "position": 1,
+        "event_type": "case_read",
+        "created_at": TIME,
+        "external_id": "ada",
+        "case_id": OTHER_ID,
+        "case_number": "1",
+    },
 }
 OPTIONAL: dict[str, dict[str, Any]] = {
     "organization": {"subscription_ends_at": TIME},
@@ -69,6 +95,9 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "latest_messaging_channel": "email",
         "channel_priority": 4,
     },
+    "activity": {"updated_at": TIME, "ended_at": TIME},
+    "message": {"sender_user_id": OTHER_ID, "read_at": TIME},
+    "event": {},
 }
 NOT_NULL_WITH_DEFAULT = {"is_waiting": True, "unread_message_count": 7, "visitor_unread_message_count": 7}
 REQUIRED_FIELDS = [(name, field) for name, fields in REQUIRED.items() for field in fields]
@@ -88,6 +117,9 @@ TEXTS = [
     ("visitor", "external_id"),
     ("case_funnel_stage", "name"),
     ("case", "case_number"),
+    ("message", "text"),
+    ("event", "external_id"),
+    ("event", "case_number"),
 ]
 TIMES = [
     *[(name, field) for name in RECORDS for field, value in (REQUIRED[name] | OPTIONAL[name]).items() if value == TIME],
@@ -195,7 +227,10 @@ def test_an_unknown_type_is_refused_with_those_that_are_known(value: Any) -> Non
     field, reason = refusal(case(type=value))
 
     assert field == "type"
-    assert reason == ("expected one of organization, user, signing_key, visitor, contact, case_funnel_stage, case")
+    assert reason == (
+        "expected one of organization, user, signing_key, visitor, contact, case_funnel_stage, case, activity, message,"
+        " event"
+    )
 
 
 def test_a_line_without_a_type_is_refused() -> None:
@@ -329,7 +364,8 @@ def test_a_uuid_has_the_form_of_36_characters_with_dashes(record_type: str, fiel
 def test_an_id_that_is_no_uuid_stands_for_one_of_its_organization_and_type(
     record_type: str, field: str, text: str
 ) -> None:
-    kind = RECORDS[record_type].parents.get(field, record_type)
+    record = RECORDS[record_type]
+    kind = (record.parents | record.mentions).get(field, record_type)
     expected = str(uuid5(UUID(ORGANIZATION_ID), f"{kind}:{text}"))
     assert read_fields(line(record_type, **{field: text}))[field] == expected
 
@@ -396,7 +432,9 @@ class TestForOneOrganization:
         field, reason = self.refused(line(record_type, organization_id=OTHER_ID))
         assert (field, reason) == ("organization_id", "another organization than the one that this is for")
 
-    @pytest.mark.parametrize("content", [line("organization"), line("signing_key", secret=SECRET), b'{"type": "x"}'])
+    @pytest.mark.parametrize(
+        "content", [line("organization"), line("signing_key", secret=SECRET), line("event"), b'{"type": "x"}']
+    )
     def test_a_line_of_another_type_is_refused(self, content: bytes) -> None:
         assert self.refused(content) == ("type", f"expected one of {', '.join(IMPORTED_TYPES)}")
 
@@ -559,6 +597,7 @@ def test_a_time_of_any_zone_is_read_to_the_microsecond(local: datetime, offset_m
         ("case", "unread_message_count", 0, 2**31 - 1),
         ("case", "visitor_unread_message_count", 0, 2**31 - 1),
         ("case_funnel_stage", "position", -(2**31), 2**31 - 1),
+        ("event", "position", 1, 2**53 - 1),
     ],
 )
 class TestIntegers:
@@ -580,8 +619,9 @@ def test_a_number_that_no_float_holds_is_refused_with_its_field() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "f", []])
-def test_a_flag_is_true_or_false(value: Any) -> None:
-    assert refusal(case(is_waiting=value)) == ("is_waiting", "expected true or false")
+@pytest.mark.parametrize(("record_type", "field"), [("case", "is_waiting"), ("message", "is_private")])
+def test_a_flag_is_true_or_false(record_type: str, field: str, value: Any) -> None:
+    assert refusal(line(record_type, **{field: value})) == (field, "expected true or false")
 
 
 @pytest.mark.parametrize(
@@ -589,6 +629,9 @@ def test_a_flag_is_true_or_false(value: Any) -> None:
     [
         ("organization", "subscription_status", ["active", "inactive"]),
         ("case", "latest_messaging_channel", ["email", "whatsapp", "webchat"]),
+        ("activity", "channel", ["telephony", "webchat", "whatsapp", "email"]),
+        ("message", "sender_type", ["visitor", "user", "system"]),
+        ("event", "event_type", ["case_closed", "case_reopened", "case_read"]),
     ],
 )
 def test_an_enumeration_takes_its_values_and_says_which(record_type: str, field: str, known: list[str]) -> None:
@@ -618,7 +661,45 @@ def test_a_closed_case_has_a_closed_at() -> None:
     assert refused_field(case(status="Closed", closed_at=None)) == "closed_at"
 
 
-@pytest.mark.parametrize(("record_type", "field"), [("case", "case_number"), ("visitor", "external_id")])
+@pytest.mark.parametrize("sender_type", ["visitor", "system"])
+def test_only_a_users_message_has_a_sender_who_is_a_user(sender_type: str) -> None:
+    assert read_fields(line("message", sender_user_id=ID))["sender_user_id"] == ID
+    assert read_fields(line("message", sender_type=sender_type, sender_user_id=None))["sender_user_id"] is None
+    refused = refusal(line("message", sender_type=sender_type, sender_user_id=ID))
+    assert refused == ("sender_user_id", "expected null: sender_type is not user")
+
+
+@pytest.mark.parametrize(("sender_type", "is_allowed"), [("visitor", False), ("user", True), ("system", True)])
+def test_a_visitor_writes_no_notes(sender_type: str, is_allowed: bool) -> None:
+    content = line("message", sender_type=sender_type, is_private=True)
+    if is_allowed:
+        assert read_fields(content)["is_private"] is True
+    else:
+        assert refusal(content) == ("is_private", "expected false: a visitor writes no notes")
+
+
+@pytest.mark.parametrize(("sender_type", "is_kept"), [("visitor", False), ("user", True), ("system", False)])
+def test_the_user_who_is_stored_stays_only_with_a_users_message(sender_type: str, is_kept: bool) -> None:
+    record = read_record(line("message", sender_type=sender_type), Reading(keeps=True))
+    place = record.__struct_fields__.index("sender_user_id")
+    assert isinstance(record, Record)
+    assert bool(left_out(record) >> place & 1) is is_kept
+
+
+def test_an_event_about_a_message_and_no_other_says_which() -> None:
+    about = {"event_type": "message_created", "message_id": ID}
+    assert read_fields(line("event", **about))["message_id"] == ID
+    reason = "an id is required where event_type is message_created, and null elsewhere"
+    for wrong in ({"event_type": "message_created"}, {"message_id": ID}):
+        assert refusal(line("event", **wrong)) == ("message_id", reason)
+    own = read_fields(line("event", event_type="message_created", message_id="7"))["message_id"]
+    assert own == read_fields(line("message", id="7"))["id"]
+
+
+@pytest.mark.parametrize(
+    ("record_type", "field"),
+    [("case", "case_number"), ("visitor", "external_id"), ("event", "case_number"), ("event", "external_id")],
+)
 def test_numbers_and_identities_have_1_to_256_characters(record_type: str, field: str) -> None:
     for text in ("a", "\U0001f600" * 256, " "):
         assert read_fields(line(record_type, **{field: text}))[field] == text
@@ -626,7 +707,7 @@ def test_numbers_and_identities_have_1_to_256_characters(record_type: str, field
 
 
 def longest(record_type: str, field: str) -> int:
-    return {"subject": 1_000, "description": 65_536, "avatar_url": 2_048}.get(field, 256)
+    return {"subject": 1_000, "description": 65_536, "avatar_url": 2_048, "text": 10_000}.get(field, 256)
 
 
 @pytest.mark.parametrize(("record_type", "field"), TEXTS)
@@ -636,6 +717,10 @@ def test_a_text_is_as_long_as_its_bound_and_no_longer(record_type: str, field: s
         assert read_fields(line(record_type, **{field: character * bound}))[field] == character * bound
         refused = refusal(line(record_type, **{field: character * (bound + 1)}))
         assert refused == (field, f"longer than {bound:,} characters")
+
+
+def test_a_message_says_something() -> None:
+    assert refusal(line("message", text="")) == ("text", "expected a text of 1 to 10,000 characters")
 
 
 def test_key_material_is_bounded() -> None:
@@ -742,20 +827,20 @@ def test_no_error_quotes_a_secret(content: bytes) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("record_type", ["visitor", "contact", "case_funnel_stage", "case"])
+@pytest.mark.parametrize("record_type", ["visitor", "contact", "case_funnel_stage", "case", "activity", "message"])
 def test_a_row_is_removed_by_its_ids_alone(record_type: str) -> None:
     removal = {"type": record_type, "id": ID, "organization_id": ORGANIZATION_ID, "deleted": True}
 
     assert read_fields(json.dumps(removal).encode()) == removal
 
 
-@pytest.mark.parametrize("record_type", ["organization", "user", "signing_key"])
+@pytest.mark.parametrize("record_type", ["organization", "user", "signing_key", "event"])
 def test_rows_of_other_types_cannot_be_removed(record_type: str) -> None:
     removal = {"type": record_type, "id": ID, "organization_id": ORGANIZATION_ID, "deleted": True}
 
     assert refusal(json.dumps(removal).encode()) == (
         "deleted",
-        "only rows of these types can be removed: visitor, contact, case_funnel_stage, case",
+        "only rows of these types can be removed: visitor, contact, case_funnel_stage, case, activity, message",
     )
     assert refused_field(json.dumps({"type": record_type, "id": ID, "deleted": True}).encode()) == "deleted"
 

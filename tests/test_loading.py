@@ -39,7 +39,18 @@ LATER = "2019-01-01T00:00:00.000001Z"
 ROOT = Path(__file__).parent.parent
 DEMO_FILE = ROOT / "cases_service" / "demo" / "data" / "nyc311.ndjson"
 DEMO_ORGANIZATION_ID = b"53b97666-d364-5ae6-931e-d7745d57c1ac"
-TABLES = ("organizations", "users", "signing_keys", "visitors", "contacts", "case_funnel_stages", "cases")
+TABLES = (
+    "organizations",
+    "users",
+    "signing_keys",
+    "visitors",
+    "contacts",
+    "case_funnel_stages",
+    "cases",
+    "activities",
+    "messages",
+    "events",
+)
 
 
 class Company:
@@ -76,6 +87,18 @@ class Company:
         required = {"case_number": str(uuid4()), "status": "Open", "priority": 3}
         return self.line("case", **{**required, "created_at": TIME, "updated_at": TIME, **fields})
 
+    def activity(self, **fields: Any) -> Fields:
+        return self.line("activity", **{"channel": "webchat", "created_at": TIME, **fields})
+
+    def message(self, **fields: Any) -> Fields:
+        required = {"sender_type": "user", "text": "Hello", "created_at": TIME, "is_private": False}
+        return self.line("message", **{**required, **fields})
+
+    def event(self, **fields: Any) -> Fields:
+        required = {"event_type": "case_read", "created_at": TIME, "external_id": "ada", "case_number": "1"}
+        about = {"organization_id": self.id, "position": 1, "case_id": str(uuid4())}
+        return {"type": "event", **about, **required, **fields}
+
     def key(self, **fields: Any) -> Fields:
         return self.line("signing_key", **{"algorithm": "HS256", "secret": new_secret(), **fields})
 
@@ -102,11 +125,11 @@ class Company:
         return message.removeprefix(place)
 
     def rows(self, table: str) -> dict[str, dict[str, Any]]:
-        """Return the rows by id, each with where it lies in the table."""
+        """Return the rows by id, or by position, each with where it lies in the table."""
         statement = sql.SQL("select ctid::text, * from {} where organization_id = %s")
         with self.connection.cursor(row_factory=dict_row) as cursor:
             found = cursor.execute(statement.format(sql.Identifier(table)), [self.id]).fetchall()
-        return {str(row.get("id", row["organization_id"])): row for row in found}
+        return {str(row.get("id", row.get("position", row["organization_id"]))): row for row in found}
 
     def snapshot(self) -> dict[str, dict[str, dict[str, Any]]]:
         return {table: self.rows(table) for table in TABLES}

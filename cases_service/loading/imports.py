@@ -39,7 +39,7 @@ def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_t
 
     def work(connection: Connection) -> LoadSummary:
         connection.answer_timeout = connection.exchange.answer_timeout = IMPORT_SECONDS + 1
-        with Transaction(connection, organization_id) as transaction:
+        with Transaction(connection, organization_id, notes=True) as transaction:
             transaction.begin()
             lines = Load.of_request(connection, options, deadline=monotonic() + IMPORT_SECONDS)
             lines.stage(_SOURCE, _lines(body))

@@ -22,6 +22,7 @@ from psycopg.rows import tuple_row
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
+from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.records import (
     RECORDS,
     FieldError,
@@ -35,7 +36,16 @@ from cases_service.loading.records import (
     values,
 )
 from cases_service.loading.runs import Run, begin, list_existing, record_run
-from cases_service.loading.statements import DATED, REFERENCES, STATEMENTS, TABLES, UNIQUE_FIELDS, Reference
+from cases_service.loading.statements import (
+    CONVERSATION,
+    DATED,
+    REFERENCES,
+    STATEMENTS,
+    TABLES,
+    TIMED,
+    UNIQUE_FIELDS,
+    Reference,
+)
 
 # Enough for every text at its bound, written in escapes throughout.
 MAXIMUM_LINE_BYTES: Final = 2**20
@@ -43,8 +53,8 @@ MAXIMUM_LINE_BYTES: Final = 2**20
 MAXIMUM_ERRORS: Final = 100
 """How many errors a load keeps where nothing else is said. It counts all of them."""
 
-IMPORTED_TYPES: Final = tuple(name for name in RECORDS if name not in ("organization", "signing_key"))
-"""The types of lines that belong to an organization and open nothing."""
+IMPORTED_TYPES: Final = tuple(name for name in RECORDS if name not in ("organization", "signing_key", "event"))
+"""The types of lines that belong to an organization, open nothing, and do not say what happened here."""
 
 REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.removable)
 """The types whose rows a line can remove."""
@@ -390,6 +400,8 @@ class Load:
         self._batch_bytes = 0
         self._staged: set[str] = set()
         self._organizations: Counter[str] = Counter()
+        self._conversing: dict[str, set[str]] = {record_type: set() for record_type in CONVERSATION}
+        self._conversations = StagedConversations(self._execute)
         self._execute("begin")
 
     @classmethod
@@ -420,32 +432,56 @@ class Load:
 
     def write(self) -> LoadSummary:
         """Make the tables what the staged lines say."""
-        is_snapshot = self._options.maximum_removals is not None
-        for record_type in REMOVABLE if is_snapshot else ():
-            self._create_staging(record_type)
-        staged_types = [record_type for record_type in TABLES if record_type in self._staged]
-        for record_type in staged_types:
-            self._keep_one_line(record_type)
-        for record_type in REMOVABLE if is_snapshot else ():
-            self._execute(f"remember_named {TABLES[record_type].name}")
+        staged_types = self._keep_what_counts()
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
         if self._deadline == inf:
             self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+        converses = not self._staged.isdisjoint(CONVERSATION)
+        if converses:
+            self._conversations.lock()
         for record_type in staged_types:
             self._compare_with_stored(record_type)
-        for record_type in REMOVABLE if is_snapshot else ():
+        for record_type in REMOVABLE if self._is_snapshot else ():
             self._stage_unnamed(record_type)
+        if converses:
+            self._prepare_conversations(staged_types)
         if self._options.mode == "all":
             written, removed = self._write_all(staged_types)
         else:
             written, removed = self._write_right_ones(staged_types)
         return self._summary(written, removed)
 
+    @property
+    def _is_snapshot(self) -> bool:
+        return self._options.maximum_removals is not None
+
+    def _keep_what_counts(self) -> list[str]:
+        """Leave one line of each row, and return the types that are staged, parents first."""
+        for record_type in REMOVABLE if self._is_snapshot else ():
+            self._create_staging(record_type)
+        for record_type in () if self._staged.isdisjoint(CONVERSATION) else CONVERSATION:
+            self._create_staging(record_type)
+        staged_types = [record_type for record_type in TABLES if record_type in self._staged]
+        for record_type in staged_types:
+            self._keep_one_line(record_type)
+        for record_type in REMOVABLE if self._is_snapshot else ():
+            self._execute(f"remember_named {TABLES[record_type].name}")
+        return staged_types
+
+    def _prepare_conversations(self, staged_types: Sequence[str]) -> None:
+        """Look at what is stored of the conversations. What goes with its case needs no line."""
+        if self._is_snapshot:
+            self._conversations.lock()
+        self._conversations.prepare()
+        if "case" in staged_types:
+            self._unnamed -= self._conversations.skip_taken_along(unnamed=_UNNAMED)
+
     def _stage_unnamed(self, record_type: str) -> None:
         """Let the rows that no line names be removed, unless they are too many."""
         table = TABLES[record_type].name
-        given = {"organizations": list(self._organizations), "spares_newer": self._options.if_newer}
+        organizations = list(self._conversing.get(record_type, self._organizations))
+        given = {"organizations": organizations, "spares_newer": self._options.if_newer}
         share = self._options.maximum_removals or 0.0
         for organization_id, rows, unnamed in self._execute(f"count_unnamed {table}", **given).fetchall():
             if unnamed > share * rows:
@@ -500,11 +536,15 @@ class Load:
         if self._options.keeps_left_out and "case" in staged_types:
             for (place,) in self._execute("exclude_closed_without_time").fetchall():
                 raise self._error_at(place, "closed_at", _NOT_CLOSED)
-        written = {record_type: self._write(record_type) for record_type in staged_types}
+        written = {record_type: self._write(record_type) for record_type in staged_types if record_type != "event"}
         if "signing_key" in staged_types:
             self._limit_live_keys()
         removed = {record_type: self._remove(record_type) for record_type in reversed(staged_types)}
+        if "message" in staged_types:
+            self._conversations.count()
         self._check_numbers_and_identities()
+        if "event" in staged_types:
+            written["event"] = self._write("event")
         return written, removed
 
     def _write_right_ones(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -543,13 +583,20 @@ class Load:
             if in_the_way:
                 self._execute(f"exclude_lines {table}", places=in_the_way)
             self._exclude_wrong(record_type)
-            written[record_type] = self._write_rows(record_type)
+            if record_type != "event":
+                written[record_type] = self._write_rows(record_type)
         for record_type in reversed(staged_types):
             for reference in _references(parent_type=record_type) if RECORDS[record_type].removable else ():
                 self._exclude(f"exclude_still_needed {reference.name}", *_STILL_NEEDED)
             removed[record_type] = self._remove_rows(record_type)
+        if "message" in staged_types:
+            self._conversations.count()
         for record_type, name in UNIQUE_FIELDS:
             self._find_in_the_way(record_type, name)
+        if "event" in staged_types:
+            self._hold_positions()
+            self._exclude("exclude_other_events", "position", _OTHER_EVENT)
+            written["event"] = self._write_rows("event")
         return written, removed
 
     def _exclude_wrong(self, record_type: str) -> None:
@@ -595,6 +642,8 @@ class Load:
         self._batch[record_type].append((place, *row))
         self._batch_bytes += size
         self._organizations[organization_of(record)] += 1
+        if record_type in self._conversing:
+            self._conversing[record_type].add(organization_of(record))
         if self._batch_bytes >= _BATCH_BYTES:
             self._flush()
 
@@ -626,17 +675,39 @@ class Load:
         if record_type == "signing_key":
             self._guard_signing_keys()
         references = self._parents_of(record_type)
-        return self._change(self._write_rows, record_type, diagnosis="find_without_parent", references=references)
+        write = self._write_events if record_type == "event" else self._write_rows
+        return self._change(write, record_type, diagnosis="find_without_parent", references=references)
+
+    def _write_events(self, record_type: str) -> int:
+        self._hold_positions()
+        for (place,) in self._execute("exclude_other_events").fetchall():
+            raise self._error_at(place, "position", _OTHER_EVENT)
+        return self._write_rows(record_type)
+
+    def _hold_positions(self) -> None:
+        """Let nobody else add events until the end. What has been pruned stays so."""
+        self._execute("lock_positions")
+        self._execute("skip_pruned")
 
     def _write_rows(self, record_type: str) -> int:
         if record_type == "signing_key":
             return self._execute("write_signing_keys").rowcount
-        if record_type == "contact":
-            self._execute("fill_times_of_contacts")
-        return self._execute(f"write {TABLES[record_type].name}").rowcount
+        if record_type == "event":
+            return self._execute("write_events").rowcount
+        table = TABLES[record_type].name
+        if record_type in TIMED:
+            self._execute(f"fill_times {table}")
+        if record_type == "activity":
+            self._conversations.hide()
+        if record_type == "message":
+            self._conversations.place()
+        return self._execute(f"write {table}").rowcount
 
     def _remove(self, record_type: str) -> int:
         references = _references(parent_type=record_type)
+        if record_type == "activity":
+            # The database would take its messages along.
+            self._refuse_reference("find_still_needed", references)
         return self._change(self._remove_rows, record_type, diagnosis="find_still_needed", references=references)
 
     def _remove_rows(self, record_type: str) -> int:
@@ -651,7 +722,8 @@ class Load:
         try:
             with self._connection.transaction():
                 return change(record_type)
-        except psycopg.errors.ForeignKeyViolation:
+        except (psycopg.errors.ForeignKeyViolation, psycopg.errors.NotNullViolation):
+            # A message without an activity has no case.
             self._refuse_reference(diagnosis, references)
             raise
 
@@ -753,7 +825,8 @@ def _turn_of(organization_id: str) -> int:
 
 
 def _references(*, parent_type: str) -> list[Reference]:
-    return [reference for reference in REFERENCES if reference.parent_type == parent_type]
+    """Return what keeps a row of a type from being removed. A case takes along what is in it."""
+    return [one for one in REFERENCES if one.parent_type == parent_type and one.parent_type != "case"]
 
 
 def _by_id(organizations: Mapping[str, int]) -> dict[UUID, int]:
@@ -769,6 +842,7 @@ _UNNAMED: Final = 2**62
 _TRIES: Final = 3
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
 _STILL_NEEDED: Final = ("deleted", "other rows still refer to this one when all files are read")
+_OTHER_EVENT: Final = "another event of the organization has this position"
 _NOT_CLOSED: Final = "a time is required: the case has not been closed yet"
 _REPEATED: Final = {
     "cases.case_number": "another case of the organization has this number",

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
@@ -32,6 +32,7 @@ Text = Annotated[str, _text(256)]
 Name = Annotated[str, _text(256, minimum=1)]
 Subject = Annotated[str, _text(1_000)]
 Description = Annotated[str, _text(65_536)]
+MessageText = Annotated[str, _text(10_000, minimum=1)]
 Address = Annotated[str, _text(2_048)]
 Secret = Annotated[str, _text(1_024)]
 PublicKey = Annotated[str, _text(8_192)]
@@ -39,9 +40,19 @@ Flag = Annotated[bool, Meta(description="true or false")]
 Time = Annotated[str, Meta(description=instants.EXPECTED)]
 Position = Annotated[int, Meta(ge=-(2**31), lt=2**31, description="an integer of 32 bits")]
 Count = Annotated[int, Meta(ge=0, lt=2**31, description="an integer from 0 to 2147483647")]
+EventPosition = Annotated[int, Meta(ge=1, lt=2**53, description="an integer from 1 to 9007199254740991")]
 Priority = Annotated[int, Meta(ge=1, le=5, description="an integer from 1 to 5")]
 ChannelPriority = Annotated[int, Meta(ge=1, le=4, description="an integer from 1 to 4")]
 Channel = Annotated[Literal["email", "whatsapp", "webchat"], Meta(description="one of email, whatsapp, webchat")]
+ActivityChannel = Annotated[
+    Literal["telephony", "webchat", "whatsapp", "email"],
+    Meta(description="one of telephony, webchat, whatsapp, email"),
+]
+SenderType = Annotated[Literal["visitor", "user", "system"], Meta(description="visitor, user or system")]
+EventType = Annotated[
+    Literal["message_created", "case_closed", "case_reopened", "case_read"],
+    Meta(description="one of message_created, case_closed, case_reopened, case_read"),
+]
 Status = Annotated[
     Literal["Open", "In Progress", "Pending", "Closed"],
     Meta(description="Open, In Progress, Pending or Closed"),
@@ -69,8 +80,8 @@ class Record(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_on
     defaults: ClassVar[dict[str, Any]] = {}
     parents: ClassVar[dict[str, str]] = {}
     """The fields that refer to a row of the same organization, and its type."""
-
-    id: Id
+    mentions: ClassVar[dict[str, str]] = {}
+    """The fields that hold an id of the same organization, and its type; there need be no such row."""
 
     def check(self, *, keeps: bool) -> None:
         """Raise FieldError where the fields do not fit each other. What is left out may be kept as it is."""
@@ -88,6 +99,7 @@ class Organization(Record, tag="organization", kw_only=True):
 class User(Record, tag="user", kw_only=True):
     """A person who works for an organization."""
 
+    id: Id
     organization_id: Uuid | UnsetType = UNSET
     email: Text | UnsetType | None = UNSET
     first_name: Text | UnsetType | None = UNSET
@@ -129,6 +141,7 @@ class Visitor(Record, tag="visitor", kw_only=True):
 
     removable: ClassVar[bool] = True
 
+    id: Id
     organization_id: Uuid | UnsetType = UNSET
     external_id: Name
 
@@ -139,6 +152,7 @@ class Contact(Record, tag="contact", kw_only=True):
     removable: ClassVar[bool] = True
     parents: ClassVar[dict[str, str]] = {"visitor_id": "visitor"}
 
+    id: Id
     organization_id: Uuid | UnsetType = UNSET
     visitor_id: Id | UnsetType | None = UNSET
     first_name: Text | UnsetType | None = UNSET
@@ -154,6 +168,7 @@ class CaseFunnelStage(Record, tag="case_funnel_stage", kw_only=True):
 
     removable: ClassVar[bool] = True
 
+    id: Id
     organization_id: Uuid | UnsetType = UNSET
     name: Text
     position: Position
@@ -176,6 +191,7 @@ class Case(Record, tag="case", kw_only=True):
         "case_funnel_stage_id": "case_funnel_stage",
     }
 
+    id: Id
     organization_id: Uuid | UnsetType = UNSET
     case_number: Name
     contact_id: Id | UnsetType | None = UNSET
@@ -206,10 +222,74 @@ class Case(Record, tag="case", kw_only=True):
             raise FieldError("closed_at", "a time is required where status is Closed, and null where it is not")
 
 
+class Activity(Record, tag="activity", kw_only=True):
+    """A conversation in a case, on one channel."""
+
+    removable: ClassVar[bool] = True
+    parents: ClassVar[dict[str, str]] = {"case_id": "case"}
+
+    id: Id
+    organization_id: Uuid | UnsetType = UNSET
+    case_id: Id
+    channel: ActivityChannel
+    created_at: Time
+    updated_at: Time | UnsetType | None = UNSET
+    ended_at: Time | UnsetType | None = UNSET
+
+
+class Message(Record, tag="message", kw_only=True):
+    """What was said in an activity."""
+
+    removable: ClassVar[bool] = True
+    parents: ClassVar[dict[str, str]] = {"activity_id": "activity", "sender_user_id": "user"}
+
+    id: Id
+    organization_id: Uuid | UnsetType = UNSET
+    activity_id: Id
+    sender_type: SenderType
+    sender_user_id: Id | UnsetType | None = UNSET
+    text: MessageText
+    created_at: Time
+    read_at: Time | UnsetType | None = UNSET
+    is_private: Flag
+
+    def check(self, *, keeps: bool) -> None:
+        """Raise FieldError where the sender is none for such a message."""
+        if self.sender_type == "visitor" and self.is_private:
+            raise FieldError("is_private", "expected false: a visitor writes no notes")
+        if self.sender_type == "user":
+            return
+        if self.sender_user_id not in (None, UNSET):
+            raise FieldError("sender_user_id", "expected null: sender_type is not user")
+        if keeps:
+            # The user who is stored stays only with a message of a user.
+            self.sender_user_id = None
+
+
+class Event(Record, tag="event", kw_only=True):
+    """What a visitor did, at its place among the organization's events. It outlives its case and message."""
+
+    mentions: ClassVar[dict[str, str]] = {"case_id": "case", "message_id": "message"}
+
+    organization_id: Uuid | UnsetType = UNSET
+    position: EventPosition
+    event_type: EventType
+    created_at: Time
+    external_id: Name
+    case_id: Id
+    case_number: Name
+    message_id: Id | UnsetType | None = UNSET
+
+    def check(self, *, keeps: bool) -> None:
+        """Raise FieldError unless an event about a message, and no other, says which one."""
+        if (self.message_id not in (None, UNSET)) != (self.event_type == "message_created"):
+            raise FieldError("message_id", "an id is required where event_type is message_created, and null elsewhere")
+
+
 class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What a line that removes a row holds, of whichever type."""
 
-    type: Literal["visitor", "contact", "case_funnel_stage", "case"]
+    type: Literal["visitor", "contact", "case_funnel_stage", "case", "activity", "message"]
     id: Id
     organization_id: Uuid | UnsetType = UNSET
     deleted: Flag
@@ -223,7 +303,7 @@ class _Kind(msgspec.Struct, gc=False):
     deleted: Any = UNSET
 
 
-AnyRecord = Organization | User | SigningKey | Visitor | Contact | CaseFunnelStage | Case
+AnyRecord = Organization | User | SigningKey | Visitor | Contact | CaseFunnelStage | Case | Activity | Message | Event
 
 RECORDS: Final[dict[str, type[Record]]] = {str(record.__struct_config__.tag): record for record in get_args(AnyRecord)}
 
@@ -237,7 +317,15 @@ _DEFAULTS: Final = {
     for record in RECORDS.values()
 }
 _TYPE_OF: Final = {record: name for name, record in RECORDS.items()}
-_PARENTS: Final = {record: tuple(record.parents.items()) for record in RECORDS.values()}
+_IDS: Final = {
+    record: (
+        *((("id", name),) if "id" in record.__struct_fields__ else ()),
+        *record.parents.items(),
+        *record.mentions.items(),
+    )
+    for name, record in RECORDS.items()
+}
+"""The fields of each type that hold ids, each with the type that it is the id of."""
 _UUID: Final = re.compile(_UUID_PATTERN)
 _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
 _REMOVAL: Final = msgspec.json.Decoder(Removal)
@@ -323,9 +411,8 @@ def _settle_ids(record: Any, reading: Reading) -> None:
         record.organization_id = reading.organization_id
     elif reading.organization_id is not None and record.organization_id.lower() != reading.organization_id:
         raise FieldError("organization_id", "another organization than the one that this is for")
-    _settle_id(record, "id", record_type)
-    for field, parent_type in () if isinstance(record, Removal) else _PARENTS[type(record)]:
-        _settle_id(record, field, parent_type)
+    for field, whose in (("id", record_type),) if isinstance(record, Removal) else _IDS[type(record)]:
+        _settle_id(record, field, whose)
 
 
 def _settle_id(record: Any, field: str, record_type: str) -> None:
@@ -366,7 +453,7 @@ def _removal(line: bytes) -> Removal | None:
     return removal
 
 
-def _fault(line: bytes, error: Exception, types: Iterable[str]) -> FieldError:
+def _fault(line: bytes, error: Exception, types: Collection[str]) -> FieldError:
     """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
     match error:
         case msgspec.ValidationError():
@@ -379,7 +466,7 @@ def _fault(line: bytes, error: Exception, types: Iterable[str]) -> FieldError:
             return _half_pair(line) or FieldError(None, f"not a JSON object ({error})")
 
 
-def _fault_of_field(line: bytes, message: str, types: Iterable[str]) -> FieldError:
+def _fault_of_field(line: bytes, message: str, types: Collection[str]) -> FieldError:
     try:
         kind = _KIND.decode(line)
     except msgspec.ValidationError:
@@ -387,7 +474,7 @@ def _fault_of_field(line: bytes, message: str, types: Iterable[str]) -> FieldErr
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _fault(line, error, types)
     record = RECORDS.get(kind.type) if isinstance(kind.type, str) else None
-    if record is None:
+    if record is None or kind.type not in types:
         return FieldError("type", "required" if kind.type is UNSET else f"expected one of {', '.join(types)}")
     if kind.deleted is not UNSET:
         return _fault_of_removal(line, record)

@@ -24,6 +24,8 @@ class Table:
     """The columns that a line may leave out."""
 
     key: tuple[str, ...] = _ROW
+    derived: tuple[str, ...] = ()
+    """The columns that are written, too, and that no line gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,13 @@ class Reference:
         return f"{TABLES[self.record_type].name}.{self.field}"
 
 
-def _table(record_type: str, name: str, key: tuple[str, ...] = _ROW, **renamed: str) -> Table:
+def _table(
+    record_type: str, name: str, key: tuple[str, ...] = _ROW, derived: tuple[str, ...] = (), **renamed: str
+) -> Table:
     fields = msgspec.structs.fields(RECORDS[record_type])
     columns = tuple(renamed.get(field.name, field.name) for field in fields)
     optional = frozenset(column for column, field in zip(columns, fields, strict=True) if not field.required)
-    return Table(name, columns, optional - set(key), key)
+    return Table(name, columns, optional - set(key), key, derived)
 
 
 # Parents come before their children.
@@ -56,6 +60,9 @@ TABLES: Final = {
     "contact": _table("contact", "contacts"),
     "case_funnel_stage": _table("case_funnel_stage", "case_funnel_stages"),
     "case": _table("case", "cases"),
+    "activity": _table("activity", "activities", derived=("is_private",)),
+    "message": _table("message", "messages", derived=("case_id",)),
+    "event": _table("event", "events", ("organization_id", "position"), event_type="type"),
 }
 # The first one that does not hold is what a wrong line is told.
 REFERENCES: Final = (
@@ -64,6 +71,14 @@ REFERENCES: Final = (
 )
 DATED: Final = ("contact", "case")
 """The types whose rows say when they changed, so that a line may be too old for them."""
+
+CONVERSATION: Final = ("activity", "message")
+"""The types of what is in a case. A case that is removed takes them along."""
+
+TIMED: Final = ("contact", "activity")
+"""The types whose times a line may leave out."""
+
+_TIME_OF_SNAPSHOT: Final = dict.fromkeys(DATED, "updated_at") | dict.fromkeys(CONVERSATION, "created_at")
 
 UNIQUE_FIELDS: Final = (("case", "case_number"), ("visitor", "external_id"))
 
@@ -84,11 +99,12 @@ def _merged(table: Table) -> Iterator[str]:
 
 
 def _marks(table: Table) -> dict[str, str]:
-    attributes = [column for column in table.columns if column not in table.key]
+    attributes = [column for column in (*table.columns, *table.derived) if column not in table.key]
     optional = [(1 << table.columns.index(column), column) for column in attributes if column in table.optional]
     return {
         "table": table.name,
         "columns": _list(table.columns),
+        "written": _list((*table.columns, *table.derived)),
         "key": _list(table.key),
         "last": "place desc",
         "staged_is_stored": " and ".join(f"t.{column} = s.{column}" for column in table.key),
@@ -114,9 +130,9 @@ def _snapshot_statements() -> Iterator[tuple[str, str]]:
     """Yield what removes the rows that no line names."""
     for name, table in ((name, TABLES[name]) for name, record in RECORDS.items() if record.removable):
         marks = _marks(table) | {"time": "null::timestamptz", "unnamed": "n.id is null"}
-        if name in DATED:
-            newer = "%(spares_newer)s and t.updated_at > coalesce(newest.at, 'infinity')"
-            marks |= {"time": "updated_at", "unnamed": f"n.id is null and not ({newer})"}
+        if time := _TIME_OF_SNAPSHOT.get(name):
+            newer = f"%(spares_newer)s and t.{time} > coalesce(newest.at, 'infinity')"
+            marks |= {"time": time, "unnamed": f"n.id is null and not ({newer})"}
         for template in ("remember_named", "count_unnamed", "stage_unnamed"):
             yield _filled(template, table.name, **marks)
 
@@ -128,6 +144,8 @@ def _statements() -> Iterator[tuple[str, str]]:
         templates = (*_FOR_EACH_TABLE, *(("fill_left_out",) if table.optional else ()))
         yield from (_filled(template, table.name, **_marks(table)) for template in templates)
     yield from _dated_statements()
+    yield from (_filled("fill_times", TABLES[name].name, **_marks(TABLES[name])) for name in TIMED)
+    yield from (_filled("skip_taken_along", TABLES[name].name, **_marks(TABLES[name])) for name in CONVERSATION)
     yield from _snapshot_statements()
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]
@@ -168,10 +186,13 @@ _FOR_EACH_REFERENCE: Final = (
     "exclude_without_parent",
     "exclude_still_needed",
 )
-# Nothing removes a user, a signing key or an organization; and of a key not all is written.
+# Nothing removes a user, a signing key, an organization or an event; of a key not all is written, and of an event
+# nothing that is there; and a case takes its activities along.
 _WITHOUT_CALLER: Final = {
     "write signing_keys",
-    *(f"remove {name}" for name in ("organizations", "users", "signing_keys")),
+    "write events",
+    *(f"remove {name}" for name in ("organizations", "users", "signing_keys", "events")),
+    *(f"{template} activities.case_id" for template in ("find_still_needed", "exclude_still_needed")),
     *(
         f"{template} {r.name}"
         for template in ("find_still_needed", "exclude_still_needed")

@@ -87,7 +87,8 @@ class TestResult:
     def test_it_says_what_became_of_the_lines(self, feed: Feed) -> None:
         feed.send(case(1), case(2))
         lines = case(1), case(3), {"type": "case", "id": "2", "deleted": True}, {"type": "user", "id": "1"}
-        nothing = dict.fromkeys(("user", "visitor", "contact", "case_funnel_stage", "case"), 0)
+        types = ("user", "visitor", "contact", "case_funnel_stage", "case", "activity", "message")
+        nothing = dict.fromkeys(types, 0)
         assert feed.send(*lines) == {
             "lines": 4,
             "written": nothing | {"case": 1, "user": 1},
