@@ -168,6 +168,15 @@ begin
             and now() - max(newest.finished_at) > greatest(
                 5 * percentile_cont(0.5) within group (order by newest.pause), interval '10 minutes'
             );
+        -- The nodes are told of SET LOCAL alone.
+        create or replace function count_late_feeds() returns bigint
+            language plpgsql security definer set search_path from current as $count$
+            begin
+                set local citus.propagate_set_commands = 'local';
+                set local cases.every_organization = 'on';
+                return (select count(*) from late_feeds);
+            end
+            $count$;
     end if;
 end
 $body$;

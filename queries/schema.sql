@@ -72,8 +72,22 @@ select steps_done from schema_version;
 update schema_version set version = :version, steps_done = :steps_done;
 
 -- name: see_every_organization!
--- What a migration changes, it changes for all.
+-- What a migration changes, it changes for all, on the nodes of Citus, too.
+set local citus.propagate_set_commands = 'local';
+set local citus.multi_shard_modify_mode = 'sequential';
 set local cases.every_organization = 'on';
+
+-- name: is_distributed
+-- By Citus, with deploy/citus.sql.
+select to_regprocedure('distribute_tables()') is not null;
+
+-- name: begin_to_make_tables!
+-- References to distributed tables are refused to a table that is not distributed, unless Citus does not look.
+set local citus.enable_ddl_propagation = off;
+
+-- name: distribute_tables!
+set local citus.enable_ddl_propagation = on;
+select distribute_tables();
 
 -- name: find_owner
 -- Who the schema belongs to, or will: the owner of its tables, before there are any the owner of the database; and a

@@ -27,6 +27,14 @@ where name = 'default_transaction_read_only' and setting = 'on' and source in ('
 -- stands in between; and whether the database is one of Citus, which passes statements on to other servers.
 select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
 
+-- name: is_citus
+select to_regclass('pg_catalog.pg_dist_partition') is not null;
+
+-- name: see_every_organization_on_nodes!
+-- Up to the end of the transaction, on the nodes of Citus, too.
+set local citus.propagate_set_commands = 'local';
+set local cases.every_organization = 'on';
+
 -- name: name_organization
 -- Whose rows the transaction is about, as row security reads it: up to its end.
 select set_config('cases.organization_id', :organization_id, true);

@@ -103,9 +103,10 @@ def cluster() -> Iterator[Cluster]:
             url = server.start()
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("create extension citus")
-        coordinator, *workers = (make_conninfo(host=str(s.data_dir / supervisor.SOCKET)) for s in servers)
-        url = make_conninfo(coordinator, port=supervisor.PORT, user=supervisor.SUPERUSER, dbname=supervisor.DATABASE)
         nodes = [Node(str(s.data_dir / supervisor.SOCKET), supervisor.PORT) for s in servers]
+        url = make_conninfo(
+            host=nodes[0].name, port=nodes[0].port, user=supervisor.SUPERUSER, dbname=supervisor.DATABASE
+        )
         _introduce(url, *nodes)
         yield Cluster(url, servers)
 
@@ -127,8 +128,11 @@ def nodes_of(url: str) -> tuple[Node, list[Node]]:
 
 
 @contextmanager
-def database(server_url: str, name: str) -> Iterator[str]:
-    """Make a database on every node of a cluster, which know each other in it, and drop it in the end."""
+def database(server_url: str, name: str, *, is_made: bool = False) -> Iterator[str]:
+    """Make a database on every node of a cluster, which know each other in it, and drop it in the end.
+
+    One that is made is there already, on the coordinator.
+    """
     coordinator, workers = nodes_of(server_url)
     urls = [server_url, *(worker.url(server_url) for worker in workers)]
     named = [make_conninfo(url, dbname=name) for url in urls]
@@ -136,7 +140,8 @@ def database(server_url: str, name: str) -> Iterator[str]:
         for url, new in zip(urls, named, strict=True):
             with psycopg.connect(url, autocommit=True) as server:
                 create = "create database {} template template0 encoding 'UTF8' locale 'C'"
-                server.execute(sql.SQL(create).format(sql.Identifier(name)))
+                if not is_made or url != server_url:
+                    server.execute(sql.SQL(create).format(sql.Identifier(name)))
             with psycopg.connect(new, autocommit=True) as connection:
                 connection.execute("create extension citus")
         _introduce(named[0], coordinator, *workers)

@@ -6,6 +6,8 @@ release of the service reads, so that both can run side by side during an upgrad
 A file is one transaction, or several steps, each begun by a line `-- step: KIND`:
 
     transaction   statements in one transaction, which locks its tables for a moment
+    tables        the same, but they make new tables, views and functions and nothing else. Where the others are Citus',
+                  which cannot refer to them from a table of one server, these become so, too (deploy/citus.sql)
     outside       statements outside of any transaction, one by one: `create index concurrently` with a `drop index
                   concurrently if exists` before it, `validate constraint`. After a failure all of them run again
     repeat        one statement that changes a batch of rows, repeated in transactions of its own until it changes none
@@ -31,7 +33,7 @@ from cases_service.terminal import printable
 T = TypeVar("T")
 
 _SCHEMA: Final = statements("schema")
-_STEP: Final = re.compile(r"^-- step: (transaction|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
+_STEP: Final = re.compile(r"^-- step: (transaction|tables|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
 _STATEMENT_END: Final = re.compile(r";[ \t]*$", re.MULTILINE)
 _LOCK_SECONDS: Final = 0.5
 _NAMED: Final = 3
@@ -228,11 +230,22 @@ class _Work:
                     pass
 
         def finish() -> None:
-            if step.kind == "transaction":
+            if step.kind == "tables":
+                self._make_tables(step)
+            elif step.kind == "transaction":
                 self._execute(step)
             self._connection.execute(_SCHEMA["record_progress"], progress)
 
         self.in_transaction(finish)
+
+    def _make_tables(self, step: Step) -> None:
+        """Make tables, on this server alone; then let Citus distribute them, if it has the others."""
+        if not self._first("is_distributed"):
+            self._execute(step)
+            return
+        self._connection.execute(_SCHEMA["begin_to_make_tables"], prepare=False)
+        self._execute(step)
+        self._connection.execute(_SCHEMA["distribute_tables"], prepare=False)
 
     def _execute(self, step: Step) -> psycopg.Cursor[Any]:
         return self._connection.execute(step.text.encode(), prepare=False)
@@ -269,7 +282,7 @@ class _Work:
                 with self._connection.transaction():
                     self._set_lock_timeout(_LOCK_SECONDS, is_local=True)
                     become_owner(self._connection)
-                    self._connection.execute(_SCHEMA["see_every_organization"])
+                    self._connection.execute(_SCHEMA["see_every_organization"], prepare=False)
                     return work()
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 after = self._named("list_holders")
