@@ -71,7 +71,9 @@ class Server:
     _server: EmbeddedServer | None = field(default=None, init=False)
 
     def start(self) -> str:
-        """Start it, and return what reaches it."""
+        """Start it, unless it runs, and return what reaches it."""
+        if self._server is not None:
+            return self._server.conninfo
         local = {"citus.local_hostname": str(self.data_dir / supervisor.SOCKET)}
         self._server = join(self.data_dir, bin_dir=find_programs(), settings={**_SETTINGS, **local})
         return self._server.conninfo
