@@ -23,6 +23,7 @@
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
 set transaction isolation level read committed;
 set local client_encoding = 'UTF8';
+set local datestyle = 'ISO, MDY';
 
 -- name: create_staging!
 create temp table staged_{table} on commit drop as

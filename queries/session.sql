@@ -30,9 +30,12 @@ select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_pa
 -- name: is_citus
 select to_regclass('pg_catalog.pg_dist_partition') is not null;
 
--- name: see_every_organization_on_nodes!
--- Up to the end of the transaction, on the nodes of Citus, too.
+-- name: hand_settings_on!
+-- Citus hands on to its nodes, up to the end of the transaction, each SET LOCAL from here on. One in a text with others
+-- would bring them along.
 set local citus.propagate_set_commands = 'local';
+
+-- name: see_every_organization!
 set local cases.every_organization = 'on';
 
 -- name: name_organization

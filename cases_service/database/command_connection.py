@@ -24,6 +24,12 @@ def is_citus(connection: psycopg.Connection[Any]) -> bool:
     return row is not None and bool(row[0])
 
 
+def see_every_organization(connection: psycopg.Connection[Any]) -> None:
+    """See the rows of every organization up to the end of the transaction, on the nodes of Citus, too."""
+    for name in ("hand_settings_on", "see_every_organization"):
+        connection.execute(_SQL[name], prepare=False)
+
+
 class CommandConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection in autocommit mode. On Citus a statement outside of a transaction is one by itself."""
 
@@ -44,7 +50,7 @@ class CommandConnection(psycopg.Connection[tuple[Any, ...]]):
         is_first = self.info.transaction_status == TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as transaction:
             if is_first and self.is_on_citus:
-                super().execute(_SQL["see_every_organization_on_nodes"], prepare=False)
+                see_every_organization(self)
             yield transaction
 
     def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:

@@ -27,6 +27,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from cases_service.database.command_connection import see_every_organization
 from cases_service.database.statements import source, statements
 from cases_service.terminal import printable
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 _SCHEMA: Final = statements("schema")
 _STEP: Final = re.compile(r"^-- step: (transaction|tables|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
 _STATEMENT_END: Final = re.compile(r";[ \t]*$", re.MULTILINE)
+_DOLLAR_QUOTE: Final = re.compile(r"\$\w*\$")
 _LOCK_SECONDS: Final = 0.5
 _NAMED: Final = 3
 _FIRST_PAUSE: Final = 0.25
@@ -60,8 +62,15 @@ class Step:
 
     @property
     def statements(self) -> list[str]:
-        """The statements, to run one by one."""
-        return [part for part in map(str.strip, _STATEMENT_END.split(self.text)) if part]
+        """The statements, to run one by one: Citus hands the whole text to its nodes that it is given at once."""
+        found = [""]
+        for part in _STATEMENT_END.split(self.text):
+            found[-1] += part
+            if len(_DOLLAR_QUOTE.findall(found[-1])) % 2:
+                found[-1] += ";"
+            else:
+                found.append("")
+        return [statement for statement in map(str.strip, found) if statement]
 
 
 def _files() -> dict[int, Path]:
@@ -233,7 +242,8 @@ class _Work:
             if step.kind == "tables":
                 self._make_tables(step)
             elif step.kind == "transaction":
-                self._execute(step)
+                for statement in step.statements:
+                    self._connection.execute(statement.encode(), prepare=False)
             self._connection.execute(_SCHEMA["record_progress"], progress)
 
         self.in_transaction(finish)
@@ -243,9 +253,11 @@ class _Work:
         if not self._first("is_distributed"):
             self._execute(step)
             return
-        self._connection.execute(_SCHEMA["begin_to_make_tables"], prepare=False)
+        for name in ("keep_settings_here", "stop_propagation"):
+            self._connection.execute(_SCHEMA[name])
         self._execute(step)
-        self._connection.execute(_SCHEMA["distribute_tables"], prepare=False)
+        for name in ("resume_propagation", "distribute_tables"):
+            self._connection.execute(_SCHEMA[name])
 
     def _execute(self, step: Step) -> psycopg.Cursor[Any]:
         return self._connection.execute(step.text.encode(), prepare=False)
@@ -282,7 +294,9 @@ class _Work:
                 with self._connection.transaction():
                     self._set_lock_timeout(_LOCK_SECONDS, is_local=True)
                     become_owner(self._connection)
-                    self._connection.execute(_SCHEMA["see_every_organization"], prepare=False)
+                    self._connection.execute(_SCHEMA["work_in_sequence"], prepare=False)
+                    # What a migration changes, it changes for all.
+                    see_every_organization(self._connection)
                     return work()
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 after = self._named("list_holders")
