@@ -413,8 +413,8 @@ order by s.place;
 -- name: exclude_keys_beyond_limit
 -- The lines that would add more live keys than an organization may have, the first ones being let through.
 with known as materialized (  -- on Citus
-    select k.*  -- on Citus
-    from (select distinct organization_id from staged_signing_keys) s  -- on Citus
+    select distinct k.*  -- on Citus
+    from staged_signing_keys s  -- on Citus
     join signing_keys k on k.organization_id = s.organization_id  -- on Citus
 )  -- on Citus
 delete from staged_signing_keys s
@@ -449,8 +449,8 @@ returning s.place;
 -- name: find_key_beyond_limit
 -- The last line that added a live key to an organization which has more of them now than it may.
 with known as materialized (  -- on Citus
-    select k.*  -- on Citus
-    from (select distinct organization_id from staged_signing_keys) s  -- on Citus
+    select distinct k.*  -- on Citus
+    from staged_signing_keys s  -- on Citus
     join signing_keys k on k.organization_id = s.organization_id  -- on Citus
 )  -- on Citus
 select s.place
