@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from cases_service.settings import Settings
 from tests import citus
 from tests.api.conversations import Sides, sides_of
 from tests.factories import SECRET_KEY, Organization, b64, cases_path, get
+from tests.process.running import COMMAND, environment
 from tests.test_roles import ROLES, psql
 
 pytestmark = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
@@ -417,6 +419,24 @@ class TestLoad:
         listed = json.loads(installation.run("list-organizations", "--json"))
         assert lines[0]["id"] not in {one["id"] for one in listed}
 
+    def test_lines_are_followed(self, installation: Installation, tmp_path: Path) -> None:
+        settings = installation.settings
+        given = environment(
+            DATABASE_URL=settings.database_url or "",
+            CASES_ADMIN_DATABASE_URL=settings.admin_database_url or "",
+            CASES_SECRET_KEY=SECRET_KEY,
+        )
+        text = "".join(json.dumps(line) + "\n" for line in lines_of(uuid4()))
+        ran = subprocess.run(
+            [COMMAND, "load", "--follow", "--batch", "4", "-"],
+            input=text,
+            env=given,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert len(ran.stdout.splitlines()) == 3
+
     def test_conversations_move_with_their_activity(
         self, installation: Installation, tmp_path: Path, superuser: psycopg.Connection
     ) -> None:
@@ -471,6 +491,53 @@ class TestRoutes:
                 document = get(client, company, document["next"]).get_json()
         for path in (f"/{ids[0]}", f"/{ids[0]}?fields=id,contact", "/summary", f"/{ids[0]}/messages"):
             assert get(client, company, visitor.path + path).status_code == 200
+
+    def test_the_organizations_own_cases(self, client: FlaskClient, company: Organization) -> None:
+        headers = {"Authorization": f"Token {company.token_with('cases:write')}"}
+        visitor = company.visitor()
+        body = {"case_number": "C-1", "priority": 3, "contact_id": str(visitor.contact_ids[0])}
+        made = client.post(company.cases_path, json=body, headers=headers)
+        assert made.status_code == 201, made.json
+        path = f"{company.cases_path}/{made.get_json()['id']}"
+        again = client.post(company.cases_path, json=body, headers=headers)
+        assert (again.status_code, again.get_json()["case_id"]) == (409, made.get_json()["id"])
+        body |= {"is_closed": True, "owner_id": str(company.user_id)}
+        replaced = client.put(path, json=body, headers={**headers, "If-Match": made.headers["ETag"]})
+        assert replaced.status_code == 200, replaced.json
+        late = client.patch(path, json={"priority": 1}, headers={**headers, "If-Match": made.headers["ETag"]})
+        assert late.status_code == 412
+        assert client.patch(path, json={"priority": 1}, headers=headers).get_json()["priority"] == 1
+        wrong = client.patch(path, json={"contact_id": str(uuid4())}, headers=headers)
+        assert wrong.status_code == 400
+        for query in (
+            "",
+            "?ordering=-updated_at&page_size=1",
+            f"?contact_id={visitor.contact_ids[0]},null",
+            f"?owner_id={company.user_id}&status=Closed",
+            "?case_number=C-1",
+            f"?external_id={visitor.external_id}",
+        ):
+            found = client.get(company.cases_path + query, headers=headers).get_json()["results"]
+            assert [one["case_number"] for one in found] == ["C-1"], query
+        assert client.delete(path, headers=headers).status_code == 204
+        assert client.delete(path, headers=headers).status_code == 404
+
+    @pytest.mark.parametrize("mode", ["all", "each"])
+    def test_an_import(self, client: FlaskClient, company: Organization, mode: str) -> None:
+        headers = {"Authorization": f"Token {company.token_with('cases:write')}"}
+        lines = lines_of(company.id)[1:]
+        lines.append(dict(lines[-1], id=str(uuid4()), case_number="C-9", owner_id=str(uuid4())))
+        body = "".join(json.dumps(line) + "\n" for line in lines)
+        path = f"/api/v5/orgs/{company.id}/import"
+        sent = {**headers, "Content-Type": "application/x-ndjson"}
+        answer = client.post(f"{path}?mode={mode}", data=body, headers=sent)
+        assert answer.status_code == (200 if mode == "each" else 400)
+        assert answer.get_json()["error_count"] == 1
+        if mode == "each":
+            assert answer.get_json()["written"]["case"] == 5
+            again = client.post(f"{path}?if_newer=true&left_out=keep", data=body.rsplit("\n", 2)[0], headers=sent)
+            assert (again.get_json()["stale"], again.get_json()["written"]["case"]) == (5, 0)
+        assert client.get(path, headers=headers).status_code == 200
 
     def test_a_conversation_of_both_sides(self, sides: Sides) -> None:
         assert sides.by_visitor("POST", "/messages", {"text": "Hello"}).status_code == 201
