@@ -23,9 +23,20 @@ from pg_settings
 where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
 
 -- name: get_server
--- Whether it only follows another one, and the process that answers: another one than it said at the start where a
--- pooler stands in between.
-select pg_is_in_recovery(), pg_backend_pid();
+-- Whether it only follows another one; the process that answers: another one than it said at the start where a pooler
+-- stands in between; and whether the database is one of Citus, which passes statements on to other servers.
+select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
+
+-- name: is_citus
+select to_regclass('pg_catalog.pg_dist_partition') is not null;
+
+-- name: hand_settings_on!
+-- Citus hands on to its nodes, up to the end of the transaction, each SET LOCAL from here on. One in a text with others
+-- would bring them along.
+set local citus.propagate_set_commands = 'local';
+
+-- name: see_every_organization!
+set local cases.every_organization = 'on';
 
 -- name: name_organization
 -- Whose rows the transaction is about, as row security reads it: up to its end.

@@ -27,6 +27,8 @@ MINUTES = "runs for minutes, or until it is ended; below, make says what each li
 NOT_RUN = {
     ("README.md", "make demo"): MINUTES,
     ("CONTRIBUTING.md", "make check"): MINUTES,
+    ("CONTRIBUTING.md", "CASES_TEST_CITUS=start"): "needs a PostgreSQL with Citus, which is in no package",
+    ("CONTRIBUTING.md", "apt-get install postgresql-15"): "builds a server from source that is not here",
     ("benchmarks/README.md", "make bench"): MINUTES,
     ("docs/architecture.md", "flowchart"): "a picture; test_docs.py holds its packages to the tree",
     ("docs/container.md", "docker compose up"): ENGINE,

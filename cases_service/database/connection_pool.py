@@ -62,7 +62,6 @@ _LIVENESS: Final = {
 }
 
 
-_CITUS: Final = "citus.propagate_set_commands"
 _POLL_SECONDS: Final = 0.1
 _AWAY_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.1
@@ -288,10 +287,9 @@ class Database(Reader):
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
         session.complete(connection)
-        self._check_server(connection)
-        names = [*self._session, *session.PINNED_WHERE_KNOWN, _CITUS]
+        is_citus = self._check_server(connection)
+        names = [*self._session, *session.PINNED_WHERE_KNOWN]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
-        is_citus = found.pop(_CITUS, None) is not None
         if dropped := dropped_settings(found, self._session):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
@@ -303,12 +301,15 @@ class Database(Reader):
         if self._row_security_looked_at.acquire(blocking=False):
             self._look_at_row_security(connection)
 
-    def _check_server(self, connection: Connection) -> None:
-        is_in_recovery, backend = connection.execute(_SQL["get_server"], prepare=False).fetchone() or (True, 0)
+    def _check_server(self, connection: Connection) -> bool:
+        """Return whether the tables are Citus'."""
+        row = connection.execute(_SQL["get_server"], prepare=False).fetchone()
+        is_in_recovery, backend, is_citus = row or (True, 0, False)
         if is_in_recovery and not self._may_follow:
             log.error("server_in_recovery", advice="see Fail-over in docs/operations.md")
             raise psycopg.OperationalError(f"the server {STANDBY}")
         self._is_pooled = backend != connection.info.backend_pid
+        return bool(is_citus)
 
     @property
     def _prepare_threshold(self) -> int | None:

@@ -4,7 +4,7 @@ A line of a message names its activity and no case; and neither line says how ma
 visitors see it. All of that follows from the lines and from what is stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -20,9 +20,10 @@ class StagedConversations:
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
 
-    def lock(self) -> None:
-        """Let nobody else write into the conversations that lines are about until the end."""
-        self._execute("lock_conversations").fetchone()
+    def lock(self, organizations: Iterable[str]) -> None:
+        """Let nobody else write into the conversations of organizations that lines are about until the end."""
+        for organization_id in organizations:
+            self._execute("lock_conversations", organization_id=organization_id).fetchone()
 
     def prepare(self) -> None:
         """Look at what is stored of them, once it can no longer change."""

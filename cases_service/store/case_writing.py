@@ -4,6 +4,7 @@ A transaction takes two round trips: it locks the case, reads it, and looks at w
 writes, reads what it has written, and commits. What two of them want at once, one has.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,6 +27,7 @@ from cases_service.store import organization_cases as case_store
 from cases_service.store.organization_cases import REFERENCES, Situation, StoredCase
 
 _TRIES: Final = 3
+_SHARD: Final = re.compile(r"_\d{6,}$")
 _NOT_FOUND: Final = "The organization has no case with this id."
 _OPTIONAL: Final = (
     "contact_id",
@@ -227,5 +229,7 @@ def _no_such(body: CaseBody, name: str) -> Error:
 
 def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> ProblemError:
     """Return what a reference amounts to whose object went while it was written."""
-    names = [name for name, constraint in REFERENCES.items() if constraint == error.diag.constraint_name]
+    # On Citus a constraint is called after its shard.
+    violated = _SHARD.sub("", error.diag.constraint_name or "")
+    names = [name for name, constraint in REFERENCES.items() if constraint == violated]
     return invalid(*(_no_such(body, name) for name in names)) if names else UnavailableError()
