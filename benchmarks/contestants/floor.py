@@ -20,8 +20,8 @@ from psycopg_pool import ConnectionPool
 from benchmarks.contestants.credentials import api_token, signing_secret
 from benchmarks.dataset import ORGANIZATION
 from cases_service.cases import timestamps as instants
-from cases_service.database.connection_pool import connection_parameters
 from cases_service.database.pipeline import Exchange, Query, Result
+from cases_service.database.session_settings import connection_parameters
 from cases_service.database.statements import Statement, numbered, statements
 from cases_service.settings import read_settings
 from cases_service.store.page_statements import PageShape, case_statement, page_statement

@@ -14,7 +14,8 @@ import psycopg
 
 from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
 from cases_service.errors import (
