@@ -120,10 +120,10 @@ class Variant:
 def main() -> None:
     """Run, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes", description=__doc__)
-    parser.add_argument("--cases", type=int, default=500_000, help="cases in all")
-    parser.add_argument("--heavy", type=int, default=100_000, help="cases of each heavy visitor")
-    parser.add_argument("--loaded", type=int, default=50_000, help="cases of the load")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=300_000, help="cases in all")
+    parser.add_argument("--heavy", type=int, default=60_000, help="cases of each heavy visitor")
+    parser.add_argument("--loaded", type=int, default=20_000, help="cases of the load")
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     size = Size(arguments.cases, arguments.heavy)
