@@ -1,11 +1,8 @@
 """A worker's connection pool: sets connections up, lends them for reads and writes, and replaces dead ones.
 
-Only this module translates the database's failures into errors of the API.
-
 The liveness check is our own, since that of psycopg_pool (`check=`) waits a second before it tries a third connection.
 """
 
-import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,13 +13,13 @@ from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from cases_service.database import session_settings
 from cases_service.database.connection import Connection
 from cases_service.database.fair_turns import THE_SERVICE, FairTurns, Whose
+from cases_service.database.lost_connections import ConnectionLostError, hung_up, repeated, translated
 from cases_service.database.pipeline import Exchange, Query
 from cases_service.database.primary import STANDBY
 from cases_service.database.statements import statements
@@ -39,7 +36,6 @@ _SQL: Final = statements("session")
 _AWAY_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.1
 _MOMENT_SECONDS: Final = 0.001
-_ATTEMPTS: Final = 3
 _UNPREPARED_SECONDS: Final = 60.0
 
 
@@ -135,20 +131,11 @@ class Database(Reader):
 
         """
         deadline = inf if within is None else monotonic() + within
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._attempt(work, whose, deadline)
-            except _StatementOutdatedError:
-                if attempt > 0:
-                    # Even on a fresh connection: a pooler keeps its prepared statements, or the schema changed once
-                    # more.
-                    self._prepare_nothing_for_a_while()
-            except _ConnectionLostError:
-                if attempt > 0:
-                    break
-            # The other connections are most likely dead too, or have prepared the same statements.
-            self._pool.drain()
-        raise UnavailableError from None
+        return repeated(
+            lambda: self._attempt(work, whose, deadline),
+            drain=self._pool.drain,
+            give_up_prepared_statements=self._prepare_nothing_for_a_while,
+        )
 
     def write(self, work: Callable[[Connection], object]) -> None:
         """Run `work`, which may write, on a connection of its own, so that no request waits for it.
@@ -179,7 +166,7 @@ class Database(Reader):
             # A server in recovery rejects read-write transactions.
             log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
             raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
-        except _ConnectionLostError:
+        except ConnectionLostError:
             self._pool.drain()
             raise UnavailableError from None
 
@@ -237,7 +224,7 @@ class Database(Reader):
         try:
             connection = self._checkout(deadline)
             try:
-                return _translated(work, connection)
+                return translated(work, connection)
             finally:
                 self._pool.putconn(connection)
         finally:
@@ -256,7 +243,7 @@ class Database(Reader):
             except PoolClosed:
                 raise UnavailableError("The service is about to stop.") from None
             self._away = False
-            if not _hung_up(connection):
+            if not hung_up(connection):
                 connection.prepare_threshold = self._prepare_threshold
                 connection.exchange.prepares = connection.prepare_threshold is not None
                 answer_timeout = min(self._answer_timeout, _left(deadline))
@@ -266,61 +253,6 @@ class Database(Reader):
             self._pool.putconn(connection)
 
 
-class _ConnectionLostError(Exception):
-    """The connection died."""
-
-
-class _StatementOutdatedError(_ConnectionLostError):
-    """The connection was given up, because its prepared statements are older than the schema."""
-
-
 def _left(deadline: float) -> float:
     """Return the seconds left, at least a moment."""
     return max(deadline - monotonic(), _MOMENT_SECONDS)
-
-
-def _hung_up(connection: Connection) -> bool:
-    """Tell whether the server has closed an idle connection. Costs a system call, but no round trip."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    try:
-        while poll.poll(0):
-            connection.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return False
-
-
-def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
-    try:
-        return work(connection)
-    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
-        raise TimeoutProblemError from None
-    except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName) as error:
-        # "cached plan must not change result type": a migration changed a table that a prepared statement reads.
-        # "prepared statement … does not exist": a pooler has switched the connection to another server.
-        if isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function != _REVALIDATION:
-            raise
-        connection.close()
-        raise _StatementOutdatedError from None
-    except _NOT_SET_UP as error:
-        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db")
-        raise UnavailableError from None
-    except psycopg.OperationalError as error:
-        if connection.info.transaction_status == TransactionStatus.ACTIVE:
-            log.error("database_does_not_answer")
-            connection.close()
-            raise UnavailableError from None
-        log.warning("database_error", error=type(error).__name__, sqlstate=error.sqlstate)
-        if connection.closed:
-            raise _ConnectionLostError from None
-        raise UnavailableError from None
-
-
-_REVALIDATION: Final = "RevalidateCachedQuery"
-_NOT_SET_UP: Final = (
-    psycopg.errors.UndefinedTable,
-    psycopg.errors.UndefinedColumn,
-    psycopg.errors.InvalidSchemaName,
-    psycopg.errors.InsufficientPrivilege,
-)
