@@ -1,4 +1,4 @@
--- The version of the schema, and what upgrades it.
+-- The version of the schema, and its upgrade.
 
 -- name: get_schema_version
 select version from schema_version;
@@ -14,7 +14,7 @@ select pg_try_advisory_lock(7215398844120);
 select pg_advisory_unlock(7215398844120);
 
 -- name: list_others_at_work
--- Who has the lock of lock_schema: its number stands in two halves.
+-- The session that has the lock of lock_schema, whose number is stored in two halves.
 select l.virtualtransaction, format('another init-db, process %s', l.pid)
 from pg_locks l
 where l.locktype = 'advisory'
@@ -24,7 +24,7 @@ where l.locktype = 'advisory'
     and l.objsubid = 1;
 
 -- name: list_holders
--- Who uses tables of the service, apart from this session. What somebody asks them is nobody's business.
+-- The sessions that use tables of the service, apart from this one. Their queries are not shown.
 select
     l.virtualtransaction,
     format(
@@ -65,20 +65,20 @@ select exists (
 alter table schema_version add column steps_done integer not null default 0;
 
 -- name: get_steps_done
--- Of the migration after this version.
+-- The steps done of the migration after this version.
 select steps_done from schema_version;
 
 -- name: record_progress!
 update schema_version set version = :version, steps_done = :steps_done;
 
 -- name: see_every_organization!
--- What a migration changes, it changes for all.
+-- A migration changes rows of every organization.
 set local cases.every_organization = 'on';
 
 -- name: find_owner
--- Who the schema belongs to, or will: the owner of its tables, before there are any the owner of the database; and a
--- statement that makes a transaction or session theirs. No row: it is this role itself, or a role that it is no member
--- of.
+-- The present or future owner of the schema: the owner of its tables, or, before there are any, of the database; and a
+-- statement that switches a transaction or session to that role. No row: it is this role itself, or a role that this
+-- one is not a member of.
 select format(case when :is_local then 'set local role %%I' else 'set role %%I' end, rolname)
 from pg_roles
 where oid = coalesce(
@@ -108,8 +108,8 @@ from (
 where :role::text not in (current_user, session_user);
 
 -- name: list_writer_grants
--- Statements that let a role write cases for the service, and what is in them: it sees what a case refers to, and no
--- token or key.
+-- Statements that let a role write cases and their contents for the service: it sees the objects that a case refers to,
+-- but no token or key.
 -- No row: it is the owner, or the role that administers.
 select format(statement, :role::text, current_schema(), current_database())
 from (
@@ -136,7 +136,7 @@ from (
 where is_due and :role::text not in (current_user, session_user);
 
 -- name: list_administration_grants
--- Statements that let the role of this session load cases, and manage tokens and keys, where it is not the owner.
+-- Statements that let this session's role load cases, and manage tokens and keys, if it is not the owner.
 with role as (
     select rolname as name from pg_roles where rolname = session_user and rolname <> current_user and not rolsuper
 )
