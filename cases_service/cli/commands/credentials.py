@@ -79,7 +79,7 @@ def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  c
     "--expires-at",
     metavar="TIME",
     callback=accepting(parse_future_time),
-    help="When the token expires, in ISO 8601 with a zone. Default: never.",
+    help="When the token expires, in ISO 8601 with a zone. Default: never, until revoked.",
 )
 def create_token(
     organization_id: UUID,
