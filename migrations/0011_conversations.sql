@@ -2,11 +2,11 @@
 -- takes no time. Nobody is kept from the cases for longer than a moment.
 
 -- step: transaction
+alter table cases add column visitor_unread_message_count integer not null default 0;
 alter table cases
-    add column visitor_unread_message_count integer not null default 0,
     add constraint cases_visitor_unread_message_count_not_negative check (visitor_unread_message_count >= 0) not valid;
 
--- step: transaction
+-- step: tables
 -- What a case contains: conversations, each on one channel.
 create table activities (
     organization_id uuid not null,

@@ -1,6 +1,6 @@
 -- A feed that stops is noticed: each load and import leaves what it came to. New things alone, so that nobody waits.
 
--- step: transaction
+-- step: tables
 -- What each load and each import of an organization came to: its latest ones, as old ones are removed by who adds one.
 -- `written` and `removed` are rows that changed, `stale` and `wrong` are lines; they are null where a load was of several
 -- organizations, and not counted apart. Lines that were refused as a whole stored nothing.

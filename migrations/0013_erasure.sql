@@ -1,6 +1,6 @@
 -- Who was erased does not come back by the next feed. New tables alone, so that nobody waits.
 
--- step: transaction
+-- step: tables
 -- What a person's external id is hashed with once their data is erased: 32 random bytes for each organization that has
 -- erased anybody.
 create table erasure_keys (

@@ -1,6 +1,6 @@
 -- A delivery that comes after the removal of its row does not bring it back. A new table alone, so that nobody waits.
 
--- step: transaction
+-- step: tables
 -- What has been removed at which time of its system's, so that a delivery that comes late does not bring it back. The
 -- removal may have come before anything else of the row, and of the organization.
 create table removed_rows (

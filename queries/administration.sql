@@ -51,9 +51,9 @@ insert into api_tokens (organization_id, id, user_id, token_hash, scopes, descri
 values (:organization_id, :id, :user_id, :token_hash, :scopes, :description, :expires_at);
 
 -- name: revoke_token
--- Revoking twice keeps the first time.
+-- Revoking twice keeps the first time. (Citus takes no now() inside of coalesce.)
 update api_tokens
-set revoked_at = coalesce(revoked_at, now())
+set revoked_at = least(revoked_at, now())
 where organization_id = :organization_id and id = :id
 returning id;
 

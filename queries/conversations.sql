@@ -323,20 +323,21 @@ where m.organization_id = :organization_id and m.id = :message_id::uuid;
 -- name: count_unread
 -- How many messages of one side the other has not read: all, and those after a given message of the case (none if no
 -- message is given).
+with until as materialized (
+    select u.created_at, u.id
+    from messages u
+    where u.organization_id = :organization_id and u.case_id = :case_id::uuid and u.id = :until::uuid
+)
 select
-    until.created_at as until_at,
-    count(m.id) as unread,
-    count(m.id) filter (where (m.created_at, m.id) > (until.created_at, until.id)) as remaining
-from (select) one
-left join messages until
-    on until.organization_id = :organization_id and until.case_id = :case_id::uuid and until.id = :until::uuid
-left join messages m
-    on m.organization_id = :organization_id
+    (select created_at from until) as until_at,
+    count(*) as unread,
+    count(*) filter (where (m.created_at, m.id) > (select created_at, id from until)) as remaining
+from messages m
+where m.organization_id = :organization_id
     and m.case_id = :case_id::uuid
     and m.sender_type = :sender_type
     and m.read_at is null
-    and not m.is_private
-group by until.created_at, until.id;
+    and not m.is_private;
 
 -- name: mark_read!
 update messages
@@ -369,7 +370,8 @@ values (
 update activities
 set message_count = message_count + 1,
     updated_at = least(
-        greatest(:now::timestamptz, updated_at + interval '1 microsecond'), '9999-12-31 23:59:59.999999+00'
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        '9999-12-31 23:59:59.999999+00'
     )
 where organization_id = :organization_id and id = :activity_id::uuid;
 
@@ -379,7 +381,10 @@ update activities
 set private_message_count = private_message_count + 1,
     updated_at = case
         when is_private
-        then least(greatest(:now::timestamptz, updated_at + interval '1 microsecond'), '9999-12-31 23:59:59.999999+00')
+        then least(
+            greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+            '9999-12-31 23:59:59.999999+00'
+        )
         else updated_at
     end
 where organization_id = :organization_id and id = :activity_id::uuid;
@@ -395,6 +400,7 @@ set status = :status,
     latest_messaging_channel = :latest_messaging_channel,
     channel_priority = :channel_priority,
     updated_at = least(
-        greatest(:now::timestamptz, updated_at + interval '1 microsecond'), '9999-12-31 23:59:59.999999+00'
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        '9999-12-31 23:59:59.999999+00'
     )
 where organization_id = :organization_id and id = :case_id::uuid;

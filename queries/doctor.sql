@@ -31,12 +31,12 @@ order by expires_at, organization_id, id;
 
 -- name: has_live_token_anywhere
 select exists (
-    select from api_tokens where revoked_at is null and (expires_at is null or expires_at > now())
+    select organization_id from api_tokens where revoked_at is null and (expires_at is null or expires_at > now()) limit 1
 );
 
 -- name: has_live_key_anywhere
 select exists (
-    select from signing_keys where retired_at is null or retired_at > now()
+    select organization_id from signing_keys where retired_at is null or retired_at > now() limit 1
 );
 
 -- name: list_late_feeds_everywhere

@@ -52,10 +52,11 @@ values (:organization_id, 1)
 on conflict (organization_id) do update set last_position = event_positions.last_position + 1;
 
 -- name: add_event!
--- At the position that the transaction has just taken.
+-- At the position that the transaction has just taken. The organization is that of a row, so that Citus inserts on the
+-- row's node: it cannot copy rows there where row security holds.
 insert into events (organization_id, position, type, created_at, external_id, case_id, case_number, message_id)
 select
-    :organization_id,
+    p.organization_id,
     p.last_position,
     :type,
     :now::timestamptz,

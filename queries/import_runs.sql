@@ -4,19 +4,19 @@
 -- Two sessions that delete the same rows at once would fail in a transaction that keeps its snapshot.
 set transaction isolation level read committed;
 
+-- name: forget_old_runs!
+-- Deletes runs older than the latest thousand, counting the one that is about to be added.
+delete from import_runs
+where organization_id = :organization_id
+    and (finished_at, id) <= (
+        select finished_at, id
+        from import_runs
+        where organization_id = :organization_id
+        order by finished_at desc, id desc
+        limit 1 offset 999
+    );
+
 -- name: add_import_run!
--- Also delete everything older than the latest thousand.
-with forgotten as (
-    delete from import_runs
-    where organization_id = :organization_id
-        and (finished_at, id) <= (
-            select finished_at, id
-            from import_runs
-            where organization_id = :organization_id
-            order by finished_at desc, id desc
-            limit 1 offset 999
-        )
-)
 insert into import_runs (
     organization_id, source, api_token_id, is_stored, lines, written, removed, stale, wrong, duration_ms
 )

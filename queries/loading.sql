@@ -10,6 +10,11 @@
 -- When a writing statement fails, one of the statements named find_ returns the place of the offending line; by then
 -- the statement's savepoint has been rolled back, but not the work before it.
 --
+-- A line that ends in "on Citus" is for that server alone, and one that ends in "elsewhere" for all others. Citus can
+-- join lines, which only the coordinator has, to rows on its nodes in one way: it sends the lines there. It does so
+-- only for an inner join that is read; a statement that changes staged lines, or looks for missing rows, first brings
+-- the rows to the coordinator.
+--
 -- Marks in braces are filled at import from the closed tables of cases_service/loading/statements.py: {table} is a
 -- table that lines are for, {columns} its lines' columns, {written} those and the derived ones, {key} its primary key.
 -- `make load-statements` prints the results.
@@ -18,6 +23,7 @@
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
 set transaction isolation level read committed;
 set local client_encoding = 'UTF8';
+set local datestyle = 'ISO, MDY';
 
 -- name: create_staging!
 create temp table staged_{table} on commit drop as
@@ -84,51 +90,86 @@ set last_position = greatest(event_positions.last_position, excluded.last_positi
 
 -- name: skip_pruned!
 -- Pruned events stay pruned.
+with known as materialized (  -- on Citus
+    select p.* from staged_events s join event_positions p on p.organization_id = s.organization_id  -- on Citus
+)  -- on Citus
 delete from staged_events s
-using event_positions p
+using event_positions p  -- elsewhere
+using (select distinct * from known) p  -- on Citus
 where p.organization_id = s.organization_id and s.position <= p.pruned_position;
 
 -- name: exclude_other_events
 -- The lines whose position belongs to another event.
+with known as materialized (  -- on Citus
+    select e.*  -- on Citus
+    from staged_events s  -- on Citus
+    join events e on e.organization_id = s.organization_id and e.position = s.position  -- on Citus
+)  -- on Citus
 delete from staged_events s
-using events e
+using events e  -- elsewhere
+using known e  -- on Citus
 where e.organization_id = s.organization_id
     and e.position = s.position
     and (e.type, e.created_at, e.external_id, e.case_id, e.case_number, e.message_id)
         is distinct from (s.type, s.created_at, s.external_id, s.case_id, s.case_number, s.message_id)
 returning s.place;
 
--- name: write_events!
+-- name: write_events
+with written as (  -- on Citus
 insert into events (organization_id, position, type, created_at, external_id, case_id, case_number, message_id)
 select organization_id, position, type, created_at, external_id, case_id, case_number, message_id
 from staged_events
-on conflict (organization_id, position) do nothing;
+on conflict (organization_id, position) do nothing
+returning organization_id  -- on Citus
+)  -- on Citus
+select count(*) from written  -- on Citus
+;
 
 -- name: lock_rows
--- Locks the rows, so that nobody changes them between the check and the write.
-select count(*)
-from (
+-- Locks these rows of an organization, so that nobody changes them between the check and the write.
+with staged as materialized (
+    select s.id from staged_{table} s where s.organization_id = :organization_id
+)
+, locked as materialized (  -- elsewhere
     select t.id
-    from staged_{table} s
-    join {table} t on t.organization_id = s.organization_id and t.id = s.id
+    from {table} t
+    where t.organization_id = :organization_id and t.id in (select s.id from staged s)
     for no key update of t
-) locked;
+)  -- elsewhere
+select count(*) from locked  -- elsewhere
+;
 
 -- name: skip_stale!
 -- A line without a time of change is never stale.
+with known as materialized (  -- on Citus
+    select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+)  -- on Citus
 delete from staged_{table} s
-using {table} t
+using {table} t  -- elsewhere
+using known t  -- on Citus
 where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
 
 -- name: skip_removed!
 -- A line older than its row's removal is stale; so is a removal that has already been done.
+with known as materialized (  -- on Citus
+    select r.organization_id, r.id, r.record_type, r.updated_at  -- on Citus
+    from staged_{table} s  -- on Citus
+    join removed_rows r  -- on Citus
+        on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
+),  -- on Citus
+stored as materialized (  -- on Citus
+    select t.organization_id, t.id from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+)  -- on Citus
 delete from staged_{table} s
-using removed_rows r
+using removed_rows r  -- elsewhere
+using known r  -- on Citus
 where r.organization_id = s.organization_id
     and r.record_type = '{type}'
     and r.id = s.id
     and (r.updated_at > s.updated_at or (s.deleted and r.updated_at = s.updated_at))
-    and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id);
+    and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id)  -- elsewhere
+    and not exists (select from stored t where t.organization_id = s.organization_id and t.id = s.id)  -- on Citus
+;
 
 -- name: remember_removed!
 -- A removal may arrive before its row.
@@ -142,9 +183,13 @@ where removed_rows.updated_at < excluded.updated_at;
 
 -- name: fill_left_out!
 -- Fields that a line leaves out keep their values.
+with known as materialized (  -- on Citus
+    select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+)  -- on Citus
 update staged_{table} s
 set {kept}
-from {table} t
+from {table} t  -- elsewhere
+from known t  -- on Citus
 where s.left_out <> 0 and not s.deleted and {staged_is_stored};
 
 -- name: exclude_lines!
@@ -167,76 +212,81 @@ select
     set_config('statement_timeout', :milliseconds, true),
     set_config('lock_timeout', :milliseconds, true),
     set_config('enable_seqscan', 'on', true),
+    set_config('enable_hashjoin', 'on', true),  -- on Citus
     set_config('enable_sort', 'on', true);
 
 -- name: fill_times!
--- Times that a line leaves out keep their values; a new row gets the time of loading.
+-- Times that a line leaves out keep their values.
+with known as materialized (  -- on Citus
+    select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+)  -- on Citus
 update staged_{table} s
-set created_at = coalesce(
-        s.created_at,
-        (select t.created_at from {table} t where {staged_is_stored}),
-        now()
-    ),
-    updated_at = coalesce(
-        s.updated_at,
-        (select t.updated_at from {table} t where {staged_is_stored}),
-        now()
-    )
-where not s.deleted and (s.created_at is null or s.updated_at is null);
+set created_at = coalesce(s.created_at, t.created_at), updated_at = coalesce(s.updated_at, t.updated_at)
+from {table} t  -- elsewhere
+from known t  -- on Citus
+where not s.deleted and (s.created_at is null or s.updated_at is null) and {staged_is_stored};
 
--- name: write!
+-- name: fill_new_times!
+-- A new row gets the time of loading for them.
+update staged_{table}
+set created_at = coalesce(created_at, now()), updated_at = coalesce(updated_at, now())
+where not deleted and (created_at is null or updated_at is null);
+
+-- name: write
+-- Citus returns the number of lines it was given, not of the rows it changed, so the rows are counted here.
+with written as (  -- on Citus
 insert into {table} ({written})
 select {written}
 from staged_{table}
 where not deleted
 on conflict ({key}) do update
 set ({attributes}) = row ({excluded_attributes})
-where ({stored_attributes}) is distinct from ({excluded_attributes});
+where ({stored_attributes}) is distinct from ({excluded_attributes})
+returning organization_id  -- on Citus
+)  -- on Citus
+select count(*) from written  -- on Citus
+;
+
+-- name: follow_activities!
+-- Moves messages to the new case of their activity; elsewhere, their foreign key does this.
+update messages m
+set case_id = s.case_id
+from staged_activities s
+where not s.deleted
+    and m.organization_id = s.organization_id
+    and m.activity_id = s.id
+    and m.case_id <> s.case_id;
 
 -- name: lock_conversations
--- Every writer to a conversation has locked its case. From here on, nobody can write to the cases that lines are about,
--- so messages are counted right. Cases are locked before their contents, as in
+-- Every writer to a conversation has locked its case. From here on, nobody can write to one organization's cases that
+-- lines are about, so messages are counted right. Cases are locked before their contents, as in
 -- cases_service/store/conversation_writing.py.
-select
-    (
-        select count(*)
-        from (
-            select c.id
-            from staged_activities s
-            join cases c on c.organization_id = s.organization_id and c.id = s.case_id
-            for no key update of c
-        ) locked
-    ) as new_ones,
-    (
-        select count(*)
-        from (
-            select c.id
-            from staged_activities s
-            join activities a on a.organization_id = s.organization_id and a.id = s.id
-            join cases c on c.organization_id = s.organization_id and c.id = a.case_id
-            for no key update of c
-        ) locked
-    ) as old_ones,
-    (
-        select count(*)
-        from (
-            select c.id
-            from staged_messages s
-            join activities a on a.organization_id = s.organization_id and a.id = s.activity_id
-            join cases c on c.organization_id = s.organization_id and c.id = a.case_id
-            for no key update of c
-        ) locked
-    ) as those_of_new_messages,
-    (
-        select count(*)
-        from (
-            select c.id
-            from staged_messages s
-            join messages m on m.organization_id = s.organization_id and m.id = s.id
-            join cases c on c.organization_id = s.organization_id and c.id = m.case_id
-            for no key update of c
-        ) locked
-    ) as those_of_old_messages;
+with staged as materialized (
+    select s.id, s.case_id from staged_activities s where s.organization_id = :organization_id
+    union
+    select s.activity_id, null from staged_messages s where s.organization_id = :organization_id
+),
+staged_message as materialized (
+    select s.id from staged_messages s where s.organization_id = :organization_id
+),
+concerned as materialized (
+    select a.case_id as id
+    from activities a
+    where a.organization_id = :organization_id and a.id in (select s.id from staged s)
+    union
+    select m.case_id
+    from messages m
+    where m.organization_id = :organization_id and m.id in (select s.id from staged_message s)
+)
+, locked as materialized (  -- elsewhere
+    select c.id
+    from cases c
+    where c.organization_id = :organization_id
+        and c.id in (select s.case_id from staged s union select o.id from concerned o)
+    for no key update of c
+)  -- elsewhere
+select count(*) from locked  -- elsewhere
+;
 
 -- name: create_staging_of_counts!
 -- The activity that counts a stored message.
@@ -246,22 +296,36 @@ alter table staged_messages add column counted_in uuid, add column counted_priva
 create index on staged_messages (organization_id, activity_id);
 
 -- name: fill_counted!
+with known as materialized (  -- on Citus
+    select m.* from staged_messages s join messages m on m.organization_id = s.organization_id and m.id = s.id  -- on Citus
+)  -- on Citus
 update staged_messages s
 set counted_in = m.activity_id, counted_private = m.is_private, activity_id = coalesce(s.activity_id, m.activity_id)
-from messages m
+from messages m  -- elsewhere
+from known m  -- on Citus
 where m.organization_id = s.organization_id and m.id = s.id;
 
 -- name: fill_cases_of_removed!
+with known as materialized (  -- on Citus
+    select a.* from staged_activities s join activities a on a.organization_id = s.organization_id and a.id = s.id  -- on Citus
+)  -- on Citus
 update staged_activities s
 set case_id = a.case_id
-from activities a
+from activities a  -- elsewhere
+from known a  -- on Citus
 where s.deleted and a.organization_id = s.organization_id and a.id = s.id;
 
 -- name: fill_cases!
 -- A message belongs to the case of its activity.
+with known as materialized (  -- on Citus
+    select distinct a.organization_id, a.id, a.case_id  -- on Citus
+    from staged_messages s  -- on Citus
+    join activities a on a.organization_id = s.organization_id and a.id = s.activity_id  -- on Citus
+)  -- on Citus
 update staged_messages s
 set case_id = a.case_id
-from activities a
+from activities a  -- elsewhere
+from known a  -- on Citus
 where a.organization_id = s.organization_id and a.id = s.activity_id and s.case_id is distinct from a.case_id;
 
 -- name: fill_staged_cases!
@@ -296,9 +360,13 @@ set is_private = coalesce(
 
 -- name: fill_hidden_as_stored!
 -- A visible activity stays visible whatever notes are added; a hidden one stays hidden.
+with known as materialized (  -- on Citus
+    select a.* from staged_activities s join activities a on a.organization_id = s.organization_id and a.id = s.id  -- on Citus
+)  -- on Citus
 update staged_activities s
 set is_private = a.is_private
-from activities a
+from activities a  -- elsewhere
+from known a  -- on Citus
 where a.organization_id = s.organization_id and a.id = s.id;
 
 -- name: create_counts!
@@ -327,17 +395,34 @@ where a.organization_id = s.organization_id
     and a.id = s.activity_id
     and (s.messages <> 0 or s.notes <> 0);
 
--- name: write_signing_keys!
--- For an existing key only the retirement is written, and only if it is earlier than the stored one: the line's secret
--- is the same, although it was encrypted again. Rows are locked in the same order as by rotate-secrets.
-insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key, retired_at)
-select organization_id, id, algorithm, encrypted_secret, public_key, retired_at
+-- name: exclude_ended_keys!
+-- For an existing key only the retirement is written, and only one earlier than the stored one, unless that has passed.
+with known as materialized (  -- on Citus
+    select k.*  -- on Citus
+    from staged_signing_keys s  -- on Citus
+    join signing_keys k on k.organization_id = s.organization_id and k.id = s.id  -- on Citus
+)  -- on Citus
+delete from staged_signing_keys s
+using signing_keys k  -- elsewhere
+using known k  -- on Citus
+where k.organization_id = s.organization_id and k.id = s.id and k.retired_at <= statement_timestamp();
+
+-- name: write_signing_keys
+-- The secret of an existing key's line is the same, although it was encrypted again. Rows are locked in the same order
+-- as by rotate-secrets.
+with written as (  -- on Citus
+insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key, retired_at, created_at)
+select organization_id, id, algorithm, encrypted_secret, public_key, retired_at, now()
 from staged_signing_keys
 order by organization_id, id
 on conflict (organization_id, id) do update
 set retired_at = excluded.retired_at
 where (signing_keys.retired_at is null and excluded.retired_at is not null)
-    or (signing_keys.retired_at > statement_timestamp() and excluded.retired_at < signing_keys.retired_at);
+    or excluded.retired_at < signing_keys.retired_at
+returning organization_id  -- on Citus
+)  -- on Citus
+select count(*) from written  -- on Citus
+;
 
 -- name: list_organizations_with_staged_keys
 select distinct organization_id from staged_signing_keys order by organization_id;
@@ -366,17 +451,28 @@ order by s.place;
 
 -- name: exclude_keys_beyond_limit
 -- The lines that would exceed an organization's limit of live keys; the first ones are allowed.
+with known as materialized (  -- on Citus
+    select distinct k.*  -- on Citus
+    from staged_signing_keys s  -- on Citus
+    join signing_keys k on k.organization_id = s.organization_id  -- on Citus
+)  -- on Citus
 delete from staged_signing_keys s
 using (
     select n.place, row_number() over (partition by n.organization_id order by n.place) as turn
     from staged_signing_keys n
     where (n.retired_at is null or n.retired_at > statement_timestamp())
-        and not exists (select from signing_keys k where k.organization_id = n.organization_id and k.id = n.id)
+        and not exists (
+            select
+            from signing_keys k  -- elsewhere
+            from known k  -- on Citus
+            where k.organization_id = n.organization_id and k.id = n.id
+        )
 ) new
 where s.place = new.place
     and new.turn + (
         select count(*)
-        from signing_keys k
+        from signing_keys k  -- elsewhere
+        from known k  -- on Citus
         where k.organization_id = s.organization_id
             and (k.retired_at is null or k.retired_at > statement_timestamp())
             and not exists (
@@ -391,16 +487,23 @@ returning s.place;
 
 -- name: find_key_beyond_limit
 -- The last line that added a live key to an organization that now exceeds its limit.
+with known as materialized (  -- on Citus
+    select distinct k.*  -- on Citus
+    from staged_signing_keys s  -- on Citus
+    join signing_keys k on k.organization_id = s.organization_id  -- on Citus
+)  -- on Citus
 select s.place
 from staged_signing_keys s
-join signing_keys added
+join signing_keys added  -- elsewhere
+join known added  -- on Citus
     on added.organization_id = s.organization_id
     and added.id = s.id
     and added.created_at = now()
 where (added.retired_at is null or added.retired_at > statement_timestamp())
     and (
         select count(*)
-        from signing_keys k
+        from signing_keys k  -- elsewhere
+        from known k  -- on Citus
         where k.organization_id = added.organization_id
             and (k.retired_at is null or k.retired_at > statement_timestamp())
     ) > :maximum
@@ -415,13 +518,35 @@ returning place;
 
 -- name: exclude_without_parent
 -- The lines whose {field} refers to no row of {parent}, which has already been written.
+with known as materialized (  -- on Citus
+    select distinct {parent_key}  -- on Citus
+    from staged_{table} s  -- on Citus
+    join {parent} p on p.organization_id = s.organization_id and p.{parent_id} = s.{field}  -- on Citus
+)  -- on Citus
 delete from staged_{table} s
 where not s.deleted
     and s.{field} is not null
     and not exists (
-        select from {parent} p where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
+        select
+        from {parent} p  -- elsewhere
+        from known p  -- on Citus
+        where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
     )
 returning s.place;
+
+-- name: remember_holders!
+-- The rows that have a {field} claimed by lines, and the lines' own rows: for the next statement, which Citus refuses.
+create temp table holders_{table} on commit drop as
+select t.organization_id, t.id, t.{field}
+from staged_{table} s
+join {table} t on t.organization_id = s.organization_id and t.id = s.id
+union
+select t.organization_id, t.id, t.{field}
+from staged_{table} s
+join {table} t on t.organization_id = s.organization_id and t.{field} = s.{field};
+create index on holders_{table} (organization_id, id);
+create index on holders_{table} (organization_id, {field});
+analyze holders_{table};
 
 -- name: exclude_repeated
 -- The lines whose {field} belongs to a row that stays unchanged, or goes to another line with precedence: one whose row
@@ -429,7 +554,9 @@ returning s.place;
 with recursive wrong (organization_id, id) as (
     select s.organization_id, s.id
     from staged_{table} s
-    join {table} t on t.organization_id = s.organization_id and t.{field} = s.{field} and t.id <> s.id
+    join {table} t  -- elsewhere
+    join holders_{table} t  -- on Citus
+        on t.organization_id = s.organization_id and t.{field} = s.{field} and t.id <> s.id
     where not s.deleted
         and not exists (select from staged_{table} r where r.organization_id = t.organization_id and r.id = t.id)
     union
@@ -443,14 +570,18 @@ with recursive wrong (organization_id, id) as (
                 order by own.{field} = s.{field} desc nulls last, s.place
             ) as turn
         from staged_{table} s
-        left join {table} own on own.organization_id = s.organization_id and own.id = s.id
+        left join {table} own  -- elsewhere
+        left join holders_{table} own  -- on Citus
+            on own.organization_id = s.organization_id and own.id = s.id
         where not s.deleted
     ) claim
     where claim.turn > 1
     union
     select successor.organization_id, successor.id
     from wrong
-    join {table} kept on kept.organization_id = wrong.organization_id and kept.id = wrong.id
+    join {table} kept  -- elsewhere
+    join holders_{table} kept  -- on Citus
+        on kept.organization_id = wrong.organization_id and kept.id = wrong.id
     join staged_{table} successor
         on successor.organization_id = kept.organization_id
         and successor.{field} = kept.{field}
@@ -464,19 +595,38 @@ returning s.place;
 
 -- name: exclude_still_needed
 -- The lines that remove a row of {parent} to which a row of {table} still refers.
+with known as materialized (  -- on Citus
+    select distinct t.organization_id, t.{field}  -- on Citus
+    from staged_{parent} s  -- on Citus
+    join {table} t on t.organization_id = s.organization_id and t.{field} = s.id  -- on Citus
+    where s.deleted  -- on Citus
+)  -- on Citus
 delete from staged_{parent} s
 where s.deleted
-    and exists (select from {table} t where t.organization_id = s.organization_id and t.{field} = s.id)
+    and exists (
+        select
+        from {table} t  -- elsewhere
+        from known t  -- on Citus
+        where t.organization_id = s.organization_id and t.{field} = s.id
+    )
 returning s.place;
 
 -- name: find_without_parent
 -- The first line whose {field} refers to no row of {parent}.
+with known as materialized (  -- on Citus
+    select distinct {parent_key}  -- on Citus
+    from staged_{table} s  -- on Citus
+    join {parent} p on p.organization_id = s.organization_id and p.{parent_id} = s.{field}  -- on Citus
+)  -- on Citus
 select s.place
 from staged_{table} s
 where not s.deleted
     and s.{field} is not null
     and not exists (
-        select from {parent} p where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
+        select
+        from {parent} p  -- elsewhere
+        from known p  -- on Citus
+        where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
     )
 order by s.place
 limit 1;
@@ -489,8 +639,12 @@ analyze named_{table};
 
 -- name: count_unnamed
 -- For each organization in the files: its rows of {table}, and those that no line names.
+with known as materialized (  -- on Citus
+    select {known_columns} from {table} t where t.organization_id = any (:organizations::uuid[])  -- on Citus
+)  -- on Citus
 select t.organization_id::text, count(*), count(*) filter (where {unnamed})
-from {table} t
+from {table} t  -- elsewhere
+from known t  -- on Citus
 left join named_{table} n on n.organization_id = t.organization_id and n.id = t.id
 left join (select organization_id, max(at) as at from named_{table} group by organization_id) newest
     on newest.organization_id = t.organization_id
@@ -499,9 +653,13 @@ group by t.organization_id
 order by t.organization_id;
 
 -- name: stage_unnamed!
+with known as materialized (  -- on Citus
+    select {known_columns} from {table} t where t.organization_id = any (:organizations::uuid[])  -- on Citus
+)  -- on Citus
 insert into staged_{table} (place, deleted, organization_id, id)
 select :place, true, t.organization_id, t.id
-from {table} t
+from {table} t  -- elsewhere
+from known t  -- on Citus
 left join named_{table} n on n.organization_id = t.organization_id and n.id = t.id
 left join (select organization_id, max(at) as at from named_{table} group by organization_id) newest
     on newest.organization_id = t.organization_id
@@ -514,10 +672,21 @@ where s.deleted and t.organization_id = s.organization_id and t.id = s.id;
 
 -- name: find_still_needed
 -- The first line that removes a row of {parent} to which a row of {table} still refers.
+with known as materialized (  -- on Citus
+    select distinct t.organization_id, t.{field}  -- on Citus
+    from staged_{parent} s  -- on Citus
+    join {table} t on t.organization_id = s.organization_id and t.{field} = s.id  -- on Citus
+    where s.deleted  -- on Citus
+)  -- on Citus
 select s.place
 from staged_{parent} s
 where s.deleted
-    and exists (select from {table} t where t.organization_id = s.organization_id and t.{field} = s.id)
+    and exists (
+        select
+        from {table} t  -- elsewhere
+        from known t  -- on Citus
+        where t.organization_id = s.organization_id and t.{field} = s.id
+    )
 order by s.place
 limit 1;
 
@@ -547,10 +716,12 @@ order by last.place
 limit 1;
 
 -- name: is_analyze_due
--- Once a tenth of a table changed, as for autovacuum: small loads leave the statistics of a large table alone.
+-- Once a tenth of a table changed, as for autovacuum: small loads leave the statistics of a large table alone. What a
+-- table of Citus holds is known on its nodes alone, where autovacuum sees to it.
 select reltuples < 0 or :changed::bigint * 10 >= reltuples
 from pg_class
-where oid = '{table}'::regclass;
+where to_regclass('pg_catalog.pg_dist_partition') is null
+    and oid = '{table}'::regclass;
 
 -- name: analyze!
 -- Does not wait for a session that holds the table: the server reports that it was skipped.

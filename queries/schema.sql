@@ -71,9 +71,27 @@ select steps_done from schema_version;
 -- name: record_progress!
 update schema_version set version = :version, steps_done = :steps_done;
 
--- name: see_every_organization!
--- A migration changes rows of every organization.
-set local cases.every_organization = 'on';
+-- name: work_in_sequence!
+-- Citus changes tables with references between them in one transaction over one connection to each node.
+set local citus.multi_shard_modify_mode = 'sequential';
+
+-- name: is_distributed
+-- Whether Citus distributes the schema, by deploy/citus.sql.
+select to_regprocedure('distribute_tables()') is not null;
+
+-- name: keep_settings_here!
+-- The nodes have to be told what follows as ever.
+set local citus.propagate_set_commands = 'none';
+
+-- name: stop_propagation!
+-- Citus refuses references from a local table to distributed ones, unless its propagation is off.
+set local citus.enable_ddl_propagation = off;
+
+-- name: resume_propagation!
+set local citus.enable_ddl_propagation = on;
+
+-- name: distribute_tables
+select distribute_tables();
 
 -- name: find_owner
 -- The present or future owner of the schema: the owner of its tables, or, before there are any, of the database; and a

@@ -23,9 +23,20 @@ from pg_settings
 where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
 
 -- name: get_server
--- Whether the server follows another one, and the process that answers. Behind a pooler it differs from the process
--- named at the start.
-select pg_is_in_recovery(), pg_backend_pid();
+-- Whether the server follows another one; the process that answers, which behind a pooler differs from the one named at
+-- the start; and whether the database uses Citus, which passes statements on to other servers.
+select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
+
+-- name: is_citus
+select to_regclass('pg_catalog.pg_dist_partition') is not null;
+
+-- name: hand_settings_on!
+-- From here on until the end of the transaction, Citus passes each SET LOCAL on to its nodes. If one came in a text
+-- with other statements, those would be passed on, too.
+set local citus.propagate_set_commands = 'local';
+
+-- name: see_every_organization!
+set local cases.every_organization = 'on';
 
 -- name: name_organization
 -- The organization of the transaction, for row security, until its end.

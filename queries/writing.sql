@@ -53,7 +53,8 @@ on conflict (organization_id, id) do nothing
 returning id;
 
 -- name: change_case!
--- The time grows with every change, whatever the clock shows and whatever time was loaded.
+-- The time grows with every change, whatever the clock shows and whatever time was loaded. It is added to in UTC,
+-- because Citus takes nothing in an update that depends on the session's time zone.
 update cases
 set case_number = :case_number,
     contact_id = :contact_id,
@@ -66,7 +67,8 @@ set case_number = :case_number,
     channel_priority = :channel_priority,
     closed_at = case when :status = 'Closed' then coalesce(closed_at, :now::timestamptz) end,
     updated_at = least(
-        greatest(:now::timestamptz, updated_at + interval '1 microsecond'), '9999-12-31 23:59:59.999999+00'
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        '9999-12-31 23:59:59.999999+00'
     ),
     updated_by_user_id = :updated_by_user_id,
     case_funnel_stage_id = :case_funnel_stage_id

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,11 +24,13 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.migrations import init_db
 from cases_service.embedded.server import EmbeddedServer, join
 from cases_service.settings import Settings
+from tests import citus
 from tests.factories import SECRET_KEY, Organization
 
 SERVER_URL = "CASES_TEST_DATABASE_URL"
-# Set where every program is there, as in CI: a test that skips fails the run.
+# Set where every program is there, as in CI: a test that skips fails the run, unless it is for one of these reasons.
 NO_SKIPS = os.environ.get("CASES_TEST_NO_SKIPS", "") == "1"
+ALLOWED_SKIPS = (citus.SKIP_REASON,)
 
 # How long an example takes says more of the machine than of the code. Every run tries the same examples, apart from
 # those of `make fuzz`, which loads `long`.
@@ -37,10 +40,15 @@ hypothesis.settings.load_profile("bounded")
 LogLines = Callable[[], list[dict[str, Any]]]
 
 _server: list[EmbeddedServer] = []
+_cluster = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if SERVER_URL in os.environ or hasattr(config, "workerinput"):
+        return
+    if citus.IS_USED:
+        given = os.environ[citus.VARIABLE]
+        os.environ[SERVER_URL] = _cluster.enter_context(citus.cluster()).url if given == "start" else given
         return
     directory = Path(tempfile.mkdtemp(prefix="cases-test-"))
     # Speed over safety: nothing in this server is worth keeping.
@@ -50,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
+    _cluster.close()
     for server in _server:
         server.leave()
         server.wait_stopped(30)
@@ -63,13 +72,21 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     reporter: pytest.TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(session.config, "workerinput") or not reporter.stats.get("skipped"):
         return
-    skipped = len(reporter.stats["skipped"])
+    skipped = sum(not _is_allowed(report) for report in reporter.stats["skipped"])
     if not NO_SKIPS:
+        skipped = len(reporter.stats["skipped"])
         reporter.write_line(f"{skipped} skipped: `make programs` installs what most of them need (as root, on Debian)")
+        return
+    if skipped == 0:
         return
     reporter.write_line(f"{skipped} skipped, and with CASES_TEST_NO_SKIPS=1 none may: see SKIPPED above", red=True)
     if session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _is_allowed(report: pytest.TestReport) -> bool:
+    *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("",)
+    return str(reason).removeprefix("Skipped: ") in ALLOWED_SKIPS
 
 
 def pytest_report_header() -> str:
@@ -106,13 +123,20 @@ def writer_role(server_url: str) -> Iterator[str]:
 def database_url(server_url: str, service_role: str, writer_role: str) -> Iterator[str]:
     """The tests' own database, for one who may do everything."""
     name = f"cases_test_{uuid4().hex[:12]}"
+    with citus.database(server_url, name) if citus.IS_USED else _database(server_url, name) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            init_db(connection, service_role=service_role, writer_role=writer_role)
+        if citus.IS_USED:
+            citus.distribute(url)
+        yield url
+
+
+@contextmanager
+def _database(server_url: str, name: str) -> Iterator[str]:
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(f"create database {name} template template0 encoding 'UTF8'")
         try:
-            url = make_conninfo(server_url, dbname=name)
-            with psycopg.connect(url, autocommit=True) as connection:
-                init_db(connection, service_role=service_role, writer_role=writer_role)
-            yield url
+            yield make_conninfo(server_url, dbname=name)
         finally:
             server.execute(f"drop database {name} with (force)")
 

@@ -221,13 +221,3 @@ def conjuncts(condition: Any) -> Iterator[Any]:
             yield from conjuncts(part)
     elif condition is not None:
         yield condition
-
-
-def calls(text: str, function: str) -> list[list[Any]]:
-    """Return the arguments of each `select function(...)` of a script, in its order."""
-    targets = [target.val for one in parse_sql(text) for target in getattr(one.stmt, "targetList", None) or ()]
-    return [
-        [getattr(argument, "arg", argument).val for argument in call.args]
-        for call in targets
-        if is_a(call, ast.FuncCall) and call.funcname[-1].sval == function
-    ]

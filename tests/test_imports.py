@@ -469,7 +469,8 @@ def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Compa
             connection.execute(STATEMENTS[f"analyze_staging {table}"].encode())
         connection.execute(STATEMENTS["index_claims cases.case_number"].encode())
         explain = f"explain (analyze, buffers, format json) {STATEMENTS[name]}"
-        ((plan,),) = connection.execute(explain.encode(), prepare=False).fetchall()
+        given = {"organization_id": many_cases.id} if "%(" in explain else None
+        ((plan,),) = connection.execute(explain.encode(), given, prepare=False).fetchall()
     found = list(nodes(plan[0]["Plan"]))
     scanned = {node.get("Relation Name") for node in found if node["Node Type"] == "Seq Scan"}
     assert "cases" not in scanned

@@ -546,7 +546,8 @@ def test_a_hundred_messages_among_many_are_found_by_index(many_messages: Company
         for prepared in ("create_staging_of_counts", "index_messages", "fill_counted", "create_counts"):
             connection.execute(STATEMENTS[prepared].encode())
         explain = f"explain (analyze, buffers, format json) {STATEMENTS[name]}"
-        ((plan,),) = connection.execute(explain.encode(), prepare=False).fetchall()
+        given = {"organization_id": many_messages.id} if "%(" in explain else None
+        ((plan,),) = connection.execute(explain.encode(), given, prepare=False).fetchall()
     scanned = {node.get("Relation Name") for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "Seq Scan"}
     assert "messages" not in scanned
     assert buffers(plan[0]["Plan"]) < 100 * 60

@@ -17,7 +17,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from cases_service.application import Application, create_app
-from cases_service.database.connection_pool import Connection, Database, session_settings
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
+from cases_service.database.session_settings import of_service
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.factories import Organization, get
@@ -157,8 +159,8 @@ def test_the_configuration_repeats_what_the_service_asks_for_beyond_defaults(
         re.findall(r"\b(client_encoding|timezone|datestyle)=(\w+)", line)
     )
     assert len(re.findall("connect_query='(.*)'", line)[0]) < CONNECT_QUERY_BYTES
-    not_said = session_settings(settings).items() - said.items()
-    assert said.items() <= session_settings(settings).items()
+    not_said = of_service(settings).items() - said.items()
+    assert said.items() <= of_service(settings).items()
     assert not_said <= set(defaults)
 
 
@@ -205,7 +207,7 @@ def test_requests_share_connections_that_change_hands(pooled_app: Application, o
 
 @needs_pgbouncer
 def test_every_connection_has_the_session_of_the_service(database: Database, pooled: Settings) -> None:
-    names = session_settings(pooled)
+    names = of_service(pooled)
 
     def session(connection: Connection) -> tuple[int, dict[str, str]]:
         statement = """

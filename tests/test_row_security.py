@@ -12,7 +12,8 @@ import pytest
 from psycopg import sql
 
 from cases_service.cases.filters import Filters
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query, Result, preamble
 from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings
@@ -262,7 +263,7 @@ def test_a_read_is_limited_to_its_organization_and_the_next_one_on_the_connectio
 
 def test_on_citus_the_servers_are_told_to_pass_the_organization_on() -> None:
     commands = preamble(UUID(int=1), is_citus=True)
-    assert commands[1:] == (
+    assert commands[2:] == (
         b"set local citus.propagate_set_commands = 'local'",
         b"set local cases.organization_id = '00000000-0000-0000-0000-000000000001'",
     )

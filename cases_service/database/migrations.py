@@ -6,6 +6,8 @@ release of the service reads, so that both can run side by side during an upgrad
 A file is one transaction, or several steps, each begun by a line `-- step: KIND`:
 
     transaction   statements in one transaction, which locks its tables for a moment
+    tables        the same, but they make new tables, views and functions and nothing else. Where the others are Citus',
+                  which cannot refer to them from a table of one server, these become so, too (deploy/citus.sql)
     outside       statements outside of any transaction, one by one: `create index concurrently` with a `drop index
                   concurrently if exists` before it, `validate constraint`. After a failure all of them run again
     repeat        one statement that changes a batch of rows, repeated in transactions of its own until it changes none
@@ -25,14 +27,16 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from cases_service.database.command_connection import see_every_organization
 from cases_service.database.statements import source, statements
 from cases_service.terminal import printable
 
 T = TypeVar("T")
 
 _SCHEMA: Final = statements("schema")
-_STEP: Final = re.compile(r"^-- step: (transaction|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
+_STEP: Final = re.compile(r"^-- step: (transaction|tables|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
 _STATEMENT_END: Final = re.compile(r";[ \t]*$", re.MULTILINE)
+_DOLLAR_QUOTE: Final = re.compile(r"\$\w*\$")
 _LOCK_SECONDS: Final = 0.5
 _NAMED: Final = 3
 _FIRST_PAUSE: Final = 0.25
@@ -58,8 +62,15 @@ class Step:
 
     @property
     def statements(self) -> list[str]:
-        """The statements, to run one by one."""
-        return [part for part in map(str.strip, _STATEMENT_END.split(self.text)) if part]
+        """The statements, to run one by one: Citus hands the whole text to its nodes that it is given at once."""
+        found = [""]
+        for part in _STATEMENT_END.split(self.text):
+            found[-1] += part
+            if len(_DOLLAR_QUOTE.findall(found[-1])) % 2:
+                found[-1] += ";"
+            else:
+                found.append("")
+        return [statement for statement in map(str.strip, found) if statement]
 
 
 def _files() -> dict[int, Path]:
@@ -228,11 +239,25 @@ class _Work:
                     pass
 
         def finish() -> None:
-            if step.kind == "transaction":
-                self._execute(step)
+            if step.kind == "tables":
+                self._make_tables(step)
+            elif step.kind == "transaction":
+                for statement in step.statements:
+                    self._connection.execute(statement.encode(), prepare=False)
             self._connection.execute(_SCHEMA["record_progress"], progress)
 
         self.in_transaction(finish)
+
+    def _make_tables(self, step: Step) -> None:
+        """Make tables, on this server alone; then let Citus distribute them, if it has the others."""
+        if not self._first("is_distributed"):
+            self._execute(step)
+            return
+        for name in ("keep_settings_here", "stop_propagation"):
+            self._connection.execute(_SCHEMA[name])
+        self._execute(step)
+        for name in ("resume_propagation", "distribute_tables"):
+            self._connection.execute(_SCHEMA[name])
 
     def _execute(self, step: Step) -> psycopg.Cursor[Any]:
         return self._connection.execute(step.text.encode(), prepare=False)
@@ -269,7 +294,9 @@ class _Work:
                 with self._connection.transaction():
                     self._set_lock_timeout(_LOCK_SECONDS, is_local=True)
                     become_owner(self._connection)
-                    self._connection.execute(_SCHEMA["see_every_organization"])
+                    self._connection.execute(_SCHEMA["work_in_sequence"], prepare=False)
+                    # What a migration changes, it changes for all.
+                    see_every_organization(self._connection)
                     return work()
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 after = self._named("list_holders")

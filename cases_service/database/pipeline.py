@@ -34,6 +34,10 @@ MAXIMUM_PREPARED: Final = 100
 _CLOSES: Final = psycopg.capabilities.has_send_close_prepared()
 _NAMING: Final = numbered("session")["name_organization"]
 _SHOWING: Final = numbered("session")["show_notes"]
+_CITUS: Final = (
+    b"set local plan_cache_mode = 'force_custom_plan'",
+    b"set local citus.propagate_set_commands = 'local'",
+)
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
@@ -218,10 +222,11 @@ def preamble(
     Reads see one state of the database. Writes must see what others have just committed: otherwise two workers that
     record the use of the same token would fail.
 
-    Not with set_config(): if told to, Citus passes SET LOCAL on, and nothing else.
+    Not with set_config(): if told to, Citus passes SET LOCAL on, and nothing else. And Citus finds the shard by the
+    organization, so that it has no plan for a join while that is a parameter without a value.
     """
     begin = b"begin isolation level read committed read write" if writes else b"begin isolation level repeatable read"
-    propagate = (b"set local citus.propagate_set_commands = 'local'",) if is_citus else ()
+    propagate = _CITUS if is_citus else ()
     setting = sql.SQL("set local cases.organization_id = {}").format(sql.Literal(str(organization_id)))
     showing = (b"set local cases.private_notes = 'shown'",) if notes else ()
     return begin, *propagate, *showing, setting.as_bytes()

@@ -10,7 +10,8 @@ import msgspec
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from cases_service.database import session
+from cases_service.database import session_settings
+from cases_service.database.command_connection import CommandConnection
 from cases_service.database.connection_strings import resolve, with_options
 from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
 from cases_service.database.primary import STANDBY, for_primary, is_standby
@@ -35,7 +36,7 @@ class CommandDatabase:
     embedded: EmbeddedServer | None
 
     @contextmanager
-    def connect(self, *, with_schema: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    def connect(self, *, with_schema: bool = True) -> Iterator[CommandConnection]:
         """Lend a connection with all rights, in autocommit mode.
 
         Raises:
@@ -47,13 +48,14 @@ class CommandDatabase:
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
         url = for_primary(self.settings.admin_database_url or self.settings.require_database_url())
-        given = with_options(url, {**session.COMMANDS, **_EVERY_ORGANIZATION})
-        with psycopg.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
+        given = with_options(url, {**session_settings.COMMANDS, **_EVERY_ORGANIZATION})
+        with CommandConnection.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
             if is_standby(connection):
                 raise NoDatabaseError(f"the server in {self._variable} {STANDBY}")
-            session.complete(connection)
+            session_settings.complete(connection)
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
+            connection.look_at_server()
             yield connection
 
     @property
@@ -64,6 +66,8 @@ class CommandDatabase:
         """Run `migrations.init_db` with its options, for the roles of the settings."""
         writer = self.settings.write_database_url
         with self.connect(with_schema=False) as connection:
+            # A migration has statements that run outside of any transaction, and says itself what it sees.
+            connection.is_on_citus = False
             return init_db(
                 connection,
                 service_role=resolve(self.settings.require_database_url())["user"],

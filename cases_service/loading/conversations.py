@@ -4,7 +4,7 @@ A message's line names its activity but no case, and no line gives an activity's
 see it. All of that follows from the lines and the stored rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -20,9 +20,10 @@ class StagedConversations:
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
 
-    def lock(self) -> None:
-        """Lock the conversations that lines are about until the transaction ends."""
-        self._execute("lock_conversations").fetchone()
+    def lock(self, organizations: Iterable[str]) -> None:
+        """Lock the organizations' conversations that lines are about until the transaction ends."""
+        for organization_id in organizations:
+            self._execute("lock_conversations", organization_id=organization_id).fetchone()
 
     def prepare(self) -> None:
         """Read what is stored of them, once it can no longer change."""

@@ -6,7 +6,8 @@ from time import monotonic
 from typing import Final
 from uuid import UUID
 
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
 from cases_service.errors import UnavailableError

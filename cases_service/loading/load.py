@@ -21,6 +21,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
+from cases_service.database.command_connection import is_citus
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased import ErasedVisitors
@@ -43,6 +44,7 @@ from cases_service.loading.statements import (
     NAMING_VISITORS,
     REFERENCES,
     STATEMENTS,
+    STATEMENTS_ON_CITUS,
     TABLES,
     TIMED,
     UNIQUE_FIELDS,
@@ -62,6 +64,7 @@ REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.remo
 """The types of rows that a line can remove."""
 
 _SQL: Final = {name: text.encode() for name, text in STATEMENTS.items()}
+_SQL_ON_CITUS: Final = {name: text.encode() for name, text in STATEMENTS_ON_CITUS.items()}
 _BATCH_BYTES: Final = 2**20
 _LINE_BITS: Final = 40
 
@@ -387,6 +390,7 @@ class Load:
         deadline: float = inf,
     ) -> None:
         self._connection = connection
+        self._is_on_citus = False
         self._deadline = deadline
         self._box = box
         self._options = options
@@ -407,6 +411,7 @@ class Load:
         self._conversing: dict[str, set[str]] = {record_type: set() for record_type in CONVERSATION}
         self._conversations = StagedConversations(self._execute)
         self._execute("begin")
+        self._is_on_citus = is_citus(connection)
 
     @classmethod
     def of_request(cls, connection: psycopg.Connection[Any], options: LoadOptions, *, deadline: float) -> "Load":
@@ -444,7 +449,7 @@ class Load:
         self._find_erased()
         converses = not self._staged.isdisjoint(CONVERSATION)
         if converses:
-            self._conversations.lock()
+            self._conversations.lock(self._organizations)
         for record_type in staged_types:
             self._compare_with_stored(record_type)
         for record_type in REMOVABLE if self._is_snapshot else ():
@@ -488,7 +493,7 @@ class Load:
     def _prepare_conversations(self, staged_types: Sequence[str]) -> None:
         """Read the stored conversations. Rows removed with their case need no line."""
         if self._is_snapshot:
-            self._conversations.lock()
+            self._conversations.lock(self._organizations)
         self._conversations.prepare()
         if "case" in staged_types:
             self._unnamed -= self._conversations.skip_taken_along(unnamed=_UNNAMED)
@@ -541,7 +546,8 @@ class Load:
         """Exclude stale lines, and fill in the fields that keep their values."""
         table, options = TABLES[record_type], self._options
         if record_type in DATED and (options.if_newer or options.keeps_left_out):
-            self._execute(f"lock_rows {table.name}").fetchone()
+            for organization_id in self._organizations:
+                self._execute(f"lock_rows {table.name}", organization_id=organization_id).fetchone()
         if record_type in DATED and options.if_newer:
             self._stale += self._execute(f"skip_stale {table.name}").rowcount
             self._stale += self._execute(f"skip_removed {table.name}").rowcount
@@ -634,6 +640,8 @@ class Load:
         for unique_type, name in UNIQUE_FIELDS:
             if unique_type == record_type:
                 column = f"{TABLES[record_type].name}.{name}"
+                if self._is_on_citus:
+                    self._execute(f"remember_holders {column}")
                 self._exclude(f"exclude_repeated {column}", name, _REPEATED[column])
 
     def _exclude(self, statement: str, name: str | None, reason: str, **parameters: Any) -> None:
@@ -642,14 +650,23 @@ class Load:
 
     def _find_in_the_way(self, record_type: str, name: str) -> None:
         column = f"{TABLES[record_type].name}.{name}"
-        if record_type not in self._staged:
+        if record_type not in self._staged or self._is_unique(name):
             return
+        places = self._execute(f"list_repeated {column}").fetchall()
+        if places or not self._is_on_citus:
+            raise _InTheWayError({place: (name, _REPEATED[column]) for (place,) in places}) from None
+
+    def _is_unique(self, name: str) -> bool:
+        """Tell whether no row has another's number or identity, as far as the server can be asked."""
+        if self._is_on_citus:
+            # Its nodes check at the commit.
+            return False
         try:
             with self._connection.transaction():
                 self._execute(_CHECKS[name])
         except psycopg.errors.UniqueViolation:
-            places = self._execute(f"list_repeated {column}").fetchall()
-            raise _InTheWayError({place: (name, _REPEATED[column]) for (place,) in places}) from None
+            return False
+        return True
 
     def _parents_of(self, record_type: str) -> list[Reference]:
         """Return the references of a type. A caller's own organization is known to exist."""
@@ -713,17 +730,30 @@ class Load:
 
     def _write_rows(self, record_type: str) -> int:
         if record_type == "signing_key":
-            return self._execute("write_signing_keys").rowcount
+            self._execute("exclude_ended_keys")
+            return self._count_written("write_signing_keys")
         if record_type == "event":
-            return self._execute("write_events").rowcount
+            return self._count_written("write_events")
         table = TABLES[record_type].name
         if record_type in TIMED:
             self._execute(f"fill_times {table}")
+            self._execute(f"fill_new_times {table}")
         if record_type == "activity":
             self._conversations.hide()
         if record_type == "message":
             self._conversations.place()
-        return self._execute(f"write {table}").rowcount
+        written = self._count_written(f"write {table}")
+        if record_type == "activity" and self._is_on_citus:
+            self._execute("follow_activities")
+        return written
+
+    def _count_written(self, statement: str) -> int:
+        """Return how many rows a statement added or changed."""
+        written = self._execute(statement)
+        if not self._is_on_citus:
+            return written.rowcount
+        row = written.fetchone()
+        return 0 if row is None else int(row[0])
 
     def _remove(self, record_type: str) -> int:
         references = _references(parent_type=record_type)
@@ -788,15 +818,13 @@ class Load:
     def _check_numbers_and_identities(self) -> None:
         for record_type, name in UNIQUE_FIELDS:
             column = f"{TABLES[record_type].name}.{name}"
-            try:
-                with self._connection.transaction():
-                    self._execute(_CHECKS[name])
-            except psycopg.errors.UniqueViolation:
-                place = self._find(f"find_repeated {column}")
-                if place is None:
-                    raise
-                # The server's message quotes the row.
-                raise self._error_at(place, name, _REPEATED[column]) from None
+            if record_type not in self._staged or self._is_unique(name):
+                continue
+            place = self._find(f"find_repeated {column}")
+            if place is not None:
+                raise self._error_at(place, name, _REPEATED[column])
+            if not self._is_on_citus:
+                raise LoadError(None, None, None, f"the database refuses a row ({column} is not unique)")
 
     def _find(self, diagnosis: str, **parameters: Any) -> int | None:
         """Return the place of the line that a statement finds."""
@@ -818,11 +846,17 @@ class Load:
             raise psycopg.errors.QueryCanceled
         # Each runs once, and several statements in one text cannot be prepared.
         cursor = self._connection.cursor(row_factory=tuple_row)
-        return cursor.execute(_SQL[statement], parameters or None, prepare=False)
+        return cursor.execute(self._sql[statement], parameters or None, prepare=False)
+
+    @property
+    def _sql(self) -> Mapping[str, bytes]:
+        return _SQL_ON_CITUS if self._is_on_citus else _SQL
 
     def _rows(self, statement: str, **parameters: Any) -> psycopg.ServerCursor[tuple[Any, ...]]:
         """Return the rows of a statement from a server-side cursor, so that they need not fit into memory."""
-        return self._connection.cursor(statement, row_factory=tuple_row).execute(_SQL[statement], parameters or None)
+        return self._connection.cursor(statement, row_factory=tuple_row).execute(
+            self._sql[statement], parameters or None
+        )
 
 
 class _InTheWayError(Exception):

@@ -48,4 +48,5 @@ def begin(connection: psycopg.Connection[Any]) -> None:
 
 def record_run(connection: psycopg.Connection[Any], run: Run) -> None:
     """Record a run in the current transaction (read committed), and delete runs that are too old."""
+    connection.execute(_SQL["forget_old_runs"], {"organization_id": run.organization_id}, prepare=False)
     connection.execute(_SQL["add_import_run"], asdict(run), prepare=False)

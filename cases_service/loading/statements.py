@@ -1,8 +1,10 @@
 """The statements of a load, made from the templates in queries/loading.sql and the closed tables below."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import msgspec
@@ -11,6 +13,7 @@ from cases_service.database.statements import statements
 from cases_service.loading.records import RECORDS
 
 _MARK: Final = re.compile(r"\{(\w+)\}")
+_SERVER: Final = re.compile(r" *-- (on Citus|elsewhere)$")
 _ROW: Final = ("organization_id", "id")
 
 
@@ -133,9 +136,11 @@ def _snapshot_statements() -> Iterator[tuple[str, str]]:
     """Yield the statements that remove the rows that no line names."""
     for name, table in ((name, TABLES[name]) for name, record in RECORDS.items() if record.removable):
         marks = _marks(table) | {"time": "null::timestamptz", "unnamed": "n.id is null"}
+        marks["known_columns"] = "t.organization_id, t.id"
         if time := _TIME_OF_SNAPSHOT.get(name):
             newer = f"%(spares_newer)s and t.{time} > coalesce(newest.at, 'infinity')"
             marks |= {"time": time, "unnamed": f"n.id is null and not ({newer})"}
+            marks["known_columns"] += f", t.{time}"
         for template in ("remember_named", "count_unnamed", "stage_unnamed"):
             yield _filled(template, table.name, **marks)
 
@@ -147,19 +152,20 @@ def _statements() -> Iterator[tuple[str, str]]:
         templates = (*_FOR_EACH_TABLE, *(("fill_left_out",) if table.optional else ()))
         yield from (_filled(template, table.name, **_marks(table)) for template in templates)
     yield from _dated_statements()
-    yield from (_filled("fill_times", TABLES[name].name, **_marks(TABLES[name])) for name in TIMED)
+    for name, template in product(TIMED, ("fill_times", "fill_new_times")):
+        yield _filled(template, TABLES[name].name, **_marks(TABLES[name]))
     yield from (_filled("skip_taken_along", TABLES[name].name, **_marks(TABLES[name])) for name in CONVERSATION)
     yield from _snapshot_statements()
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
-        marks |= {"parent": parent.name, "parent_id": parent.key[-1]}
+        marks |= {"parent": parent.name, "parent_id": parent.key[-1], "parent_key": _list(parent.key, "p.")}
         yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
     for table in map(TABLES.__getitem__, NAMING_VISITORS):
         yield _filled("list_external_ids", table.name, table=table.name)
     for record_type, field in UNIQUE_FIELDS:
         table = TABLES[record_type]
-        for template in ("find_repeated", "list_repeated", "exclude_repeated", "index_claims"):
+        for template in ("find_repeated", "list_repeated", "remember_holders", "exclude_repeated", "index_claims"):
             yield _filled(template, f"{table.name}.{field}", table=table.name, field=field)
 
 
@@ -209,8 +215,18 @@ _WITHOUT_CALLER: Final = {
         if not RECORDS[r.parent_type].removable
     ),
 }
-STATEMENTS: Final = {name: text for name, text in _statements() if name not in _WITHOUT_CALLER}
+_WRITTEN: Final = {name: text for name, text in _statements() if name not in _WITHOUT_CALLER}
+
+
+def _for_server(text: str, place: str) -> str:
+    """Return the lines of a statement for all servers, and those for this kind of server, without the marks."""
+    lines = [(_SERVER.sub("", line), _SERVER.search(line)) for line in text.splitlines()]
+    return "\n".join(line for line, mark in lines if mark is None or mark[1] == place)
+
+
+STATEMENTS: Final = {name: _for_server(text, "elsewhere") for name, text in _WRITTEN.items()}
+STATEMENTS_ON_CITUS: Final = {name: _for_server(text, "on Citus") for name, text in _WRITTEN.items()}
 
 if __name__ == "__main__":
-    for name, text in STATEMENTS.items():
+    for name, text in (STATEMENTS_ON_CITUS if sys.argv[1:] == ["citus"] else STATEMENTS).items():
         print(f"-- {name}\n{text}\n")  # noqa: T201

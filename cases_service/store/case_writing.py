@@ -4,6 +4,7 @@ A transaction takes two round trips: the first locks and reads the case, and che
 writes, reads the result, and commits. If two transactions conflict, exactly one succeeds.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,7 +14,8 @@ import psycopg
 
 from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
 from cases_service.errors import (
@@ -26,6 +28,7 @@ from cases_service.store import organization_cases as case_store
 from cases_service.store.organization_cases import REFERENCES, Situation, StoredCase
 
 _TRIES: Final = 3
+_SHARD: Final = re.compile(r"_\d{6,}$")
 _NOT_FOUND: Final = "The organization has no case with this id."
 _OPTIONAL: Final = (
     "contact_id",
@@ -227,5 +230,7 @@ def _no_such(body: CaseBody, name: str) -> Error:
 
 def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> ProblemError:
     """Return the error for a reference whose object was removed during the write."""
-    names = [name for name, constraint in REFERENCES.items() if constraint == error.diag.constraint_name]
+    # On Citus a constraint is called after its shard.
+    violated = _SHARD.sub("", error.diag.constraint_name or "")
+    names = [name for name, constraint in REFERENCES.items() if constraint == violated]
     return invalid(*(_no_such(body, name) for name in names)) if names else UnavailableError()

@@ -14,7 +14,8 @@ from uuid import UUID, uuid4
 import psycopg
 
 from cases_service.cases.bodies import invalid
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
 from cases_service.database.transaction import Transaction

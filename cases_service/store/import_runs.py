@@ -6,7 +6,7 @@ from uuid import UUID
 from cases_service.cases import timestamps as instants
 from cases_service.cases.schemas import ImportRunSchema, Instant
 from cases_service.cases.serialization import RowDump, compile_row_dump
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import numbered, statements
 

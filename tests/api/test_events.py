@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -108,10 +108,11 @@ class TestPruning:
         """Five events of the last five days."""
         for number in range(5):
             sides.say(str(number))
-        sides.organization.connection.execute(
-            "update events set created_at = now() - (6 - position) * interval '1 day' where organization_id = %s",
-            [sides.organization.id],
-        )
+        for position in range(1, 6):
+            sides.organization.connection.execute(
+                "update events set created_at = %s where organization_id = %s and position = %s",
+                [datetime.now(UTC) - timedelta(days=6 - position), sides.organization.id, position],
+            )
         return sides
 
     def prune(self, database_url: str, days: int) -> str:
@@ -131,8 +132,8 @@ class TestPruning:
 
     def test_positions_go_on_where_all_events_went(self, aged: Sides, database_url: str) -> None:
         aged.organization.connection.execute(
-            "update events set created_at = created_at - interval '1 year' where organization_id = %s",
-            [aged.organization.id],
+            "update events set created_at = %s where organization_id = %s",
+            [datetime.now(UTC) - timedelta(days=365), aged.organization.id],
         )
         self.prune(database_url, 200)
         assert assert_problem(aged.events("?after=4"), 410, "events_gone")["position"] == 5
