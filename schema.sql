@@ -409,6 +409,43 @@ create table import_runs (
     )
 );
 
+-- What has been removed at which time of its system's, so that a delivery that comes late does not bring it back. The
+-- removal may have come before anything else of the row, and of the organization.
+create table removed_rows (
+    organization_id uuid not null,
+    record_type text not null,
+    id uuid not null,
+    updated_at timestamptz not null,
+    removed_at timestamptz not null default now(),
+    constraint removed_rows_pk primary key (organization_id, record_type, id),
+    constraint removed_rows_type_known check (record_type in ('contact', 'case')),
+    constraint removed_rows_times_in_range check (
+        updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+    )
+);
+
+-- What a person's external id is hashed with once their data is erased: 32 random bytes for each organization that has
+-- erased anybody.
+create table erasure_keys (
+    organization_id uuid not null,
+    key bytea not null,
+    constraint erasure_keys_pk primary key (organization_id),
+    constraint erasure_keys_organization_fk foreign key (organization_id)
+        references organizations (organization_id),
+    constraint erasure_keys_length check (octet_length(key) = 32)
+);
+
+-- Visitors whose data was erased, by the HMAC-SHA256 of their external id, so that no feed brings them back.
+create table erased_visitors (
+    organization_id uuid not null,
+    external_id_hash bytea not null,
+    erased_at timestamptz not null,
+    constraint erased_visitors_pk primary key (organization_id, external_id_hash),
+    constraint erased_visitors_key_fk foreign key (organization_id)
+        references erasure_keys (organization_id),
+    constraint erased_visitors_hash_is_sha256 check (octet_length(external_id_hash) = 32)
+);
+
 -- What a case refers to. Read by the release before this one only; the five views are to be dropped.
 create view case_contacts with (security_invoker = true) as
 select
@@ -524,7 +561,8 @@ declare
 begin
     foreach protected_table in array array[
         'organizations', 'users', 'api_tokens', 'signing_keys', 'visitors', 'contacts', 'case_funnel_stages', 'cases',
-        'activities', 'messages', 'event_positions', 'events', 'import_runs'
+        'activities', 'messages', 'event_positions', 'events', 'import_runs', 'removed_rows', 'erasure_keys',
+        'erased_visitors'
     ] loop
         execute format('alter table %I enable row level security, force row level security', protected_table);
         execute format(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks import answers, measures, report
+from benchmarks import answers, measures, report, writes
 from benchmarks.contestant import CONTESTANTS, run
 from benchmarks.credentials import Credentials
 from benchmarks.dataset import FOLDER, Size, database
@@ -29,6 +29,12 @@ _QUICK: Final = Plan(
     flat_rounds=6,
     curve_rounds=5,
     curve_budget=2.0,
+    message_rounds=10,
+    import_rounds=6,
+    feed_rounds=2,
+    feed_slices=3,
+    load_rows=20_000,
+    load_parts=2,
 )
 
 
@@ -47,7 +53,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small data set and short rounds: about three minutes")
+    parser.add_argument("--quick", action="store_true", help="a small data set and short rounds: about four minutes")
     parser.add_argument("--cases", type=int, help=f"cases in all (default {_FULL.cases:,})")
     parser.add_argument("--heavy", type=int, help=f"cases of a heavy visitor (default {_FULL.heavy:,})")
     parser.add_argument("--rounds", type=int, help=f"rounds of throughput (default {Plan.rounds})")
@@ -101,7 +107,11 @@ def _results(bench: Bench) -> dict[str, Any]:
     best = {name: median(sample["rate"] for sample in pages[name]) for name in bench.running}
     found["tail"] = measures.tail(bench, best)
     found["flatness"] = measures.flatness(bench)
+    found["messages"] = measures.message_flatness(bench)
     found["curves"] = measures.curves(bench)
+    found["imports"] = writes.imports(bench)
+    found["feed"] = writes.feed(bench, best["service"])
+    found["loads"] = writes.loads(bench)
     return found
 
 

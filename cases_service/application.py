@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import structlog
 from flask import Flask, Request, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
-from cases_service.api import problems
+from cases_service.api import error_handlers
 from cases_service.api.blueprints import (
     cases,
     conversations,
@@ -26,7 +25,7 @@ from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection_pool import Database, query_count
 from cases_service.errors import NotFoundError, OverloadedError
-from cases_service.observability import metrics, tracing
+from cases_service.observability import metrics, request_log, tracing
 from cases_service.observability.logs import configure, method_label
 from cases_service.server.queue_time import arrival
 from cases_service.service import Service, current_service
@@ -40,8 +39,6 @@ _HEADERS: Final = (
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 )
-
-log = structlog.get_logger("cases_service.request")
 
 
 class Application(Flask):
@@ -69,7 +66,7 @@ class Application(Flask):
 
     def log_exception(self, exc_info: object) -> None:
         """Log an exception that escaped the error handlers, without the path."""
-        log.error("unexpected_error", exc_info=exc_info)
+        request_log.log.error("unexpected_error", exc_info=exc_info)
 
     def start_draining(self) -> float:
         """Report unready; return the seconds to keep accepting."""
@@ -103,7 +100,7 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     app.after_request(_finish)
     if service.rate_limits is not None:
         app.after_request(service.rate_limits.show)
-    problems.register(app)
+    error_handlers.register(app)
     if settings.trusted_hops:
         hops = settings.trusted_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
@@ -145,15 +142,14 @@ def _finish(response: Response) -> Response:
     method, route = method_label(asked.method), None if asked.url_rule is None else asked.url_rule.rule
     status, code, seconds = response.status_code, asked.code, perf_counter() - asked.started
     metrics.count_request(route, method, status=status, code=code, seconds=seconds, database=query_count)
-    log.info(
-        "request",
+    request_log.write(
         request_id=asked.id,
         method=method,
         route=route,
         status=status,
         code=code,
-        organization=str(organization) if isinstance(organization, UUID) else None,
-        duration_ms=round(seconds * 1000, 2),
+        organization_id=organization if isinstance(organization, UUID) else None,
+        seconds=seconds,
         queries=query_count.value,
     )
     return response

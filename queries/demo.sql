@@ -1,4 +1,4 @@
--- Whom the demo's portal can be signed in as, and the conversations that are made up for its cases.
+-- Whom the demo's portal can be signed in as, and what is unread in its cases.
 
 -- name: list_visitors_to_show
 -- Visitors of several contacts who have most to show: open and closed cases, the newest open case, the most cases.
@@ -38,37 +38,6 @@ join cases k on k.organization_id = :organization_id and k.contact_id = c.id and
 where v.organization_id = :organization_id and v.external_id = :external_id
 order by k.created_at desc, k.id desc
 limit 1;
-
--- name: add_activity!
--- What is made up, and is made up again at each start, takes the place of what is there.
-insert into activities (organization_id, id, case_id, channel, created_at, updated_at, ended_at)
-values (:organization_id, :id, :case_id, :channel, :created_at, :updated_at, :ended_at)
-on conflict (organization_id, id) do update
-set created_at = excluded.created_at, updated_at = excluded.updated_at, ended_at = excluded.ended_at;
-
--- name: add_message!
-insert into messages (
-    organization_id, id, case_id, activity_id, sender_type, sender_user_id, text, created_at, read_at, is_private
-)
-values (
-    :organization_id, :id, :case_id, :activity_id, :sender_type, :sender_user_id, :text, :created_at, :read_at,
-    :is_private
-)
-on conflict (organization_id, id) do update set created_at = excluded.created_at, read_at = excluded.read_at;
-
--- name: count_messages_of_activities!
-update activities
-set message_count = counted.messages, private_message_count = counted.notes
-from (
-    select
-        m.activity_id,
-        count(*) filter (where not m.is_private) as messages,
-        count(*) filter (where m.is_private) as notes
-    from messages m
-    where m.organization_id = :organization_id
-    group by m.activity_id
-) counted
-where activities.organization_id = :organization_id and activities.id = counted.activity_id;
 
 -- name: count_unread_of_visitors!
 update cases

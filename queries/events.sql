@@ -68,6 +68,10 @@ from event_positions p
 join cases c on c.organization_id = :organization_id and c.id = :case_id::uuid
 where p.organization_id = :organization_id;
 
+-- name: prune_removed_rows_everywhere!
+-- A delivery that is later than that brings a row back.
+delete from removed_rows r where r.removed_at < :before::timestamptz;
+
 -- name: list_organizations_with_events_before_everywhere
 select distinct e.organization_id from events e where e.created_at < :before::timestamptz order by e.organization_id;
 

@@ -151,6 +151,38 @@ using {table} t  -- elsewhere
 using known t  -- on Citus
 where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
 
+-- name: skip_removed!
+-- A line that is older than its row's removal comes too late; so does a removal that has been done.
+with known as materialized (  -- on Citus
+    select r.organization_id, r.id, r.record_type, r.updated_at  -- on Citus
+    from staged_{table} s  -- on Citus
+    join removed_rows r  -- on Citus
+        on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
+),  -- on Citus
+stored as materialized (  -- on Citus
+    select t.organization_id, t.id from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+)  -- on Citus
+delete from staged_{table} s
+using removed_rows r  -- elsewhere
+using known r  -- on Citus
+where r.organization_id = s.organization_id
+    and r.record_type = '{type}'
+    and r.id = s.id
+    and (r.updated_at > s.updated_at or (s.deleted and r.updated_at = s.updated_at))
+    and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id)  -- elsewhere
+    and not exists (select from stored t where t.organization_id = s.organization_id and t.id = s.id)  -- on Citus
+;
+
+-- name: remember_removed!
+-- A removal may come before what it removes.
+insert into removed_rows (organization_id, record_type, id, updated_at)
+select s.organization_id, '{type}', s.id, s.updated_at
+from staged_{table} s
+where s.deleted and s.updated_at is not null
+on conflict (organization_id, record_type, id) do update
+set updated_at = excluded.updated_at
+where removed_rows.updated_at < excluded.updated_at;
+
 -- name: fill_left_out!
 -- What a line leaves out stays as it is.
 with known as materialized (  -- on Citus
@@ -164,6 +196,12 @@ where s.left_out <> 0 and not s.deleted and {staged_is_stored};
 
 -- name: exclude_lines!
 delete from staged_{table} where place = any (:places);
+
+-- name: list_external_ids
+-- Whom the staged lines of some organizations are about.
+select s.place, s.organization_id::text, s.external_id
+from staged_{table} s
+where not s.deleted and s.organization_id = any (:organizations::uuid[]);
 
 -- name: limit_waiting
 -- For a row or table that somebody else holds. The turn above may take as long as another load does.

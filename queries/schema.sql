@@ -143,6 +143,8 @@ from (
         (true, 'grant insert, update on activities, messages, event_positions to %%1$I'),
         (true, 'grant insert on events to %%1$I'),
         (true, 'grant select, insert, delete on import_runs to %%1$I'),
+        (true, 'grant select, insert, update on removed_rows to %%1$I'),
+        (true, 'grant select on erasure_keys, erased_visitors to %%1$I'),
         (
             not has_database_privilege(:role::text, current_database(), 'temporary')
             and (select pg_has_role(datdba, 'usage') from pg_database where datname = current_database()),
@@ -168,6 +170,8 @@ cross join (
             ' case_funnel_stages, cases, activities, messages, event_positions, events to %1$I'
         ),
         (0, 'grant select, insert, delete on import_runs to %1$I'),
+        (0, 'grant select, insert, update, delete on removed_rows, erased_visitors to %1$I'),
+        (0, 'grant select, insert on erasure_keys to %1$I'),
         (0, 'grant select on late_feeds to %1$I'),
         (0, 'grant delete on visitors, contacts, case_funnel_stages, cases, activities, messages, events to %1$I'),
         (

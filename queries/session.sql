@@ -84,12 +84,18 @@ where to_regprocedure('count_late_feeds()') is null
 -- name: list_missing_writer_rights
 -- What list_writer_grants would give to this role, and it has not; and the server, where it takes no writes.
 select 'select on ' || name as missing
-from unnest(array['schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases']) as seen (name)
+from unnest(
+    array[
+        'schema_version', 'users', 'visitors', 'contacts', 'case_funnel_stages', 'cases', 'removed_rows',
+        'erasure_keys', 'erased_visitors'
+    ]
+) as seen (name)
 where to_regclass(name) is null or not has_table_privilege(to_regclass(name), 'select')
 union all
-select right_ || ' on cases'
-from unnest(array['insert', 'update', 'delete']) as written (right_)
-where to_regclass('cases') is null or not has_table_privilege(to_regclass('cases'), right_)
+select right_ || ' on ' || name
+from unnest(array['cases', 'activities', 'messages']) as written (name)
+cross join unnest(array['insert', 'update', 'delete']) as wanted (right_)
+where to_regclass(name) is null or not has_table_privilege(to_regclass(name), right_)
 union all
 select 'a server that takes writes'
 where pg_is_in_recovery();

@@ -75,7 +75,18 @@ set case_number = :case_number,
 where organization_id = :organization_id and id = :case_id::uuid;
 
 -- name: remove_case
--- No row: the organization has no such case.
-delete from cases
-where organization_id = :organization_id and id = :case_id::uuid
-returning id;
+-- No row: the organization has no such case. What a feed brings of it later, but from before, does not bring it back.
+with removed as (
+    delete from cases
+    where organization_id = :organization_id and id = :case_id::uuid
+    returning organization_id, id
+),
+remembered as (
+    insert into removed_rows (organization_id, record_type, id, updated_at)
+    select :organization_id, 'case', removed.id, now()
+    from removed
+    where removed.organization_id = :organization_id
+    on conflict (organization_id, record_type, id) do update
+    set updated_at = greatest(removed_rows.updated_at, excluded.updated_at)
+)
+select removed.id from removed where removed.organization_id = :organization_id;

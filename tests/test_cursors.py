@@ -4,12 +4,13 @@ import base64
 import struct
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cases_service.cases.pagination import Collection, Cursor, Position, visitor_tag
-from cases_service.cases.timestamps import FIRST, LAST
+from cases_service.cases.timestamps import FIRST, LAST, from_microseconds, microseconds_of_postgres
 from cases_service.errors import InvalidCursorError
 
 COLLECTION = Collection(UUID(int=7), "created_at")
@@ -100,3 +101,14 @@ def test_a_cursor_holds_nothing_of_the_visitors_id() -> None:
     cursor = Cursor(Position(0, UUID(int=0)), backward=False, visitor_tag=visitor_tag(visitor_id))
     raw = base64.urlsafe_b64decode(cursor.encode(COLLECTION))
     assert visitor_id.bytes[:4] not in raw
+
+
+@pytest.mark.parametrize("microseconds", [FIRST, -1, 0, 1, 870_000, 1_440_000_000_879_100, LAST])
+def test_a_time_as_postgresql_prints_it_is_read_exactly(
+    session_connection: psycopg.Connection, microseconds: int
+) -> None:
+    text = session_connection.execute(
+        "select (%s::timestamptz at time zone 'UTC')::text || '+00'", [from_microseconds(microseconds)]
+    ).fetchone()
+    assert text is not None
+    assert microseconds_of_postgres(text[0]) == microseconds

@@ -21,7 +21,10 @@ from tests.statements import ORGANIZATION, Statement, rendered_statements, state
 SCRIPT = (Path(__file__).parents[1] / "deploy/citus.sql").read_text()
 REQUESTS = ("access", "cases", "organization_cases", "summary")
 PLACES = ("row_limit", "after", "after_id", "furthest", "rearmost", "look_behind")
-ONE_BY_ONE = ("administration", "conversations", "demo", "doctor", "events", "import_runs", "last_use", "writing")
+ONE_BY_ONE = (
+    *("administration", "conversations", "demo", "doctor", "events", "import_runs", "last_use", "personal_data"),
+    "writing",
+)
 # What the version of the schema and the server's state are read with concerns nobody's rows.
 NOBODYS = ("schema", "session", "replication", "embedded")
 # rotate-secrets asks all shards whose secrets there are, and then goes through them organization by organization.
@@ -39,6 +42,8 @@ ACROSS_ORGANIZATIONS = {
     "list_organizations_with_events_before_everywhere",
     "list_late_feeds_everywhere",
     "list_existing",
+    "prune_removed_rows_everywhere",
+    "list_erased_everywhere",
 }
 
 

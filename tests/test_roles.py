@@ -28,6 +28,7 @@ from cases_service.settings import Settings, SettingsError, environment_of
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, get
 from tests.process.running import COMMAND, environment, wait_for
+from tests.test_loading import Company, removal
 
 ROLES = (Path(__file__).parents[1] / "deploy/roles.sql").read_text()
 BOX = SecretBox([SECRET_KEY])
@@ -175,6 +176,28 @@ def test_everything_works(kind: str, request: pytest.FixtureRequest) -> None:
     with app.extensions["cases_service"].database._pool.connection() as served:
         assert served.execute("select count(*) from cases").fetchone() == (0,)
     app.close()
+
+
+@pytest.mark.parametrize("kind", ["roles", "plain"])
+def test_conversations_and_events_are_loaded_and_removed(kind: str, request: pytest.FixtureRequest) -> None:
+    given: Roles = request.getfixturevalue(kind)
+    database = CommandDatabase(given.settings if kind == "roles" else given.plain_settings, None)
+    database.initialize()
+    with database.connect() as connection:
+        company = Company(connection, BOX)
+        case, stranger = company.case(), company.case()
+        activity = company.activity(case_id=case["id"])
+        note = company.message(activity_id=activity["id"], is_private=True)
+        message = company.message(activity_id=activity["id"])
+        lines = [case, stranger, activity, note, message, company.event()]
+        summary = company.load(company.organization(), *lines)
+        assert sum(summary.written.values()) == 1 + len(lines)
+        assert company.load(*lines).unchanged == len(lines)
+        assert company.load(activity | {"case_id": stranger["id"]}).written["activity"] == 1
+        assert {str(row["case_id"]) for row in company.rows("messages").values()} == {stranger["id"]}
+        (stored,) = company.rows("activities").values()
+        assert (stored["message_count"], stored["private_message_count"]) == (1, 1)
+        assert sum(company.load(*map(removal, (activity, note, message))).removed.values()) == 3
 
 
 @pytest.mark.parametrize("kind", ["roles", "plain"])

@@ -34,7 +34,13 @@ TABLES = (
     "event_positions",
     "events",
     "import_runs",
+    "removed_rows",
+    "erasure_keys",
+    "erased_visitors",
 )
+# What has been removed, and whom an organization has erased, is for who writes.
+UNSERVED = ("removed_rows", "erasure_keys", "erased_visitors")
+SERVED = tuple(table for table in TABLES if table not in UNSERVED)
 WITH_NOTES = ("activities", "messages")
 
 
@@ -64,6 +70,8 @@ def two(organization: Organization) -> tuple[Organization, Organization]:
         case_id = one.case(visitor.contact_ids[0], owner_id=one.user_id, case_funnel_stage_id=stage)
         add_conversation(one, case_id)
         one.import_run()
+        one.insert("erasure_keys", organization_id=one.id, key=b"k" * 32)
+        one.insert("erased_visitors", organization_id=one.id, external_id_hash=b"h" * 32, erased_at=LONG_AGO)
     return organization, other
 
 
@@ -99,7 +107,7 @@ def test_every_table_with_tenant_data_forces_row_security(connection: psycopg.Co
     }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", SERVED)
 def test_the_service_sees_nothing_unless_it_says_whose(
     service: psycopg.Connection, two: tuple[Organization, Organization], table: str
 ) -> None:
@@ -151,7 +159,25 @@ def test_the_service_does_not_see_every_organization_by_asking_for_it(
     service: psycopg.Connection, two: tuple[Organization, Organization]
 ) -> None:
     service.execute("set cases.every_organization = 'on'")
-    assert [table for table in TABLES if seen(service, table)] == []
+    assert [table for table in SERVED if seen(service, table)] == []
+
+
+@pytest.mark.parametrize("table", UNSERVED)
+def test_the_service_sees_neither_who_was_erased_nor_what_was_removed(service: psycopg.Connection, table: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        seen(service, table)
+
+
+@pytest.mark.parametrize("table", ["erasure_keys", "erased_visitors"])
+def test_who_writes_sees_whom_one_organization_has_erased_and_changes_nothing_of_it(
+    writer_url: str, two: tuple[Organization, Organization], table: str
+) -> None:
+    with psycopg.connect(writer_url, autocommit=True) as connection, connection.transaction():
+        connection.execute(preamble(two[0].id)[-1])
+        assert seen(connection, table) == {two[0].id}
+        for text in (f"update {table} set organization_id = organization_id", f"delete from {table}"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(text.encode())
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -164,6 +190,8 @@ def test_the_service_may_not_write(
         "visitors": "external_id",
         "event_positions": "last_position",
         "events": "type",
+        "erasure_keys": "key",
+        "erased_visitors": "erased_at",
     }.get(table, "id")
     with service.transaction():
         service.execute(preamble(two[0].id)[-1])

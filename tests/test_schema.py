@@ -128,6 +128,9 @@ def test_a_contact_has_times_of_the_years_1_to_9999(organization: Organization) 
         ("contacts", {"first_name": 256, "last_name": 256, "email": 256, "phone": 256}),
         ("case_funnel_stages", {"name": 256}),
         ("import_runs", {}),
+        ("removed_rows", {}),
+        ("erasure_keys", {}),
+        ("erased_visitors", {}),
         ("cases", {"case_number": 256, "subject": 1000, "description": 65536}),
         ("activities", {}),
         ("messages", {"text": 10000}),
@@ -159,7 +162,7 @@ def test_every_table_carries_the_organization_and_every_key_begins_with_it(
         "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
         " and relname <> 'schema_version'"
     ).fetchall()
-    assert len(tables) == 13
+    assert len(tables) == 16
     keys = connection.execute(
         """
         select c.conname, c.conrelid::regclass::text, a.attname

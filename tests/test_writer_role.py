@@ -20,8 +20,8 @@ __all__ = ["make_roles", "roles"]
 
 UNREADABLE = ("organizations", "api_tokens", "signing_keys")
 READABLE = ("users", "visitors", "contacts", "case_funnel_stages", "cases")
-# What happens in a case is added and changed, and goes with the case alone. An event is written once.
-KEPT = ("activities", "messages", "event_positions", "events")
+# What a visitor did is written once.
+KEPT = ("event_positions", "events")
 
 
 @pytest.fixture

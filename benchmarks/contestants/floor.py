@@ -1,8 +1,8 @@
 """The floor: the least that a Python process can do to answer the same pages from the same statements.
 
 A bare WSGI callable under the service's gunicorn, worker class and configuration, with the same connections, the same
-two round trips, PyJWT and orjson. No framework, no log, no headers, and none of the checks that the two queries and
-PyJWT do not make by themselves.
+round trips, PyJWT and orjson. No framework, no log, no headers, and none of the checks that the queries and PyJWT do
+not make by themselves. A PATCH changes texts, by the service's statements in the service's pipeline.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,8 @@ from benchmarks.contestants.credentials import api_token, signing_secret
 from benchmarks.dataset import ORGANIZATION
 from cases_service.cases import timestamps as instants
 from cases_service.database.connection_pool import connection_parameters
-from cases_service.database.statements import Statement, statements
+from cases_service.database.pipeline import Exchange, Query, Result
+from cases_service.database.statements import Statement, numbered, statements
 from cases_service.settings import read_settings
 from cases_service.store.page_statements import PageShape, case_statement, page_statement
 
@@ -36,6 +37,28 @@ _PAGES: Final = {
     for ascending in (True, False)
     for behind in (True, False)
 }
+_MESSAGES: Final = numbered("conversations")["list_messages_of_visitor"]
+_WRITING: Final = numbered("writing")
+_WRITTEN: Final = (
+    "case_number",
+    "contact_id",
+    "owner_id",
+    "subject",
+    "description",
+    "status",
+    "priority",
+    "latest_messaging_channel",
+    "channel_priority",
+    "updated_by_user_id",
+    "case_funnel_stage_id",
+)
+_REFERENCES: Final = (
+    "contact_id",
+    "owner_id",
+    "created_by_user_id",
+    "updated_by_user_id",
+    "case_funnel_stage_id",
+)
 _LABELS: Final = (None, "None", "Low", "Normal", "High", "Critical")
 _FIRST: Final = ("-infinity", "00000000-0000-0000-0000-000000000000")
 
@@ -43,6 +66,17 @@ _FIRST: Final = ("-infinity", "00000000-0000-0000-0000-000000000000")
 def _configure(connection: Any) -> None:
     connection.adapters.register_loader("uuid", TextLoader)
     connection.adapters.register_loader("timestamptz", TextLoader)
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection with the pipeline in which the service writes."""
+
+    exchange: Exchange
+
+
+def _configure_writer(connection: _Connection) -> None:
+    _configure(connection)
+    connection.exchange = Exchange(connection, answer_timeout=30.0, prepares=True)
 
 
 class Floor:
@@ -57,32 +91,51 @@ class Floor:
             min_size=settings.connections,
             open=True,
         )
+        self.writers = ConnectionPool(
+            connection_parameters(settings.write_database_url or "", settings),
+            connection_class=_Connection,
+            kwargs={"autocommit": True},
+            configure=_configure_writer,
+            min_size=settings.connections,
+            open=True,
+        )
 
     def close(self) -> None:
         """End the connections, when the worker ends."""
         self.pool.close()
+        self.writers.close()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a page or a case."""
-        parts = environ["PATH_INFO"].split("/")
-        organization_id, external_id = self._authenticate(environ, parts)
-        if len(parts) == 8:  # noqa: PLR2004  /api/v5/orgs/…/external-visitors/…/cases
-            document = self._page(environ, organization_id, external_id)
-        else:
-            document = self._case(organization_id, external_id, parts[8])
-        body = orjson.dumps(document)
+        """Answer a page, a case or the messages of one, or change one."""
+        body = orjson.dumps(self._document(environ, environ["PATH_INFO"].split("/")))
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
-    def _authenticate(self, environ: dict[str, Any], parts: list[str]) -> tuple[UUID, str]:
+    def _document(self, environ: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+        if parts[5] == "cases":  # /api/v5/orgs/…/cases/…
+            organization_id, user_id, _ = self._access(environ, parts)
+            return self._change(organization_id, user_id, parts[6], orjson.loads(environ["wsgi.input"].read()))
+        organization_id, external_id = self._authenticate(environ, parts)
+        if len(parts) == 8:  # noqa: PLR2004  /api/v5/orgs/…/external-visitors/…/cases
+            return self._page(environ, organization_id, external_id)
+        if len(parts) == 9:  # noqa: PLR2004
+            return self._case(organization_id, external_id, parts[8])
+        return self._messages(environ, organization_id, external_id, parts[8])
+
+    def _access(self, environ: dict[str, Any], parts: list[str]) -> tuple[UUID, str, tuple[str, str, str]]:
+        """Return the organization and the user of a request's API token, and the signing key."""
         token = api_token(environ["HTTP_AUTHORIZATION"])
         if token is None or str(token.organization_id) != parts[4]:
             raise PermissionError
         with self.pool.connection() as connection:
             parameters = {"organization_id": token.organization_id, "token_hash": token.hash}
-            _, key_id, algorithm, sealed, _ = connection.execute(_ACCESS, parameters).fetchall()[0]
-        secret = signing_secret(token.organization_id, UUID(key_id), algorithm, sealed)
-        return token.organization_id, jwt.decode(parts[6], secret, algorithms=[algorithm])["sub"]
+            row = connection.execute(_ACCESS, parameters).fetchall()[0]
+        return token.organization_id, row[6], row[1:4]
+
+    def _authenticate(self, environ: dict[str, Any], parts: list[str]) -> tuple[UUID, str]:
+        organization_id, _, (key_id, algorithm, sealed) = self._access(environ, parts)
+        secret = signing_secret(organization_id, UUID(key_id), algorithm, sealed)
+        return organization_id, jwt.decode(parts[6], secret, algorithms=[algorithm])["sub"]
 
     def _page(self, environ: dict[str, Any], organization_id: UUID, external_id: str) -> dict[str, Any]:
         query = dict(parse_qsl(environ["QUERY_STRING"]))
@@ -117,6 +170,38 @@ class Floor:
         rows = self._rows(case_statement(), organization_id=organization_id, external_id=external_id, case_id=case_id)
         return _case(rows[0][1:])
 
+    def _messages(
+        self, environ: dict[str, Any], organization_id: UUID, external_id: str, case_id: str
+    ) -> dict[str, Any]:
+        page_size = int(dict(parse_qsl(environ["QUERY_STRING"])).get("page_size", "25"))
+        after, after_id = _FIRST
+        rows = self._rows(
+            _MESSAGES,
+            organization_id=organization_id,
+            external_id=external_id,
+            case_id=case_id,
+            after=after,
+            after_id=after_id,
+            look_behind=False,
+            row_limit=page_size + 1,
+        )
+        url = f"http://{environ['HTTP_HOST']}{environ['PATH_INFO']}?page_size={page_size}&cursor="
+        ahead = f"{url}after_{rows[page_size - 1][3]}_{rows[page_size - 1][4]}" if len(rows) > page_size else None
+        return {"next": ahead, "previous": None, "results": [_message(row) for row in rows[:page_size]]}
+
+    def _change(self, organization_id: UUID, user_id: str, case_id: str, given: dict[str, Any]) -> dict[str, Any]:
+        about = {"organization_id": organization_id, "case_id": case_id}
+        read = Query(_WRITING["get_case_of_organization"], about, _first)
+        with self.writers.connection() as connection:
+            exchange: Exchange = connection.exchange
+            look = Query(_WRITING["check_case"], about | dict.fromkeys(_REFERENCES) | {"case_number": None}, _first)
+            lock = Query(_WRITING["lock_case"], about, _first)
+            _, found, situation = exchange.begin(organization_id, [lock, read, look])
+            before = _case_of_organization(found)
+            values = {name: before[name] for name in _WRITTEN} | given | {"updated_by_user_id": user_id}
+            change = Query(_WRITING["change_case"], about | values | {"now": situation[0]}, _nothing)
+            return _case_of_organization(exchange.step([change, read], end=[b"commit"])[1])
+
     def _rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         with self.pool.connection() as connection:
             values = [parameters[name] for name in statement.parameters]
@@ -131,23 +216,23 @@ def _case(row: Row) -> dict[str, Any]:
     """Return a case from the columns that queries/cases.sql selects, in their order."""
     organization_id, instant = row[0], instants.from_postgres
     return {
-        "id": row[49],
+        "id": row[50],
         "organization_id": organization_id,
         "case_number": row[1],
         "contact_id": row[2],
         "contact": {
             "id": row[2],
             "organization_id": organization_id,
-            "first_name": row[19],
-            "last_name": row[20],
-            "full_name": row[21],
-            "email": row[22],
-            "phone": row[23],
-            "created_at": instant(row[24]),
-            "updated_at": instant(row[25]),
+            "first_name": row[20],
+            "last_name": row[21],
+            "full_name": row[22],
+            "email": row[23],
+            "phone": row[24],
+            "created_at": instant(row[25]),
+            "updated_at": instant(row[26]),
         },
         "owner_id": row[3],
-        "owner": _user(row, 3, 26),
+        "owner": _user(row, 3, 27),
         "subject": row[4],
         "description": row[5],
         "status": row[6],
@@ -161,24 +246,29 @@ def _case(row: Row) -> dict[str, Any]:
         "created_at": instant(row[13]),
         "updated_at": instant(row[14]),
         "created_by_user_id": row[15],
-        "created_by_user": _user(row, 15, 33),
+        "created_by_user": _user(row, 15, 34),
         "updated_by_user_id": row[16],
-        "updated_by_user": _user(row, 16, 40),
+        "updated_by_user": _user(row, 16, 41),
         "case_funnel_stage": None
         if row[17] is None
-        else {"id": row[17], "organization_id": organization_id, "name": row[47], "position": row[48]},
+        else {"id": row[17], "organization_id": organization_id, "name": row[48], "position": row[49]},
         "case_funnel_stage_id": row[17],
         "channel_priority": row[18],
+        "visitor_unread_message_count": row[19],
     }
 
 
 def _user(row: Row, id_: int, first: int) -> dict[str, Any] | None:
-    if row[id_] is None:
+    return _user_of(row[0], row[id_], row[first : first + 7])
+
+
+def _user_of(organization_id: str, id_: str | None, columns: Row) -> dict[str, Any] | None:
+    if id_ is None:
         return None
-    email, first_name, last_name, full_name, alias, title, avatar_url = row[first : first + 7]
+    email, first_name, last_name, full_name, alias, title, avatar_url = columns
     return {
-        "id": row[id_],
-        "organization_id": row[0],
+        "id": id_,
+        "organization_id": organization_id,
         "email": email,
         "first_name": first_name,
         "last_name": last_name,
@@ -187,6 +277,77 @@ def _user(row: Row, id_: int, first: int) -> dict[str, Any] | None:
         "title": title,
         "avatar_url": avatar_url,
     }
+
+
+def _case_of_organization(row: Row) -> dict[str, Any]:
+    """Return a case from the columns of get_case_of_organization in queries/writing.sql, in their order."""
+    instant = instants.from_postgres
+    return {
+        "id": row[0],
+        "organization_id": row[1],
+        "case_number": row[2],
+        "contact_id": row[3],
+        "contact": None
+        if row[3] is None
+        else {
+            "id": row[3],
+            "organization_id": row[1],
+            "first_name": row[6],
+            "last_name": row[7],
+            "full_name": row[8],
+            "email": row[9],
+            "phone": row[10],
+            "created_at": instant(row[11]),
+            "updated_at": instant(row[12]),
+        },
+        "owner_id": row[13],
+        "owner": _user_of(row[1], row[13], row[16:23]),
+        "subject": row[23],
+        "description": row[24],
+        "status": row[25],
+        "priority": row[26],
+        "priority_label": _LABELS[row[26]],
+        "latest_messaging_channel": row[27],
+        "is_closed": row[28],
+        "closed_at": None if row[29] is None else instant(row[29]),
+        "is_waiting": row[30],
+        "unread_message_count": row[31],
+        "created_at": instant(row[32]),
+        "updated_at": instant(row[33]),
+        "created_by_user_id": row[34],
+        "created_by_user": _user_of(row[1], row[34], row[37:44]),
+        "updated_by_user_id": row[44],
+        "updated_by_user": _user_of(row[1], row[44], row[47:54]),
+        "case_funnel_stage": None
+        if row[54] is None
+        else {"id": row[54], "organization_id": row[1], "name": row[57], "position": row[58]},
+        "case_funnel_stage_id": row[54],
+        "channel_priority": row[59],
+        "visitor_unread_message_count": row[60],
+    }
+
+
+def _message(row: Row) -> dict[str, Any]:
+    """Return a message from the columns of the page of queries/conversations.sql, in their order."""
+    return {
+        "id": row[4],
+        "organization_id": row[5],
+        "case_id": row[6],
+        "activity_id": row[7],
+        "sender_type": row[8],
+        "sender": _user_of(row[5], row[9], row[11:18]),
+        "text": row[18],
+        "created_at": instants.from_postgres(row[19]),
+        "read_at": None if row[20] is None else instants.from_postgres(row[20]),
+    }
+
+
+def _first(result: Result) -> Row:
+    return result.rows[0]
+
+
+def _nothing(_: Result) -> None:
+    """Read nothing."""
 
 
 app = Floor()

@@ -126,12 +126,56 @@ from (
     ) in_order_of_creation
 ) chosen;
 
+-- name: fill_activities!
+-- In the first case of each visitor who is asked for messages: two hundred ordinary ones, and the two with a
+-- conversation of a known length.
+insert into activities (
+    organization_id, id, case_id, channel, created_at, updated_at, message_count
+)
+select
+    %(organization_id)s,
+    md5('activity ' || number)::uuid,
+    md5('case ' || number || ' 1')::uuid,
+    'webchat',
+    '2016-01-01',
+    '2016-01-01',
+    case external_id when 'conversation-100000' then 100000 else 30 end
+from benchmark_visitors
+where number <= 200 or external_id like 'conversation-%%';
+
+-- name: fill_messages!
+-- The visitor and an agent in turn, minute by minute, all read, and a note among users after every tenth.
+insert into messages (
+    organization_id, id, case_id, activity_id, sender_type, sender_user_id, text, created_at, read_at, is_private
+)
+select
+    organization_id,
+    md5('message ' || id || ' ' || n)::uuid,
+    case_id,
+    id,
+    case when n %% 2 = 0 or note then 'user' else 'visitor' end,
+    case when n %% 2 = 0 or note then md5('user ' || abs(n) %% 50)::uuid end,
+    repeat('We have looked at the lamp, and it is dark again. ', 1 + n %% 5),
+    created_at + n * interval '1 minute' + case when note then interval '30 seconds' else interval '0' end,
+    created_at + n * interval '1 minute' + interval '45 seconds',
+    note
+from activities
+cross join lateral (
+    select n, false as note
+    from generate_series(1, message_count) n
+    union all
+    select -n, true
+    from generate_series(10, message_count, 10) n
+) said
+where organization_id = %(organization_id)s;
+
 -- name: list_constraints
--- Of the table of cases: dropped before it is filled, and made again afterwards, the keys before what refers to them.
-select conname, pg_get_constraintdef(oid)
+-- Of the table of cases, and of others to it: dropped before it is filled, and made again afterwards, the keys before what
+-- refers to them.
+select conrelid::regclass::text, conname, pg_get_constraintdef(oid)
 from pg_constraint
-where conrelid = 'cases'::regclass
-    and contype in ('p', 'u', 'f')
+where (conrelid = 'cases'::regclass and contype in ('p', 'u', 'f'))
+    or (confrelid = 'cases'::regclass and contype = 'f')
 order by array_position('{p,u,f}'::"char"[], contype), conname;
 
 -- name: list_indexes
@@ -151,6 +195,63 @@ delete from signing_keys where organization_id = %(organization_id)s;
 select
     (select count(*) from cases where organization_id = %(organization_id)s),
     pg_size_pretty(pg_database_size(current_database()));
+
+-- name: get_first_case
+-- The case of a visitor that has messages, if any has.
+select md5('case ' || number || ' 1')::uuid::text
+from benchmark_visitors
+where external_id = %(external_id)s;
+
+-- name: list_true_messages
+-- The plain truth, slowly: what a visitor is shown of the messages of a case.
+select
+    to_jsonb(m) - '{sender_user_id, is_private}'::text[]
+    || jsonb_build_object('sender', to_jsonb(u) - 'content_hash')
+from messages m
+left join users u on u.organization_id = m.organization_id and u.id = m.sender_user_id
+where m.organization_id = %(organization_id)s
+    and m.case_id = %(case_id)s
+    and not m.is_private
+order by m.created_at, m.id
+limit %(number)s;
+
+-- name: get_place_of_message
+select (extract(epoch from created_at) * 1000000)::bigint, id::text
+from (
+    select m.*, percent_rank() over (order by m.created_at, m.id) as share
+    from messages m
+    where m.organization_id = %(organization_id)s
+        and m.case_id = %(case_id)s
+        and not m.is_private
+) ranked
+where share >= %(share)s
+order by share
+limit 1;
+
+-- name: list_columns
+-- The columns of a table that are written and not generated.
+select attname::text
+from pg_attribute
+where attrelid = %(name)s::regclass
+    and attnum > 0
+    and not attisdropped
+    and attgenerated = ''
+order by attnum;
+
+-- name: list_lines
+-- Cases as lines of the load format.
+select to_jsonb(c) - '{is_closed, channel_number, content_hash}'::text[]
+from cases c
+where c.organization_id = %(organization_id)s
+    and c.id = any(%(case_ids)s);
+
+-- name: list_all_lines
+-- The same of the first cases, in the order of their creation, as text.
+select (to_jsonb(c) - '{is_closed, channel_number, content_hash}'::text[] || '{"type": "case"}')::text
+from cases c
+where c.organization_id = %(organization_id)s
+order by c.created_at, c.id
+limit %(number)s;
 
 -- name: list_places_by_created_at
 -- The key of a visitor's n-th case in the order of creation, for several n.

@@ -39,6 +39,11 @@ def from_postgres(text: str) -> str:
     return f"{text[:10]}T{text[11:19]}.{text[20:-3]:0<3.3}Z"
 
 
+def microseconds_of_postgres(text: str) -> int:
+    """Return a text in the form that `from_postgres` reads in microseconds since 1970."""
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+
+
 def in_range(microseconds: int) -> bool:
     """Tell whether a time in microseconds since 1970 lies in the years 1 to 9999."""
     return FIRST <= microseconds <= LAST

@@ -51,10 +51,16 @@ def _status_of(error: Exception) -> int:
     import psycopg
 
     from cases_service.database.migrations import SchemaBusyError
+    from cases_service.personal_data.erasure import ErasureBusyError
 
     if isinstance(error, click.UsageError):
         return _WRONG_CALL
-    may_pass = psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, SchemaBusyError
+    may_pass = (
+        psycopg.OperationalError,
+        psycopg.errors.ReadOnlySqlTransaction,
+        ErasureBusyError,
+        SchemaBusyError,
+    )
     return _MAY_PASS if isinstance(error, may_pass) else _FAILURE
 
 
@@ -95,6 +101,7 @@ def _explained() -> tuple[type[Exception], ...]:
     from cases_service.embedded.data_directory import ForeignDirectoryError
     from cases_service.embedded.server import EmbeddedServerError
     from cases_service.loading.load import LoadError
+    from cases_service.personal_data.export import PersonalDataError
     from cases_service.server.launch import ListenError
     from cases_service.settings import SettingsError
 
@@ -108,6 +115,7 @@ def _explained() -> tuple[type[Exception], ...]:
         LoadError,
         NoDatabaseError,
         NoSecretKeyError,
+        PersonalDataError,
         SchemaError,
         SettingsError,
     )

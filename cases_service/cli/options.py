@@ -95,6 +95,13 @@ organization_option = click.option(
     callback=accepting(parse_id),
     help="The organization's id.",
 )
+external_id_option = click.option(
+    "--external-id",
+    required=True,
+    metavar="TEXT",
+    callback=accepting(parse_external_id),
+    help="The visitor's external id, 1 to 256 characters.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
 bind_option = click.option(
     "--bind",

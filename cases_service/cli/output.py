@@ -38,4 +38,5 @@ def _shown(value: object) -> str | list[str] | None:
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where it is not 1."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -245,6 +245,7 @@ def preamble(
     return begin, *propagate, *showing, setting.as_bytes()
 
 
+@lru_cache(maxsize=256)
 def _naming(organization_id: UUID, *, notes: bool) -> tuple[Query[Any], ...]:
     """Return the queries that set the same on a server other than Citus."""
     naming = Query(_NAMING, {"organization_id": str(organization_id)}, _nothing)

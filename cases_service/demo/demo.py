@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -188,8 +189,11 @@ def _prepare(connection: psycopg.Connection[Any], settings: Settings) -> tuple[V
     box = SecretBox(settings.secret_keys)
     now = datetime.now(UTC)
     lines = moved_to(now, DEMO_DATA.read_bytes())
-    load(connection, [LoadFile(DEMO_DATA.name, io.BytesIO(lines))], box=box)
-    _add_conversations(connection, lines, now=now)
+    said = _encoded(conversations_of([json.loads(line) for line in lines.splitlines()], now=now))
+    files = [LoadFile(DEMO_DATA.name, io.BytesIO(lines)), LoadFile("conversations", io.BytesIO(said))]
+    load(connection, files, box=box)
+    # What was said in an earlier demo besides stays, and counts.
+    connection.execute(statements("demo")["count_unread_of_visitors"].encode(), {"organization_id": _ORGANIZATION})
     administration.revoke_tokens_described(connection, organization_id=_ORGANIZATION, description=_DESCRIPTION)
     key, visitors = _key(connection, box), _visitors(connection)
     visit = Visit(
@@ -214,21 +218,6 @@ def _token(connection: psycopg.Connection[Any], *scopes: str) -> str:
     return token
 
 
-def _add_conversations(connection: psycopg.Connection[Any], lines: bytes, *, now: datetime) -> None:
-    """Make up what was said in the cases. What was said in an earlier demo besides stays."""
-    made = list(conversations_of([json.loads(line) for line in lines.splitlines()], now=now))
-    activities = {row["id"]: row for row in made if row["type"] == "activity"}
-    messages = [
-        row | {"case_id": activities[row["activity_id"]]["case_id"]} for row in made if row["type"] == "message"
-    ]
-    demo = statements("demo")
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(demo["add_activity"].encode(), list(activities.values()))
-        cursor.executemany(demo["add_message"].encode(), messages)
-        for name in ("count_messages_of_activities", "count_unread_of_visitors"):
-            cursor.execute(demo[name].encode(), {"organization_id": _ORGANIZATION})
-
-
 def moved_to(now: datetime, lines: bytes) -> bytes:
     """Return lines of the load format, with all times shifted by whole days so that the newest case is from today.
 
@@ -241,6 +230,10 @@ def moved_to(now: datetime, lines: bytes) -> bytes:
         for name in _TIMES:
             if row.get(name):
                 row[name] = min(datetime.fromisoformat(row[name]) + days, now).isoformat()
+    return _encoded(rows)
+
+
+def _encoded(rows: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 

@@ -24,6 +24,7 @@ from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
 from cases_service.database.command_connection import is_citus
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.loading.conversations import StagedConversations
+from cases_service.loading.erased import ErasedVisitors
 from cases_service.loading.records import (
     RECORDS,
     FieldError,
@@ -40,6 +41,7 @@ from cases_service.loading.runs import Run, begin, list_existing, record_run
 from cases_service.loading.statements import (
     CONVERSATION,
     DATED,
+    NAMING_VISITORS,
     REFERENCES,
     STATEMENTS,
     STATEMENTS_ON_CITUS,
@@ -101,8 +103,9 @@ class LoadOptions:
         organization_id: The only organization that lines may be of; they may leave it out, and bring none and no keys.
         maximum_errors: How many errors are kept, the first ones; None for all.
         maximum_removals: Where it is set, rows that no line names are removed, of the organizations in the files; but
-            nothing is loaded where that were a larger share than this of an organization's rows of a type. Mode `all`
-            only. With `if_newer`, what changed after every line of its type stays: it came after the files.
+            nothing is loaded where that were a larger share than this of an organization's rows of a type. Activities
+            and messages are removed only of organizations that have lines of that type. Mode `all` only. With
+            `if_newer`, what changed after every line of its type stays: it came after the files.
 
     """
 
@@ -330,7 +333,8 @@ def _load(
         return summary
     changed = {table.name: summary.written[name] + summary.removed[name] for name, table in TABLES.items()}
     due = [table for table, rows in changed.items() if rows and _is_analyze_due(connection, table, rows)]
-    return replace(summary, without_statistics=[table for table in due if not _analyze(connection, table)])
+    left = [table for table in due if not update_statistics(connection, _SQL[f"analyze {table}"])]
+    return replace(summary, without_statistics=left)
 
 
 def _is_analyze_due(connection: psycopg.Connection[Any], table: str, changed: int) -> bool:
@@ -339,8 +343,8 @@ def _is_analyze_due(connection: psycopg.Connection[Any], table: str, changed: in
     return row is not None and bool(row[0])
 
 
-def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
-    """Update the planner's statistics of a table, and return whether the server has done so.
+def update_statistics(connection: psycopg.Connection[Any], statement: bytes) -> bool:
+    """Update the planner's statistics by a statement, and return whether the server has done so for all of its tables.
 
     Before PostgreSQL 17 the owner alone may. The server warns where it leaves a table out, and goes on.
     """
@@ -353,7 +357,7 @@ def _analyze(connection: psycopg.Connection[Any], table: str) -> bool:
     try:
         with connection.transaction():
             become_owner(connection)
-            connection.execute(_SQL[f"analyze {table}"], prepare=False)
+            connection.execute(statement, prepare=False)
     finally:
         connection.remove_notice_handler(note)
     return "WARNING" not in severities
@@ -406,6 +410,7 @@ class Load:
         self._batch: dict[str, list[tuple[Any, ...]]] = {record_type: [] for record_type in TABLES}
         self._batch_bytes = 0
         self._staged: set[str] = set()
+        self._erased: dict[str, list[int]] = {}
         self._organizations: Counter[str] = Counter()
         self._conversing: dict[str, set[str]] = {record_type: set() for record_type in CONVERSATION}
         self._conversations = StagedConversations(self._execute)
@@ -445,6 +450,7 @@ class Load:
         self._execute("defer_constraints")
         if self._deadline == inf:
             self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+        self._find_erased()
         converses = not self._staged.isdisjoint(CONVERSATION)
         if converses:
             self._conversations.lock(self._organizations)
@@ -459,6 +465,17 @@ class Load:
         else:
             written, removed = self._write_right_ones(staged_types)
         return self._summary(written, removed)
+
+    def _find_erased(self) -> None:
+        """Find the lines about visitors whom their organization has erased. Nobody erases any from here on."""
+        named = [record_type for record_type in NAMING_VISITORS if record_type in self._staged]
+        if not named:
+            return
+        erased = ErasedVisitors(self._connection, self._organizations)
+        for record_type in named if erased.organizations else ():
+            given = {"organizations": erased.organizations}
+            with self._rows(f"list_external_ids {TABLES[record_type].name}", **given) as rows:
+                self._erased[record_type] = [place for place, *whom in rows if erased.include(*whom)]
 
     @property
     def _is_snapshot(self) -> bool:
@@ -537,11 +554,14 @@ class Load:
                 self._execute(f"lock_rows {table.name}", organization_id=organization_id).fetchone()
         if record_type in DATED and options.if_newer:
             self._stale += self._execute(f"skip_stale {table.name}").rowcount
+            self._stale += self._execute(f"skip_removed {table.name}").rowcount
         if options.keeps_left_out and table.optional:
             self._execute(f"fill_left_out {table.name}")
 
     def _write_all(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
         """Write and remove every row, or raise LoadError for the first line found that stands in the way."""
+        if refused := [place for places in self._erased.values() for place in places]:
+            raise self._error_at(min(refused), *_ERASED)
         if self._options.keeps_left_out and "case" in staged_types:
             for (place,) in self._execute("exclude_closed_without_time").fetchall():
                 raise self._error_at(place, "closed_at", _NOT_CLOSED)
@@ -610,6 +630,9 @@ class Load:
 
     def _exclude_wrong(self, record_type: str) -> None:
         """Take out the lines of a type that the rows which they are to be beside make wrong."""
+        if refused := self._erased.get(record_type):
+            self._execute(f"exclude_lines {TABLES[record_type].name}", places=refused)
+            self._wrong |= dict.fromkeys(refused, _ERASED)
         if record_type == "signing_key":
             self._guard_signing_keys()
             reason = f"the organization would have more than {MAXIMUM_LIVE_KEYS} live signing keys"
@@ -746,7 +769,11 @@ class Load:
     def _remove_rows(self, record_type: str) -> int:
         if not RECORDS[record_type].removable:
             return 0
-        return self._execute(f"remove {TABLES[record_type].name}").rowcount
+        table = TABLES[record_type].name
+        removed = self._execute(f"remove {table}").rowcount
+        if record_type in DATED and self._options.if_newer:
+            self._execute(f"remember_removed {table}")
+        return removed
 
     def _change(
         self, change: Callable[[str], int], record_type: str, *, diagnosis: str, references: Sequence[Reference]
@@ -829,9 +856,11 @@ class Load:
     def _sql(self) -> Mapping[str, bytes]:
         return _SQL_ON_CITUS if self._is_on_citus else _SQL
 
-    def _rows(self, statement: str) -> psycopg.ServerCursor[tuple[Any, ...]]:
+    def _rows(self, statement: str, **parameters: Any) -> psycopg.ServerCursor[tuple[Any, ...]]:
         """Return the rows of a statement in a cursor of the server, so that they need not fit into memory."""
-        return self._connection.cursor(statement, row_factory=tuple_row).execute(self._sql[statement])
+        return self._connection.cursor(statement, row_factory=tuple_row).execute(
+            self._sql[statement], parameters or None
+        )
 
 
 class _InTheWayError(Exception):
@@ -852,6 +881,12 @@ def _row(record: Record | Removal, *, keeps_left_out: bool) -> tuple[str, tuple[
         return record.type, (True, 0, *map(held.get, TABLES[record.type].columns))
     absent = left_out(record) if keeps_left_out else 0
     return _TYPES[type(record)], (False, absent, *values(record))
+
+
+def take_turns(connection: psycopg.Connection[Any], organizations: Iterable[str]) -> None:
+    """Wait until no load of these organizations runs, and let none run until the transaction ends."""
+    keys = sorted({_turn_of(organization_id) for organization_id in organizations})
+    connection.execute(_SQL["take_turns"], {"keys": keys}, prepare=False)
 
 
 def _turn_of(organization_id: str) -> int:
@@ -877,6 +912,10 @@ _UNNAMED: Final = 2**62
 _TRIES: Final = 3
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
 _STILL_NEEDED: Final = ("deleted", "other rows still refer to this one when all files are read")
+_ERASED: Final = (
+    "external_id",
+    "erased: the organization has erased this visitor, whom cases-service allow-visitor would let back in",
+)
 _OTHER_EVENT: Final = "another event of the organization has this position"
 _NOT_CLOSED: Final = "a time is required: the case has not been closed yet"
 _REPEATED: Final = {

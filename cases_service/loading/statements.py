@@ -75,6 +75,9 @@ REFERENCES: Final = (
 DATED: Final = ("contact", "case")
 """The types whose rows say when they changed, so that a line may be too old for them."""
 
+NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "external_id" in table.columns)
+"""The types whose lines say which visitor they are about by an external id."""
+
 CONVERSATION: Final = ("activity", "message")
 """The types of what is in a case. A case that is removed takes them along."""
 
@@ -158,6 +161,8 @@ def _statements() -> Iterator[tuple[str, str]]:
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
         marks |= {"parent": parent.name, "parent_id": parent.key[-1], "parent_key": _list(parent.key, "p.")}
         yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
+    for table in map(TABLES.__getitem__, NAMING_VISITORS):
+        yield _filled("list_external_ids", table.name, table=table.name)
     for record_type, field in UNIQUE_FIELDS:
         table = TABLES[record_type]
         for template in ("find_repeated", "list_repeated", "remember_holders", "exclude_repeated", "index_claims"):
@@ -166,11 +171,14 @@ def _statements() -> Iterator[tuple[str, str]]:
 
 def _dated_statements() -> Iterator[tuple[str, str]]:
     """Yield what is about rows that say when they changed: of their lines the newest may count, instead of the last."""
-    for table in map(TABLES.__getitem__, DATED):
-        yield from (_filled(template, table.name, **_marks(table)) for template in ("lock_rows", "skip_stale"))
-        newest = _marks(table) | {"last": "updated_at desc nulls first, place desc"}
-        for template, name in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
-            yield f"{name} {table.name}", _filled(template, table.name, **newest)[1]
+    for name in DATED:
+        table = TABLES[name]
+        marks = _marks(table) | {"type": name}
+        yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
+        # At the same time a row is as it was sent, and not removed, in whatever order the two lines come.
+        newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
+        for template, own in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
+            yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
 
 
 _FOR_EACH_TABLE: Final = (
@@ -186,6 +194,7 @@ _FOR_EACH_TABLE: Final = (
     "is_analyze_due",
     "analyze",
 )
+_FOR_EACH_DATED: Final = ("lock_rows", "skip_stale", "skip_removed", "remember_removed")
 _FOR_EACH_REFERENCE: Final = (
     "find_without_parent",
     "find_still_needed",

@@ -100,12 +100,17 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
 
     def read(result: Result) -> Access | None:
         rows = result.rows
-        if not rows:
-            return None
-        keys = tuple(StoredKey(UUID(row[1]), *row[2:5]) for row in rows if row[1] is not None)
-        return Access(organization_id, rows[0][0], keys, frozenset(rows[0][5]), *map(UUID, rows[0][6:8]))
+        return _access(organization_id, *((row[:5], tuple(row[5]), row[6:]) for row in rows)) if rows else None
 
     return Query(_ACCESS["get_access"], {"organization_id": organization_id, "token_hash": token_hash}, read)
+
+
+@lru_cache(maxsize=256)
+def _access(organization_id: UUID, *rows: tuple[Row, tuple[str, ...], Row]) -> Access:
+    """Return what the rows of get_access say, in three parts each; as they rarely change, mostly the same object."""
+    (subscription_active, *_), scopes, ids = rows[0]
+    keys = tuple(StoredKey(UUID(row[1]), *row[2:5]) for row, *_ in rows if row[1] is not None)
+    return Access(organization_id, subscription_active, keys, frozenset(scopes), *map(UUID, ids))
 
 
 def get_visitor(*, organization_id: UUID, external_id: str) -> Query[Row | None]:
@@ -248,7 +253,7 @@ def _page(rows: Sequence[Row], statement: Rendered, fields: Fields, cursor: Curs
 
 
 def _position(row: Row) -> Position:
-    return Position(instants.to_microseconds(row[_MOMENT]), UUID(row[_ID]))
+    return Position(instants.microseconds_of_postgres(row[_MOMENT]), UUID(row[_ID]))
 
 
 @lru_cache(maxsize=256)

@@ -58,6 +58,7 @@ def add_event(
 def prune_events(connection: psycopg.Connection[tuple[Any, ...]], *, before: str) -> int:
     """Remove the events of every organization from before a time, and return how many there were.
 
+    What has been removed before that time is forgotten, too: a delivery that is later than that brings a row back.
     Those behind the first one that is younger stay, and so does what says up to where events were removed. It is said
     before they are, and visitors wait for no more than that.
     """
@@ -71,6 +72,7 @@ def prune_events(connection: psycopg.Connection[tuple[Any, ...]], *, before: str
             connection.execute(_PRUNING["lock_position"], about)
             connection.execute(_PRUNING["note_pruned"], about | {"before": before})
         pruned += connection.execute(_PRUNING["prune_events"], about).rowcount
+    connection.execute(_PRUNING["prune_removed_rows_everywhere"], {"before": before})
     return pruned
 
 

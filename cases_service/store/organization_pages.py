@@ -179,7 +179,7 @@ def _page(
 
 
 def _position(row: Row, place: tuple[int, int]) -> Position:
-    return Position(instants.to_microseconds(row[place[0]]), UUID(row[place[1]]))
+    return Position(instants.microseconds_of_postgres(row[place[0]]), UUID(row[place[1]]))
 
 
 @lru_cache(maxsize=256)

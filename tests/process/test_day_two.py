@@ -1,6 +1,7 @@
 """Backups, a lost secret key and a newer PostgreSQL, each by the lines of docs/day-two.md."""
 
 import base64
+import hashlib
 import json
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.embedded.server import _find_programs
+from cases_service.personal_data.erasure import erase_visitor
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template
@@ -65,7 +67,7 @@ def rows(connection: psycopg.Connection, organization: Organization) -> dict[str
     tables = connection.execute(
         "select relname from pg_class where relrowsecurity and relnamespace = 'public'::regnamespace"
     ).fetchall()
-    assert len(tables) == 13
+    assert len(tables) == 16
     counted = {}
     for (name,) in tables:
         statement = sql.SQL("select count(*) from {} where organization_id = %s").format(sql.Identifier(name))
@@ -73,7 +75,7 @@ def rows(connection: psycopg.Connection, organization: Organization) -> dict[str
     return counted
 
 
-def test_a_customer_is_erased_with_all_contacts_and_cases_and_nobody_else_is(
+def test_a_customer_is_exported_and_erased_and_nobody_else_is(
     organization: Organization, database_url: str, connection: psycopg.Connection, place: Path
 ) -> None:
     kept = organization.visitor(contacts=2)
@@ -82,15 +84,20 @@ def test_a_customer_is_erased_with_all_contacts_and_cases_and_nobody_else_is(
     # What a quotation mark could break out of.
     gone = organization.visitor('it\'s "a" customer', contacts=2)
     gone.cases(5)
-    assert rows(connection, organization) != before
-    run(
-        block(DAY_TWO, "bash", "--set external_id"),
-        place,
-        SUPERUSER_URL=database_url,
-        ORGANIZATION=str(organization.id),
-        EXTERNAL_ID=gone.external_id,
-    )
-    assert rows(connection, organization) == before
+    whom = {"ORGANIZATION": str(organization.id), "EXTERNAL_ID": gone.external_id}
+    run(block(DAY_TWO, "bash", "export-visitor"), place, DATABASE_URL=database_url, **whom)
+    run(block(DAY_TWO, "bash", "erase-visitor"), place, DATABASE_URL=database_url, **whom)
+    assert rows(connection, organization) == before | {"erasure_keys": 1, "erased_visitors": 1}
+    receipt = json.loads((place / "receipt.json").read_text())
+    documented = json.loads(block(DAY_TWO, "json", "erased_at"))
+    assert list(receipt) == list(documented)
+    assert list(receipt["removed"]) == list(documented["removed"])
+    exported = (place / "customer.ndjson").read_bytes()
+    assert receipt["sha256"] == hashlib.sha256(exported).hexdigest()
+    run(block(DAY_TWO, "bash", "allow-visitor"), place, DATABASE_URL=database_url, **whom)
+    run("cases-service load customer.ndjson", place, DATABASE_URL=database_url)
+    after = rows(connection, organization)
+    assert (after["visitors"], after["contacts"], after["cases"]) == (2, 4, 8)
 
 
 def test_an_organization_is_erased_whole_and_no_other_is(
@@ -99,6 +106,7 @@ def test_an_organization_is_erased_whole_and_no_other_is(
     gone, kept = Organization(connection, box), organization
     for each in (gone, kept):
         each.visitor(contacts=2).cases(3)
+        erase_visitor(connection, organization_id=each.id, external_id=each.visitor("erased").external_id)
     before = rows(connection, kept)
     run(
         block(DAY_TWO, "bash", "delete from organizations"),

@@ -196,11 +196,23 @@ class Run:
 
     def look_around(self) -> None:
         """Keep what PostgreSQL and the system show of the sessions and processes of this moment."""
-        titles = []
-        for process in Path("/proc").glob("[0-9]*"):
+        server = int((self.world.server.data_dir / CLUSTER / "postmaster.pid").read_text().partition("\n")[0])
+        self.seen += "\n".join([self.world.sessions(), *titles_below(self.service.process.pid, server)])
+
+
+def titles_below(*pids: int) -> Iterator[str]:
+    """Yield the command lines of processes and of all that descend from them, and of no other test's."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(") ")[2].split()[1])
+    for pid in parents:
+        ancestor = pid
+        while ancestor not in (0, *pids):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor:
             with contextlib.suppress(OSError):
-                titles.append((process / "cmdline").read_text(errors="replace"))
-        self.seen += "\n".join([self.world.sessions(), *titles])
+                yield Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
 
 
 @pytest.fixture
@@ -458,6 +470,7 @@ def assert_nothing_leaked(run: Run) -> None:
     assert DRIVER_MESSAGE in server_log
     assert canaries.found_in(server_log) == set()
     assert run.world.role in run.seen
+    assert "gunicorn" in run.seen
     assert canaries.found_in(run.seen) == set()
     for answer in run.answers:
         assert canaries.found_in(json.dumps(answer.headers)) == set()

@@ -31,20 +31,20 @@ class Proxy(Service):
     def port(self) -> int:
         return self.number
 
+    def is_listening(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((LOOPBACK, self.port)) == 0
+
 
 @pytest.fixture
 def start_proxy(place: Path) -> Iterator[Callable[..., Proxy]]:
     """Return a function that starts a proxy and waits until it listens."""
     proxies: list[Proxy] = []
 
-    def listens() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex((LOOPBACK, proxies[-1].port)) == 0
-
     def start(port: int, *arguments: str) -> Proxy:
         proxies.append(Proxy(list(arguments), environment(HOME=str(place)), place, cwd=place))
         proxies[-1].number = port
-        wait_for(listens, lambda: proxies[-1].process.poll() is not None, proxies[-1])
+        wait_for(proxies[-1].is_listening, lambda: proxies[-1].process.poll() is not None, proxies[-1])
         return proxies[-1]
 
     try:

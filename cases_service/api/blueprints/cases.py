@@ -8,7 +8,9 @@ import msgspec
 from flask import Blueprint, Response
 
 from cases_service.api.authentication import Steps, VisitorQuery
+from cases_service.api.authorization import for_visitor, identified
 from cases_service.api.etag import answer, matches_etag, not_modified
+from cases_service.api.page_links import link_of_visitor
 from cases_service.api.parameters import (
     CollectionParameters,
     DetailParameters,
@@ -16,7 +18,6 @@ from cases_service.api.parameters import (
     read_parameters,
 )
 from cases_service.api.request import CasesRequest
-from cases_service.api.routes import for_visitor, identified, link_of_visitor
 from cases_service.cases.filters import Filters
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.pagination import Collection, Cursor
@@ -59,10 +60,12 @@ def list_cases(request: CasesRequest, access: Access, token: str) -> Steps:
     if request.if_none_match and parameters["attributes"] is None:
         # Most likely the caller has the page already, and checking that is cheaper than reading the page.
         page = _found(cursor, (yield VisitorQuery(page_query(whole=False), visitor)))
-        if matches_etag(request, *_etag_input(page, collection)):
-            return not_modified(*_etag_input(page, collection))
+        etag_input = _etag_input(page, _cursors(page, collection))
+        if matches_etag(request, *etag_input):
+            return not_modified(*etag_input)
     page = _found(cursor, (yield VisitorQuery(page_query(), visitor)))
-    return answer(request, lambda: _document(page, collection, link), *_etag_input(page, collection))
+    cursors = _cursors(page, collection)
+    return answer(request, lambda: _document(page, cursors, link), *_etag_input(page, cursors))
 
 
 @blueprint.get("/summary")
@@ -116,13 +119,13 @@ def _cursors(page: Page, collection: Collection) -> tuple[str | None, str | None
     return following, preceding
 
 
-def _etag_input(page: Page, collection: Collection) -> tuple[bytes, bytes]:
-    following, preceding = _cursors(page, collection)
+def _etag_input(page: Page, cursors: tuple[str | None, str | None]) -> tuple[bytes, bytes]:
+    following, preceding = cursors
     return page.etag_input, f"{following} {preceding}".encode()
 
 
-def _document(page: Page, collection: Collection, link: Callable[[str | None], str | None]) -> bytes:
-    following, preceding = _cursors(page, collection)
+def _document(page: Page, cursors: tuple[str | None, str | None], link: Callable[[str | None], str | None]) -> bytes:
+    following, preceding = cursors
     return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
 
 

@@ -10,11 +10,12 @@ from flask import Blueprint, Response
 from marshmallow import Schema
 
 from cases_service.api.authentication import Steps, VisitorQuery
+from cases_service.api.authorization import for_visitor, identified, writing_database
 from cases_service.api.conversation_pages import JSON, JSON_OR_PATCH, respond_with_page, starting_point
+from cases_service.api.page_links import link_of_visitor
 from cases_service.api.parameters import ConversationParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.api.routes import for_visitor, identified, link_of_visitor, writing_database
 from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none

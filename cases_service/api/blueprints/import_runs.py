@@ -5,9 +5,9 @@ from typing import Final
 import msgspec
 from flask import Blueprint, Response
 
+from cases_service.api.authorization import for_organization
 from cases_service.api.parameters import ImportRunParameters, read_parameters
 from cases_service.api.request import CasesRequest
-from cases_service.api.routes import for_organization
 from cases_service.service import current_service
 from cases_service.store import import_runs
 from cases_service.store.cases import Access

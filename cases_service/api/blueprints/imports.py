@@ -5,10 +5,10 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response
 
+from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.parameters import ImportParameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.api.routes import for_organization, writing_database
 from cases_service.errors import BodyTooLargeError, InvalidLinesError
 from cases_service.loading.imports import MAXIMUM_LINES, import_lines
 from cases_service.loading.load import LoadOptions, LoadSummary

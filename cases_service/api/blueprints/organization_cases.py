@@ -6,12 +6,13 @@ from typing import Final
 import msgspec
 from flask import Blueprint, Response
 
+from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.etag import answer
 from cases_service.api.organization_parameters import OrganizationCollectionParameters
+from cases_service.api.page_links import link_of_organization
 from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.api.routes import for_organization, link_of_organization, writing_database
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.organization_filters import OrganizationFilters

@@ -8,11 +8,12 @@ import msgspec
 from flask import Blueprint, Response
 from marshmallow import Schema
 
+from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.conversation_pages import JSON, respond_with_page, starting_point
+from cases_service.api.page_links import link_of_organization
 from cases_service.api.parameters import ConversationParameters, EventParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.api.routes import for_organization, link_of_organization, writing_database
 from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none

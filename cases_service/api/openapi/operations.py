@@ -379,7 +379,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "imports.import_rows": Operation(
         summary="Import rows",
-        description="Users, visitors, contacts, stages and cases of the organization, a line each in the load format,"
+        description="Users, visitors, contacts, stages, cases, activities and messages of the organization, a line each"
+        " in the load format,"
         f" which docs/load.md describes; `organization_id` may be left out. At most {MAXIMUM_LINES:,} lines, and 16 MiB"
         " unpacked; `Content-Encoding: gzip` is accepted. An `id`, and each reference to one, may be any text of yours"
         " of 1 to 128 characters. Repeating an import is harmless. Needs the scope `cases:write`.",

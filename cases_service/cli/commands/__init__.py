@@ -1,6 +1,6 @@
 """The commands, a module for each subject: what each takes, and what it says."""
 
-from cases_service.cli.commands import credentials, loading, maintenance, serving, visitors
+from cases_service.cli.commands import credentials, loading, maintenance, personal_data, serving, visitors
 from cases_service.cli.group import cli
 
-__all__ = ["cli", "credentials", "loading", "maintenance", "serving", "visitors"]
+__all__ = ["cli", "credentials", "loading", "maintenance", "personal_data", "serving", "visitors"]

@@ -29,6 +29,7 @@ def prune_events(days: int) -> None:
     """Remove old events of every organization.
 
     Who asks for what was removed is answered 410, with the position to go on from. Cases and messages stay.
+    What a feed has removed before that time is forgotten, too: a later delivery of it would bring it back.
 
     \b
     Example:

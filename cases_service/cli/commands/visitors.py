@@ -14,7 +14,7 @@ import click
 from cases_service.cli.connection import connected
 from cases_service.cli.files import standard_input
 from cases_service.cli.group import cli
-from cases_service.cli.options import accepting, json_option, organization_option, parse_external_id, parse_id
+from cases_service.cli.options import accepting, external_id_option, json_option, organization_option, parse_id
 from cases_service.credentials.algorithms import HMAC_ALGORITHMS
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ _LABEL_WIDTH: Final = 14
 
 @cli.command("sign")
 @organization_option
-@click.option(
-    "--external-id",
-    required=True,
-    metavar="TEXT",
-    callback=accepting(parse_external_id),
-    help="The visitor's external id, 1 to 256 characters.",
-)
+@external_id_option
 @click.option(
     "--ttl",
     type=click.IntRange(min=1),

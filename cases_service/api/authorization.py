@@ -1,4 +1,4 @@
-"""Shared by the routes of visitors and of organizations: authorization, the writer's database, and page links."""
+"""What a route's caller may do: the scope of its API token, the visitor of its JWT, and whether anybody may write."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,8 +6,7 @@ from uuid import UUID
 
 from flask import Response
 
-from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, Identity, Steps, identify
-from cases_service.api.parameters import without_cursor
+from cases_service.api.authentication import Identity, Steps, identify
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.scopes import Scope, check_scope
 from cases_service.database.connection_pool import Database
@@ -75,31 +74,3 @@ def writing_database() -> Database:
     if database is None:
         raise ReadOnlyDeploymentError
     return database
-
-
-def link_of_visitor(
-    request: CasesRequest, token: str, organization_id: UUID, cursor: str | None, *, below: str = ""
-) -> str | None:
-    """Return the URL of another page of a visitor's cases, or of a collection below them.
-
-    It has the token in the caller's place, and the caller's other parameters.
-    """
-    place = IN_HEADER if IDENTITY_HEADER in request.headers else token
-    return _link(request, f"/api/v5/orgs/{organization_id}/external-visitors/{place}/cases{below}", cursor)
-
-
-def link_of_organization(
-    request: CasesRequest, organization_id: UUID, cursor: str | None, *, below: str = ""
-) -> str | None:
-    """Return the URL of another page of an organization's cases, or of a collection below them.
-
-    It has the caller's other parameters.
-    """
-    return _link(request, f"/api/v5/orgs/{organization_id}/cases{below}", cursor)
-
-
-def _link(request: CasesRequest, path: str, cursor: str | None) -> str | None:
-    if cursor is None:
-        return None
-    others = without_cursor(request.query_string)
-    return f"{request.service_url}{path}?{others}{'&' if others else ''}cursor={cursor}"

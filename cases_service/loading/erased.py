@@ -1,0 +1,44 @@
+"""Knows whom organizations have erased: by a keyed hash of the external id, and by nothing else."""
+
+import hmac
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from cases_service.database.statements import statements
+
+KEY_BYTES: Final = 32
+"""The length of an organization's key."""
+
+_SQL: Final = statements("personal_data")
+
+
+def hash_external_id(external_id: str, *, key: bytes) -> bytes:
+    """Return the HMAC-SHA256 of an external id's UTF-8 bytes, with the key of its organization."""
+    return hmac.digest(key, external_id.encode(), "sha256")
+
+
+class ErasedVisitors:
+    """Those whom some organizations have erased, and not let back in."""
+
+    def __init__(self, connection: psycopg.Connection[Any], organizations: Collection[str]) -> None:
+        self._keys: dict[str, bytes] = {}
+        self._hashes: defaultdict[str, set[bytes]] = defaultdict(set)
+        cursor = connection.cursor(row_factory=tuple_row)
+        parameters = {"organizations": list(organizations)}
+        for organization_id, key, hashed in cursor.execute(_SQL["list_erased_everywhere"], parameters, prepare=False):
+            self._keys[organization_id] = key
+            self._hashes[organization_id].add(hashed)
+
+    @property
+    def organizations(self) -> list[str]:
+        """The organizations that have erased anybody, as UUIDs in lower case."""
+        return list(self._keys)
+
+    def include(self, organization_id: str, external_id: str) -> bool:
+        """Tell whether an organization has erased the visitor with this external id."""
+        key = self._keys.get(organization_id)
+        return key is not None and hash_external_id(external_id, key=key) in self._hashes[organization_id]

@@ -1,0 +1,1 @@
+"""A person's data: exporting what an organization holds about a visitor, and erasing it."""
