@@ -24,6 +24,8 @@
 set transaction isolation level read committed;
 set local client_encoding = 'UTF8';
 set local datestyle = 'ISO, MDY';
+-- Citus would let loads of different organizations wait for each other, in case that there are several copies of a shard.
+set local citus.all_modifications_commutative = on;
 
 -- name: create_staging!
 create temp table staged_{table} on commit drop as

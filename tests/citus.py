@@ -7,7 +7,7 @@ a URL names the coordinator of one that runs, as a superuser, whose database kno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -27,6 +27,7 @@ SCRIPT: Final = Path(__file__).parents[1] / "deploy/citus.sql"
 SHARDS: Final = 4
 """Enough to lie on both workers. Each costs every table and index once more, in each worker of pytest."""
 
+_TRIES: Final = 20
 _SETTINGS: Final = {
     "shared_preload_libraries": "citus",
     "wal_level": "logical",  # what a shard moves by
@@ -117,7 +118,12 @@ def _introduce(url: str, coordinator: Node, *workers: Node) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("select citus_set_coordinator_host(%s, %s)", coordinator)
         for worker in workers:
-            connection.execute("select citus_add_node(%s, %s)", worker)
+            for _ in range(_TRIES):
+                # It writes all roles anew on the worker, as another process may do at the same moment.
+                with suppress(psycopg.errors.InternalError_):
+                    connection.execute("select citus_add_node(%s, %s)", worker)
+                    break
+        assert connection.execute("select count(*) from pg_dist_node").fetchone() == (1 + len(workers),)
 
 
 def nodes_of(url: str) -> tuple[Node, list[Node]]:

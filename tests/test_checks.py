@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import citus
 from tests.conftest import SERVER_URL
 from tests.process.running import SCRIPTS
 
@@ -50,10 +51,10 @@ def test_without_apt_it_says_what_to_install(tmp_path: Path) -> None:
     assert " jq" not in ran.stderr
 
 
-def run_a_skip(place: Path, **given: str) -> subprocess.CompletedProcess[str]:
+def run_a_skip(place: Path, reason: str = "needs a moon", **given: str) -> subprocess.CompletedProcess[str]:
     """Run the suite's own hooks over a test that passes and one that skips."""
     test = place / "test_one.py"
-    test.write_text("import pytest\n\ndef test_passes(): pass\n\ndef test_skips(): pytest.skip('needs a moon')\n")
+    test.write_text(f"import pytest\n\ndef test_passes(): pass\n\ndef test_skips(): pytest.skip('{reason}')\n")
     command: list[str | Path] = [
         SCRIPTS / "pytest",
         "-q",
@@ -78,6 +79,10 @@ def test_a_run_in_which_nothing_may_skip_fails_where_something_does(tmp_path: Pa
     ran = run_a_skip(tmp_path, CASES_TEST_NO_SKIPS="1")
     assert ran.returncode == 1
     assert re.match(r"1 skipped, and with CASES_TEST_NO_SKIPS=1 none may", ran.stdout.splitlines()[-1])
+
+
+def test_what_no_package_has_may_skip(tmp_path: Path) -> None:
+    assert run_a_skip(tmp_path, citus.SKIP_REASON, CASES_TEST_NO_SKIPS="1").returncode == 0
 
 
 def test_ci_lets_nothing_skip() -> None:

@@ -38,6 +38,7 @@ _CITUS: Final = (
     b"set local plan_cache_mode = 'force_custom_plan'",
     b"set local citus.propagate_set_commands = 'local'",
 )
+_INTEGRITY: Final = "23"
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
@@ -88,6 +89,9 @@ class Exchange:
         self._prepared: dict[bytes, None] = {}
         self._poll = select.poll()
         self._pgconn.nonblocking = 1
+        self._refusal: str | None = None
+        if is_citus:
+            connection.add_notice_handler(self._note)
 
     def ask(self, organization_id: UUID, queries: Sequence[Query[Any]], *, notes: bool = False) -> list[Any]:
         """Return what each query reads from its result.
@@ -167,6 +171,7 @@ class Exchange:
 
     def _run(self, commands: Sequence[bytes | Send]) -> list[PGresult]:
         """Send all commands at once, and return the result of each; after a failure the server skips the rest."""
+        self._refusal = None
         self._pgconn.enter_pipeline_mode()
         for command in commands:
             if isinstance(command, bytes):
@@ -184,7 +189,15 @@ class Exchange:
         if failed is not None:
             if self._pgconn.transaction_status == TransactionStatus.INERROR:
                 self._run([b"rollback"])
-            raise psycopg.errors.error_from_result(failed)
+            error = psycopg.errors.error_from_result(failed)
+            if self._refusal is not None and isinstance(error, psycopg.errors.InternalError_):
+                raise psycopg.errors.lookup(self._refusal)(str(error))
+            raise error
+
+    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Remember which constraint a node of Citus refused a commit for: only a warning says so."""
+        if notice.sqlstate is not None and notice.sqlstate.startswith(_INTEGRITY):
+            self._refusal = notice.sqlstate
 
     def _results(self) -> Iterator[PGresult]:
         """Yield the results until the server has answered everything."""

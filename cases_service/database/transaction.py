@@ -52,3 +52,6 @@ class Transaction:
                 raise
             self._connection.close()
             raise OutcomeUnknownError from None
+        except psycopg.errors.InternalError_:
+            # Of Citus, where a node has not answered the commit.
+            raise OutcomeUnknownError from None

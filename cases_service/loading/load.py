@@ -322,6 +322,9 @@ def _load(
         # Not known to be caused by a line. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
+    except psycopg.errors.InternalError_:
+        # Of Citus, where a node refuses the commit: somebody has just taken a number, or it went away.
+        raise LoadError(None, None, None, "a node refused the commit, or did not answer it: try again") from None
     except psycopg.errors.LockNotAvailable:
         holders = ", ".join(list_holders(connection)) or "another session"
         raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None

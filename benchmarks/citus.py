@@ -1,0 +1,148 @@
+"""Measures a visitor's page on databases side by side: on Citus, and on the same PostgreSQL without it.
+
+Each database is given as NAME=URL, for a superuser, with the schema (and on Citus after deploy/citus.sql). It is
+filled, where it is empty, with 40 organizations of 2,500 cases each. The service's role and its exchange ask for pages
+of 25 with what the API token opens, one at a time over one connection, by turns. It prints the medians of the rounds.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from time import perf_counter
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from cases_service.cases.filters import Filters
+from cases_service.database.connection_pool import Database
+from cases_service.database.migrations import init_db
+from cases_service.settings import Settings
+from cases_service.store import cases
+
+ORGANIZATIONS: Final = 40
+VISITORS: Final = 100
+_ROLE: Final = "cases_benchmark"
+_FILL: Final = (
+    """
+    insert into organizations (organization_id, name, subscription_status)
+    select md5('organization ' || o)::uuid, 'Benchmark', 'active' from generate_series(1, %(organizations)s) o
+    """,
+    """
+    insert into users (organization_id, id, email, first_name, last_name)
+    select md5('organization ' || o)::uuid, md5('user ' || u)::uuid, 'agent@example.com', 'Ada', 'Byron'
+    from generate_series(1, %(organizations)s) o, generate_series(1, 10) u
+    """,
+    """
+    insert into case_funnel_stages (organization_id, id, name, position)
+    select md5('organization ' || o)::uuid, md5('stage ' || s)::uuid, 'Stage', s
+    from generate_series(1, %(organizations)s) o, generate_series(1, 4) s
+    """,
+    """
+    insert into visitors (organization_id, id, external_id)
+    select md5('organization ' || o)::uuid, md5('visitor ' || v)::uuid, 'visitor-' || v
+    from generate_series(1, %(organizations)s) o, generate_series(1, %(visitors)s) v
+    """,
+    """
+    insert into contacts (organization_id, id, visitor_id, first_name, created_at, updated_at)
+    select md5('organization ' || o)::uuid, md5('contact ' || v || c)::uuid, md5('visitor ' || v)::uuid, 'Grace',
+        '2024-01-01Z', '2024-01-01Z'
+    from generate_series(1, %(organizations)s) o, generate_series(1, %(visitors)s) v, generate_series(1, 2) c
+    """,
+    """
+    insert into cases (organization_id, id, case_number, contact_id, owner_id, created_by_user_id, updated_by_user_id,
+        case_funnel_stage_id, subject, description, status, priority, created_at, updated_at)
+    select md5('organization ' || o)::uuid, md5('case ' || v || '-' || n)::uuid, v || '-' || n,
+        md5('contact ' || v || 1 + n %% 2)::uuid, md5('user ' || 1 + n %% 10)::uuid, md5('user ' || 1 + n %% 10)::uuid,
+        md5('user ' || 1 + n %% 7)::uuid, md5('stage ' || 1 + n %% 4)::uuid, 'A subject', repeat('words ', 50), 'Open',
+        3,
+        '2024-01-01Z'::timestamptz + n * interval '1 hour', '2024-01-01Z'::timestamptz + n * interval '1 hour'
+    from generate_series(1, %(organizations)s) o, generate_series(1, %(visitors)s) v, generate_series(1, 25) n
+    """,
+    "analyze",
+)
+
+
+def main() -> None:
+    """Run, and print a line for each database."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.citus", description=__doc__)
+    parser.add_argument("databases", nargs="+", metavar="NAME=URL")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--pages", type=int, default=50, help="pages of a round")
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        opened: dict[str, Database] = {}
+        for given in arguments.databases:
+            name, _, url = given.partition("=")
+            opened[name] = stack.enter_context(_opened(url))
+        for database in opened.values():
+            _round(database, arguments.pages)
+        rounds = [
+            {name: _round(database, arguments.pages) for name, database in opened.items()}
+            for _ in range(arguments.rounds)
+        ]
+    first = next(iter(opened))
+    for name in opened:
+        ms = median(one[name] for one in rounds) * 1000
+        ratio = median(one[name] / one[first] for one in rounds)
+        sys.stdout.write(f"{name}: {ms:.2f} ms, {ratio:.2f} times {first}\n")
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Database]:
+    """Lend the database as the service opens it, filled."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("select from pg_roles where rolname = %s", [_ROLE]).fetchone() is None:
+            role = sql.Identifier(_ROLE)
+            connection.execute(sql.SQL("create role {} login password {}").format(role, sql.Literal(_ROLE)))
+        init_db(connection, service_role=_ROLE)
+        if connection.execute("select from organizations limit 1").fetchone() is None:
+            for statement in _FILL:
+                given = {"organizations": ORGANIZATIONS, "visitors": VISITORS} if "%(" in statement else None
+                connection.execute(statement.encode(), given)
+        generic = connection.execute("select current_setting('cases.generic_plans', true)").fetchone() != ("off",)
+    settings = Settings(database_url=url, workers=1, threads=1, pool_size=1, generic_plans=generic)
+    database = Database(make_conninfo(url, user=_ROLE, password=_ROLE), settings)
+    database.open()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _round(database: Database, pages: int) -> float:
+    """Return the median of the seconds that a page takes."""
+    return median(_seconds(database, number) for number in range(pages))
+
+
+def _seconds(database: Database, number: int) -> float:
+    organization_id = _uuid_of(f"organization {1 + number % ORGANIZATIONS}")
+    access = cases.get_access(organization_id=organization_id, token_hash=b"\0" * 32)
+    page = cases.list_cases(
+        organization_id=organization_id,
+        external_id=f"visitor-{1 + number % VISITORS}",
+        ordering="-created_at",
+        filters=Filters(),
+        fields=None,
+        cursor=None,
+        page_size=25,
+    )
+    started = perf_counter()
+    _, found = database.ask_both(organization_id, access, page)
+    seconds = perf_counter() - started
+    if found is None or len(found.rows) != 25:  # noqa: PLR2004
+        sys.exit("expected a page of 25 cases")
+    return seconds
+
+
+def _uuid_of(text: str) -> UUID:
+    return UUID(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
+
+
+if __name__ == "__main__":
+    main()
