@@ -203,10 +203,6 @@ select s.place, s.organization_id::text, s.external_id
 from staged_{table} s
 where not s.deleted and s.organization_id = any (:organizations::uuid[]);
 
--- name: limit_waiting
--- For a row or table that somebody else holds. The turn above may take as long as another load does.
-select set_config('lock_timeout', :milliseconds, true);
-
 -- name: limit_request
 -- For each statement of a load that a request waits for. The sessions of requests scan no table and sort nothing; here
 -- the staged lines are what is scanned, and without that the planner would rather go through all cases by an index.

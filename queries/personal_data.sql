@@ -10,10 +10,6 @@ set transaction isolation level repeatable read, read only;
 -- What others commit is seen once a lock has been waited for.
 set transaction isolation level read committed;
 
--- name: limit_erasure
--- For a row that somebody else holds.
-select set_config('lock_timeout', :milliseconds, true);
-
 -- name: find_visitor
 select v.id from visitors v where v.organization_id = :organization_id and v.external_id = :external_id;
 
