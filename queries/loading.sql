@@ -203,10 +203,6 @@ select s.place, s.organization_id::text, s.external_id
 from staged_{table} s
 where not s.deleted and s.organization_id = any (:organizations::uuid[]);
 
--- name: limit_waiting
--- Applies to rows and tables that another session holds. The turn above may take as long as another load.
-select set_config('lock_timeout', :milliseconds, true);
-
 -- name: limit_request
 -- For the statements of an import, which a request waits for. Sessions of requests scan no table and sort nothing; here
 -- the staged lines must be scanned: otherwise the planner would rather read all cases through an index.

@@ -10,10 +10,6 @@ set transaction isolation level repeatable read, read only;
 -- So that after waiting for a lock, the commits of others are visible.
 set transaction isolation level read committed;
 
--- name: limit_erasure
--- Applies to rows that another session holds.
-select set_config('lock_timeout', :milliseconds, true);
-
 -- name: find_visitor
 select v.id from visitors v where v.organization_id = :organization_id and v.external_id = :external_id;
 

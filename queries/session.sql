@@ -38,6 +38,10 @@ set local citus.propagate_set_commands = 'local';
 -- name: see_every_organization!
 set local cases.every_organization = 'on';
 
+-- name: limit_waiting!
+-- For a row or table that somebody else holds. Not with set_config(), which Citus does not hand on.
+set local lock_timeout = :milliseconds;
+
 -- name: name_organization
 -- The organization of the transaction, for row security, until its end.
 select set_config('cases.organization_id', :organization_id, true);

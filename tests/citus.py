@@ -27,6 +27,11 @@ SCRIPT: Final = Path(__file__).parents[1] / "deploy/citus.sql"
 SHARDS: Final = 4
 """Enough to lie on both workers. Each costs every table and index once more, in each worker of pytest."""
 
+WAITING_ON_NODES: Final = (
+    "select count(distinct waiting_gpid) from citus_lock_waits where blocking_gpid = citus_backend_gpid()"
+)
+"""How many sessions wait for what this one holds on nodes: the coordinator's own locks do not show that."""
+
 _TRIES: Final = 20
 _SETTINGS: Final = {
     "shared_preload_libraries": "citus",

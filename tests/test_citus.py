@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,11 +26,14 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database import migrations
 from cases_service.database.migrations import SCHEMA_VERSION
 from cases_service.demo.demo import DEMO_DATA
+from cases_service.embedded.command_database import CommandDatabase
+from cases_service.personal_data.export import export_visitor
 from cases_service.settings import Settings
 from tests import citus
 from tests.api.conversations import Sides, sides_of
 from tests.factories import SECRET_KEY, Organization, b64, cases_path, get
 from tests.process.running import COMMAND, environment
+from tests.test_loading import wait_until_blocks
 from tests.test_roles import ROLES, psql
 
 pytestmark = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
@@ -133,11 +137,23 @@ def company(superuser: psycopg.Connection) -> Organization:
 
 @pytest.fixture
 def client(installation: Installation) -> Iterator[FlaskClient]:
-    """A client of a service that fails at once where a statement leaves its shard."""
+    """A client of a service that fails at once where a statement leaves its shard, of writes, too, but no import."""
     guard = " -c citus.multi_task_query_log_level=error"
     settings = installation.settings
-    guarded = msgspec.structs.replace(settings, database_url=make_conninfo(settings.database_url or "", options=guard))
+    guarded = msgspec.structs.replace(
+        settings,
+        database_url=make_conninfo(settings.database_url or "", options=guard),
+        write_database_url=make_conninfo(settings.write_database_url or "", options=guard),
+    )
     app = create_app(guarded)
+    yield app.test_client()
+    app.close()
+
+
+@pytest.fixture
+def importing(installation: Installation) -> Iterator[FlaskClient]:
+    """A client whose imports may bring what they compare with from all shards."""
+    app = create_app(installation.settings)
     yield app.test_client()
     app.close()
 
@@ -200,7 +216,7 @@ class TestSchema:
         assert any("private_notes" in text and "organization_id" in text for (text,) in rows)
 
     @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
-    def test_a_distributed_schema_is_upgraded(self, server_url: str, version: int) -> None:
+    def test_a_distributed_schema_is_upgraded(self, server_url: str, tmp_path: Path, version: int) -> None:
         with installed(server_url, distributes=False) as made:
             with psycopg.connect(make_conninfo(made.superuser_url), autocommit=True) as connection:
                 connection.execute(f"set role {made.name}_owner".encode())
@@ -221,8 +237,19 @@ class TestSchema:
                 rows = connection.execute("select logicalrelid::text from pg_dist_partition").fetchall()
                 assert {name for (name,) in rows} == {*TABLES, "schema_version"}
                 organization = Organization(connection, SecretBox([SECRET_KEY]))
-                organization.visitor().cases(2)
+                visitor = organization.visitor()
+                visitor.cases(2)
             assert len(json.loads(made.run("list-organizations", "--json"))) == 10
+            whom = ("--organization", organization.id, "--external-id", visitor.external_id)
+            assert json.loads(made.run("erase-visitor", "--yes", *whom))["removed"]["case"] == 2
+            lines = [line | {"updated_at": "2024-01-01T00:00:00Z"} for line in lines_of(organization.id)[-2:]]
+            removals = [
+                {name: line[name] for name in ("type", "organization_id", "id", "updated_at")} | {"deleted": True}
+                for line in lines
+            ]
+            made.load(tmp_path, *removals, options=["--if-newer"])
+            done = json.loads(made.load(tmp_path, *removals, options=["--if-newer", "--json"]))
+            assert done["stale"] == 2
 
 
 class TestRowSecurity:
@@ -365,6 +392,71 @@ class TestCommands:
         installation.run("allow-visitor", *whom)
         installation.load(tmp_path, *exported)
 
+    def test_an_export_is_one_state_of_the_nodes(
+        self, installation: Installation, sides: Sides, superuser: psycopg.Connection
+    ) -> None:
+        sides.say("Hello")
+        about: dict[str, Any] = {"organization_id": sides.organization.id, "external_id": sides.visitor.external_id}
+        with CommandDatabase(installation.settings, None).connect() as connection:
+            before = list(export_visitor(connection, **about))
+            lines = export_visitor(connection, **about)
+            first = next(lines)
+            sides.say("And another thing")
+            assert [first, *lines] == before
+            assert len(list(export_visitor(connection, **about))) == len(before) + 2
+
+    def test_who_waits_in_vain_erases_nothing_and_loads_nothing(
+        self, installation: Installation, sides: Sides, superuser: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        """A row is held on its node, which has to be told how long to wait."""
+        whom = ("--organization", sides.organization.id, "--external-id", sides.visitor.external_id)
+        exported = installation.run("export-visitor", *whom)
+        with psycopg.connect(installation.superuser_url) as holder:
+            about = [sides.organization.id, sides.case_id]
+            holder.execute("select 1 from cases where organization_id = %s and id = %s for update", about)
+            with released_after(20, holder):
+                said = installation.run("erase-visitor", *whom, "--yes", "--wait", "0.2", status=1)
+                assert "nothing was erased, try again" in said
+                lines = [json.loads(line) for line in exported.splitlines()]
+                lines = [line | {"priority": 5} for line in lines if line["type"] == "case"]
+                said = installation.load(tmp_path, *lines, options=["--wait", "0.2"], status=1)
+                assert "nothing was loaded, try again" in said
+        assert installation.run("export-visitor", *whom) == exported
+
+    def test_no_node_keeps_values_of_the_erased_for_its_planner(
+        self, installation: Installation, client: FlaskClient, sides: Sides, superuser: psycopg.Connection
+    ) -> None:
+        # A table, which each shard is, keeps the statistics that it had while it has no rows.
+        sides_of(client, sides.organization, case_number="C-2").say("Hello")
+        said = f"x{uuid4().hex}"
+        sides.say(said)
+        sides.say(said)
+        superuser.execute("analyze")
+        assert said in statistics(superuser)
+        whom = ("--organization", sides.organization.id, "--external-id", sides.visitor.external_id)
+        assert "run analyze" not in installation.run("erase-visitor", *whom, "--yes")
+        assert said not in statistics(superuser)
+
+    def test_a_removal_is_remembered_until_it_is_pruned(
+        self, installation: Installation, superuser: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        lines = lines_of(uuid4())
+        installation.load(tmp_path, *lines)
+        case = lines[-1]
+        names = ("type", "organization_id", "id")
+        removal = {name: case[name] for name in names} | {"deleted": True, "updated_at": "2024-02-01T00:00:00Z"}
+
+        def load(*some: dict[str, Any]) -> tuple[int, int, int]:
+            done = json.loads(installation.load(tmp_path, *some, options=["--if-newer", "--json"]))
+            return done["written"]["case"], done["removed"]["case"], done["stale"]
+
+        assert load(removal) == (0, 1, 0)
+        assert load(case, removal) == (0, 0, 2)
+        about = [case["organization_id"]]
+        superuser.execute("update removed_rows set removed_at = '2020-01-01Z' where organization_id = %s", about)
+        assert installation.run("prune-events", "--older-than", 100) == "0 events removed\n"
+        assert load(case) == (1, 0, 0)
+
     def test_events_are_pruned_in_every_organization(
         self, installation: Installation, sides: Sides, superuser: psycopg.Connection
     ) -> None:
@@ -373,6 +465,25 @@ class TestCommands:
             "update events set created_at = '2020-01-01Z' where organization_id = %s", [sides.organization.id]
         )
         assert installation.run("prune-events", "--older-than", 100) == "1 event removed\n"
+
+
+@contextmanager
+def released_after(seconds: float, holder: psycopg.Connection) -> Iterator[None]:
+    """End what a connection holds after a while, so that who waits for it in vain is found out, and no test hangs."""
+    end = threading.Timer(seconds, holder.rollback)
+    end.start()
+    try:
+        yield
+    finally:
+        end.cancel()
+
+
+def statistics(connection: psycopg.Connection) -> str:
+    """Return the values that the planners of the nodes keep of all columns."""
+    rows = connection.execute(
+        "select result from run_command_on_all_nodes($$select string_agg(s::text, '') from pg_stats s$$)"
+    )
+    return "".join(text for (text,) in rows)
 
 
 def _ago(*, days: int, minutes: int) -> datetime:
@@ -547,8 +658,29 @@ class TestRoutes:
         assert client.delete(path, headers=headers).status_code == 204
         assert client.delete(path, headers=headers).status_code == 404
 
+    def test_a_deleted_case_is_not_brought_back_by_what_is_older(
+        self, client: FlaskClient, importing: FlaskClient, company: Organization
+    ) -> None:
+        headers = {"Authorization": f"Token {company.token_with('cases:write')}"}
+        body = {"case_number": "C-1", "priority": 3}
+        made = client.post(company.cases_path, json=body, headers=headers).get_json()
+        path = f"{company.cases_path}/{made['id']}"
+        names = ("id", "case_number", "status", "priority", "created_at", "updated_at")
+        line = {"type": "case", **{name: made[name] for name in names}}
+
+        def import_line(**changes: str) -> Any:
+            sent = {**headers, "Content-Type": "application/x-ndjson"}
+            path = f"/api/v5/orgs/{company.id}/import?if_newer=true"
+            return importing.post(path, data=json.dumps(line | changes), headers=sent).get_json()
+
+        assert client.delete(path, headers=headers).status_code == 204
+        assert import_line()["stale"] == 1
+        assert client.get(path, headers=headers).status_code == 404
+        assert import_line(updated_at="2999-01-01T00:00:00Z")["written"]["case"] == 1
+
     @pytest.mark.parametrize("mode", ["all", "each"])
-    def test_an_import(self, client: FlaskClient, company: Organization, mode: str) -> None:
+    def test_an_import(self, importing: FlaskClient, company: Organization, mode: str) -> None:
+        client = importing
         headers = {"Authorization": f"Token {company.token_with('cases:write')}"}
         lines = lines_of(company.id)[1:]
         lines.append(dict(lines[-1], id=str(uuid4()), case_number="C-9", owner_id=str(uuid4())))
@@ -621,6 +753,31 @@ class TestFaults:
         finally:
             server.start()
             app.close()
+
+    def test_an_erasure_whose_node_goes_away_leaves_everything(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+    ) -> None:
+        cluster, made = own
+        server = cluster.servers[1]
+        organization = places[str(server.data_dir / "socket")]
+        visitor = organization.visitor()
+        visitor.cases(2)
+        whom = ("--organization", organization.id, "--external-id", visitor.external_id)
+        before = made.run("export-visitor", *whom)
+        holder = psycopg.connect(made.superuser_url)
+        try:
+            with ThreadPoolExecutor(1) as threads:
+                # What an erasure does in the end: everything else has been removed by then.
+                holder.execute("insert into erasure_keys values (%s, %s)", [organization.id, b"k" * 32])
+                erasing = threads.submit(made.run, "erase-visitor", "--yes", *whom, status=1)
+                wait_until_blocks(holder)
+                server.stop()
+                erasing.result()
+        finally:
+            holder.close()
+            server.start()
+        assert made.run("export-visitor", *whom) == before
+        assert json.loads(made.run("erase-visitor", "--yes", *whom))["removed"]["case"] == 2
 
     def test_a_shard_that_moves_is_followed(
         self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]

@@ -31,6 +31,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS, new_secret
 from cases_service.database.statements import source
 from cases_service.loading.load import MAXIMUM_LINE_BYTES, LoadError, LoadFile, LoadSummary, load
+from tests import citus
 
 Fields = dict[str, Any]
 
@@ -217,6 +218,8 @@ def wait_until_blocks(connection: psycopg.Connection, number: int = 1) -> None:
     """Return when this connection keeps as many others waiting."""
     deadline = time.monotonic() + 30
     statement = "select count(distinct pid) from pg_locks where pg_backend_pid() = any(pg_blocking_pids(pid))"
+    if citus.IS_USED:
+        statement = f"select greatest(({statement}), ({citus.WAITING_ON_NODES}))"
     while connection.execute(statement).fetchone() != (number,):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -29,6 +29,7 @@ from cases_service.loading.statements import TABLES
 from cases_service.personal_data import erasure
 from cases_service.personal_data.erasure import ErasureBusyError, Receipt, allow_visitor, erase_visitor
 from cases_service.personal_data.export import EXPORTS, PersonalDataError, export_visitor
+from tests import citus
 from tests.api.conversations import Sides
 from tests.api.test_import import Feed
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem
@@ -282,13 +283,15 @@ class TestErasure:
     ) -> None:
         before = contents(connection, person.organization)
         with psycopg.connect(database_url, application_name="reporting") as holder:
-            holder.execute("select 1 from cases where id = %s for update", [person.case_ids[1]])
+            about = [person.organization.id, person.case_ids[1]]
+            holder.execute("select 1 from cases where organization_id = %s and id = %s for update", about)
             with pytest.raises(
                 ErasureBusyError, match=r"gave up waiting for process [0-9]+ .reporting., which uses cases"
             ):
                 person.erase(connection, wait=0.2)
         assert contents(connection, person.organization) == before
 
+    @pytest.mark.skipif(citus.IS_USED, reason="Citus has no triggers on what it distributes")
     @pytest.mark.parametrize("table", ["events", "messages", "activities", "cases", "contacts", "visitors"])
     def test_where_one_part_fails_nothing_is_erased(
         self, person: Person, connection: psycopg.Connection, table: str

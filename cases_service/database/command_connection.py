@@ -30,6 +30,14 @@ def see_every_organization(connection: psycopg.Connection[Any]) -> None:
         connection.execute(_SQL[name], prepare=False)
 
 
+def limit_waiting(connection: psycopg.Connection[Any], *, milliseconds: str) -> None:
+    """Wait no longer than this for what somebody else holds, here and on nodes, up to the end of the transaction."""
+    if is_citus(connection):
+        connection.execute(_SQL["hand_settings_on"], prepare=False)
+    # The value is written into the statement: SET takes no parameters.
+    psycopg.ClientCursor(connection).execute(_SQL["limit_waiting"], {"milliseconds": milliseconds})
+
+
 class CommandConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection in autocommit mode. On Citus a statement outside of a transaction is one by itself."""
 

@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
-from cases_service.database.command_connection import is_citus
+from cases_service.database.command_connection import is_citus, limit_waiting
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased import ErasedVisitors
@@ -448,7 +448,8 @@ class Load:
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
         if self._deadline == inf:
-            self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+            # The turn may take as long as another load does.
+            limit_waiting(self._connection, milliseconds=lock_timeout(self._wait))
         self._find_erased()
         converses = not self._staged.isdisjoint(CONVERSATION)
         if converses:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psycopg
 
+from cases_service.database.command_connection import limit_waiting
 from cases_service.database.migrations import DEFAULT_WAIT, list_holders, lock_timeout
 from cases_service.database.statements import statements
 from cases_service.loading.erased import KEY_BYTES, hash_external_id
@@ -102,7 +103,7 @@ def erase_visitor(
         with connection.transaction():
             connection.execute(_SQL["begin_erasure"], prepare=False)
             take_turns(connection, [str(organization_id)])
-            _row(connection, "limit_erasure", milliseconds=lock_timeout(wait))
+            limit_waiting(connection, milliseconds=lock_timeout(wait))
             visitor_id = _visitor(connection, "lock_visitor", about)
             return _erase(connection, about | {"visitor_id": visitor_id})
 
