@@ -39,7 +39,8 @@ from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.database.pipeline import Query
 from cases_service.database.session_settings import of_service
 from cases_service.database.statements import numbered
-from cases_service.loading.load import Load, LoadOptions
+from cases_service.loading.outcome import LoadOptions
+from cases_service.loading.staged_load import Load
 from cases_service.settings import Settings
 from cases_service.store.cases import list_cases, summarize_cases
 from cases_service.store.organization_pages import list_cases as list_organization_cases

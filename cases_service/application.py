@@ -25,9 +25,9 @@ from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection import query_count
 from cases_service.database.connection_pool import Database
-from cases_service.errors import NotFoundError, OverloadedError
 from cases_service.observability import metrics, request_log, tracing
 from cases_service.observability.logs import configure, method_label
+from cases_service.problems import NotFoundError, OverloadedError
 from cases_service.server.queue_time import arrival
 from cases_service.service import Service, current_service
 from cases_service.settings import DemoCredentials, Settings, inherited_demo_credentials, read_settings

@@ -18,14 +18,14 @@ from cases_service.database import server_state
 from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import SCHEMA_VERSION
 from cases_service.database.replicas import Replicas
-from cases_service.errors import (
+from cases_service.observability import metrics
+from cases_service.problems import (
     HostNotAllowedError,
     NotFoundError,
     OverloadedError,
     ProblemError,
     UnavailableError,
 )
-from cases_service.observability import metrics
 from cases_service.server.listener import LISTENER
 from cases_service.settings import DemoCredentials, Settings
 from cases_service.store import import_runs

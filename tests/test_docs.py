@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from cases_service import errors
+from cases_service import problems
 from cases_service.api.parameters import CollectionParameters
 from cases_service.cases.schemas import CASE_ATTRIBUTES
 from cases_service.cli.commands import cli
@@ -75,13 +75,13 @@ def test_the_document_on_architecture_shows_every_package() -> None:
 
 
 def test_the_api_document_lists_every_code_with_its_status() -> None:
-    raised = set(errors.kinds())
+    raised = set(problems.kinds())
     documented = {
         code: int(status) for status, codes, *_ in rows(API, r"\d{3}") for code in re.findall(r"`(\w+)`", codes)
     }
     assert documented == {kind.code: kind.status for kind in raised}
     assert len(raised) == len({kind.code for kind in raised})
-    assert errors.__doc__
+    assert problems.__doc__
 
 
 def test_the_api_document_lists_every_parameter_and_attribute() -> None:
@@ -162,7 +162,7 @@ def test_the_faults_name_alerts_and_lines_of_the_log_that_exist() -> None:
     for name in seen:
         if name.startswith("pg_"):
             continue
-        known = name in alerts or f'"{name}"' in calls or name in {kind.code for kind in errors.kinds()}
+        known = name in alerts or f'"{name}"' in calls or name in {kind.code for kind in problems.kinds()}
         assert known or name in README + (ROOT / "docs/observability.md").read_text(), name
     assert len(set(seen) & alerts) > 5
 
@@ -170,7 +170,7 @@ def test_the_faults_name_alerts_and_lines_of_the_log_that_exist() -> None:
 def test_the_recipe_of_errors_says_what_to_do_about_every_code() -> None:
     recipe = (ROOT / "docs/recipes/errors.md").read_text()
     advised = {code for _, codes, *_ in rows(recipe, r"\d{3}(, \d{3})?") for code in re.findall(r"`(\w+)`", codes)}
-    assert advised == {kind.code for kind in errors.kinds()}
+    assert advised == {kind.code for kind in problems.kinds()}
 
 
 def test_the_site_leads_to_every_document() -> None:

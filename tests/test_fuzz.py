@@ -27,8 +27,8 @@ from cases_service.cases.pagination import Collection, Cursor, Position
 from cases_service.credentials.api_tokens import ApiToken, new_token
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.credentials.visitor_jwt import VerificationKey, signed_claims, subject
-from cases_service.errors import InvalidCursorError, InvalidParameterError, VisitorTokenError
 from cases_service.loading.records import RECORDS, FieldError, Removal, read_record
+from cases_service.problems import InvalidCursorError, InvalidParameterError, VisitorTokenError
 from cases_service.settings import Settings
 from tests.factories import Organization, Visitor, b64, cases_path, get, hs256
 

@@ -17,7 +17,7 @@ from cases_service.credentials.visitor_jwt import Rules, Signed, VerificationKey
 from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query
 from cases_service.database.replicas import Replicas
-from cases_service.errors import (
+from cases_service.problems import (
     ApiTokenInvalidError,
     AuthenticationRequiredError,
     OrganizationForbiddenError,

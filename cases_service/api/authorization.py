@@ -10,7 +10,7 @@ from cases_service.api.authentication import Identity, Steps, identify
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.scopes import Scope, check_scope
 from cases_service.database.connection_pool import Database
-from cases_service.errors import ReadOnlyDeploymentError
+from cases_service.problems import ReadOnlyDeploymentError
 from cases_service.service import current_service
 from cases_service.store.cases import Access
 

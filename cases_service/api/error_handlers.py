@@ -8,7 +8,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from cases_service.api.request import current_request
 from cases_service.cases.schemas import ProblemSchema
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
-from cases_service.errors import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
+from cases_service.problems import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from cases_service.cases import timestamps as instants
 from cases_service.cases.filters import CHANNELS, PRIORITIES, STATUSES, Filters
 from cases_service.cases.schemas import CASE_ATTRIBUTES, says
-from cases_service.errors import InvalidParameterError
+from cases_service.problems import InvalidParameterError
 from cases_service.store.cases import ORDERINGS
 
 DEFAULT_PAGE_SIZE: Final = 25

@@ -25,7 +25,7 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from cases_service.api.memory_counters import MemoryCounters
-from cases_service.errors import RateLimitedError, UnauthorizedError, VisitorNotFoundError
+from cases_service.problems import RateLimitedError, UnauthorizedError, VisitorNotFoundError
 from cases_service.settings import Settings
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Final
 from flask import Request
 from werkzeug.exceptions import HTTPException
 
-from cases_service.errors import (
+from cases_service.problems import (
     BodyTooLargeError,
     InvalidBodyError,
     OverloadedError,

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from marshmallow import Schema, ValidationError, fields
 
 from cases_service.cases.schemas import OrganizationCaseSchema
-from cases_service.errors import InvalidBodyError
+from cases_service.problems import InvalidBodyError
 
 MAXIMUM_BODY: Final = 1024 * 1024
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")

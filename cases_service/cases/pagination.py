@@ -14,7 +14,7 @@ from typing import Final, Self
 from uuid import UUID
 
 from cases_service.cases import timestamps
-from cases_service.errors import InvalidCursorError
+from cases_service.problems import InvalidCursorError
 
 _VERSION: Final = 1
 _LAYOUT: Final = struct.Struct(">BBq16s8s")

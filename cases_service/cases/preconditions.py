@@ -12,7 +12,7 @@ from werkzeug.datastructures import ETags, Headers
 from werkzeug.http import parse_etags
 
 from cases_service import __version__
-from cases_service.errors import PreconditionFailedError
+from cases_service.problems import PreconditionFailedError
 
 _RELEASE: Final = __version__.encode()
 _DIGEST_BYTES: Final = 16

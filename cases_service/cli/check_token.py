@@ -8,7 +8,7 @@ from cases_service.api.authentication import IN_HEADER, MAXIMUM_IN_PATH, visitor
 from cases_service.credentials.algorithms import ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
 from cases_service.credentials.visitor_jwt import Rules, VerificationKey, candidates, check_claims, find_key, parse
-from cases_service.errors import (
+from cases_service.problems import (
     InternalError,
     ProblemError,
     SubscriptionInactiveError,

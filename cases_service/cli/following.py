@@ -12,7 +12,8 @@ import psycopg
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.follow import LineFeed
-from cases_service.loading.load import LoadOptions, LoadSummary, load_lines
+from cases_service.loading.load import load_lines
+from cases_service.loading.outcome import LoadOptions, LoadSummary
 
 
 def follow(

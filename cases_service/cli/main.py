@@ -100,7 +100,7 @@ def _explained() -> tuple[type[Exception], ...]:
     from cases_service.embedded.command_database import NoDatabaseError
     from cases_service.embedded.data_directory import ForeignDirectoryError
     from cases_service.embedded.server import EmbeddedServerError
-    from cases_service.loading.load import LoadError
+    from cases_service.loading.outcome import LoadError
     from cases_service.personal_data.export import PersonalDataError
     from cases_service.server.launch import ListenError
     from cases_service.settings import SettingsError

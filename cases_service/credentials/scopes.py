@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Final, Literal
 
-from cases_service.errors import ScopeMissingError
+from cases_service.problems import ScopeMissingError
 
 Scope = Literal["visitors:read", "visitors:write", "cases:read", "cases:write"]
 

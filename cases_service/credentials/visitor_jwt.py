@@ -21,7 +21,7 @@ from jwt.algorithms import Algorithm
 
 from cases_service.credentials.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
-from cases_service.errors import (
+from cases_service.problems import (
     TokenAlgorithmNotAllowedError,
     TokenClaimInvalidError,
     TokenClaimMissingError,

@@ -23,8 +23,8 @@ from cases_service.database.lost_connections import ConnectionLostError, hung_up
 from cases_service.database.pipeline import Exchange, Query
 from cases_service.database.primary import STANDBY
 from cases_service.database.statements import statements
-from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.observability import metrics
+from cases_service.problems import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from time import monotonic
 from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
-from cases_service.errors import OverloadedError
 from cases_service.observability import metrics
+from cases_service.problems import OverloadedError
 
 Share: TypeAlias = Literal["organization", "visitor"]
 

@@ -9,7 +9,7 @@ import structlog
 from psycopg.pq import TransactionStatus
 
 from cases_service.database.connection import Connection
-from cases_service.errors import TimeoutProblemError, UnavailableError
+from cases_service.problems import TimeoutProblemError, UnavailableError
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database, Reader
 from cases_service.database.fair_turns import THE_SERVICE, Whose
 from cases_service.database.pipeline import Query
-from cases_service.errors import OverloadedError, ProblemError, UnavailableError
 from cases_service.observability import metrics
+from cases_service.problems import OverloadedError, ProblemError, UnavailableError
 from cases_service.settings import Settings
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 
 from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query
-from cases_service.errors import OutcomeUnknownError
+from cases_service.problems import OutcomeUnknownError
 
 
 class Transaction:

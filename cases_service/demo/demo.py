@@ -30,7 +30,8 @@ from cases_service.demo.portal.launch import DemoVisitor, Plan, hand_over, liste
 from cases_service.embedded import data_directory, supervisor
 from cases_service.embedded.command_database import open_database
 from cases_service.embedded.server import require_programs
-from cases_service.loading.load import LoadFile, load
+from cases_service.loading.files import LoadFile
+from cases_service.loading.load import load
 from cases_service.server.launch import become_gunicorn, listen
 from cases_service.settings import UNIX, DemoCredentials, Settings, is_under_make
 

@@ -7,7 +7,7 @@ from math import inf
 from time import monotonic
 from typing import Final, NamedTuple
 
-from cases_service.loading.load import MAXIMUM_LINE_BYTES
+from cases_service.loading.files import MAXIMUM_LINE_BYTES
 
 _READ_BYTES: Final = 2**16
 

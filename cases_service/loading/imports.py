@@ -10,9 +10,10 @@ from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
-from cases_service.errors import UnavailableError
-from cases_service.loading.load import Load, LoadError, LoadOptions, LoadSummary
+from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, record_run
+from cases_service.loading.staged_load import Load
+from cases_service.problems import UnavailableError
 
 MAXIMUM_LINES: Final = 20_000
 """The maximum number of lines of an import."""

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator
 from types import TracebackType
 from typing import Self
 
-from cases_service.loading.load import MAXIMUM_LINE_BYTES, LineStream
+from cases_service.loading.files import MAXIMUM_LINE_BYTES, LineStream
 
 
 class KeptLines:

@@ -18,8 +18,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cases_service import __version__
-from cases_service.errors import VisitorTokenError
 from cases_service.observability import metrics_files
+from cases_service.problems import VisitorTokenError
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 _TRIES: Final = 20

@@ -20,8 +20,9 @@ import psycopg
 from cases_service.database.command_connection import limit_waiting
 from cases_service.database.migrations import DEFAULT_WAIT, list_holders, lock_timeout
 from cases_service.database.statements import statements
-from cases_service.loading.erased import KEY_BYTES, hash_external_id
-from cases_service.loading.load import take_turns, update_statistics
+from cases_service.loading.erased_visitors import KEY_BYTES, hash_external_id
+from cases_service.loading.load import update_statistics
+from cases_service.loading.staged_load import take_turns
 from cases_service.personal_data.export import NO_VISITOR, Connection, PersonalDataError, lines
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
-from cases_service.errors import (
+from cases_service.problems import (
     CaseNotFoundError,
     CaseNumberTakenError,
     ProblemError,

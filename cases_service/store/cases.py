@@ -13,10 +13,10 @@ from uuid import UUID
 import msgspec
 
 from cases_service.cases import timestamps as instants
+from cases_service.cases.compiled_serialization import Row, RowDump, compile_row_dump
 from cases_service.cases.filters import Filters
 from cases_service.cases.pagination import Cursor, Position, adjacent_cursors, visitor_tag
 from cases_service.cases.schemas import CASE_ATTRIBUTES, CaseSchema, Instant
-from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import numbered
 from cases_service.store.page_statements import NESTED, Column, PageShape, Rendered, case_statement, page_statement

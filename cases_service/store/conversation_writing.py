@@ -19,7 +19,7 @@ from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
 from cases_service.database.transaction import Transaction
-from cases_service.errors import CaseClosedError, CaseNotFoundError, IdTakenError
+from cases_service.problems import CaseClosedError, CaseNotFoundError, IdTakenError
 from cases_service.store import conversations as store
 from cases_service.store import organization_cases as case_store
 from cases_service.store.conversations import Conversation, OpenActivity

@@ -13,9 +13,9 @@ from uuid import UUID
 from marshmallow import Schema
 
 from cases_service.cases import timestamps as instants
+from cases_service.cases.compiled_serialization import Row, RowDump, compile_row_dump
 from cases_service.cases.pagination import Collection, Cursor, Position, adjacent_cursors, visitor_tag
 from cases_service.cases.schemas import ActivitySchema, Instant, MessageSchema, OrganizationMessageSchema
-from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import Statement, number, numbered, statements
 from cases_service.store.page_statements import replaced

@@ -4,8 +4,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from cases_service.cases import timestamps as instants
+from cases_service.cases.compiled_serialization import RowDump, compile_row_dump
 from cases_service.cases.schemas import ImportRunSchema, Instant
-from cases_service.cases.serialization import RowDump, compile_row_dump
 from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import numbered, statements

@@ -9,10 +9,10 @@ from uuid import UUID
 import msgspec
 
 from cases_service.cases import timestamps as instants
+from cases_service.cases.compiled_serialization import Row, RowDump, compile_row_dump
 from cases_service.cases.organization_filters import OrganizationFilters, Source
 from cases_service.cases.pagination import Cursor, Position, adjacent_cursors
 from cases_service.cases.schemas import CASE_ATTRIBUTES, Instant, OrganizationCaseSchema
-from cases_service.cases.serialization import Row, RowDump, compile_row_dump
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import templates
 from cases_service.store.cases import EQUAL, Fields

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from cases_service.loading.imports import MAXIMUM_LINES
-from cases_service.loading.load import Load
+from cases_service.loading.staged_load import Load
 from tests.documents import block
 from tests.factories import Organization, assert_problem
 

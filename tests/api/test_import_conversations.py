@@ -10,13 +10,14 @@ import pytest
 from flask.testing import FlaskClient
 
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.loading.load import IMPORTED_TYPES, load
+from cases_service.loading.load import load
+from cases_service.loading.outcome import IMPORTED_TYPES
 from tests.api.conversations import Sides, sides_of
 from tests.api.test_import import Feed, Fields, at, case, encode
 from tests.api.test_notes_stay_private import everything
 from tests.factories import Organization, assert_problem
-from tests.test_imports import NEEDED, NO_PARENT
-from tests.test_loading import file_of
+from tests.loading.test_imports import NEEDED, NO_PARENT
+from tests.loading.test_loading import file_of
 from tests.torture import times
 
 MODES = ("mode=all", "mode=each")

@@ -12,8 +12,8 @@ import pytest
 from cases_service.credentials.secret_encryption import SecretBox
 from tests.documents import ROOT, block, run
 from tests.factories import Organization
+from tests.loading.test_loading import Company, Fields, content_of
 from tests.process.running import Service, environment
-from tests.test_loading import Company, Fields, content_of
 
 FEEDING = "docs/feeding.md"
 

@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 from cases_service.credentials.secret_encryption import SecretBox
 from tests.documents import block
 from tests.factories import SECRET_KEY
+from tests.loading.test_loading import Company, Fields, content_of
 from tests.process.running import COMMAND, environment
-from tests.test_loading import Company, Fields, content_of
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -16,8 +16,8 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.personal_data.erasure import erase_visitor
 from tests.factories import LONG_AGO, Organization, Visitor
+from tests.loading.test_loading import wait_until_blocks
 from tests.process.running import COMMAND, Service, environment
-from tests.test_loading import wait_until_blocks
 
 COMMANDS = ("export-visitor", "erase-visitor", "allow-visitor")
 

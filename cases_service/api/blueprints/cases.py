@@ -22,7 +22,7 @@ from cases_service.cases.filters import Filters
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.cases.schemas import SummarySchema
-from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
+from cases_service.problems import CaseNotFoundError, VisitorNotFoundError
 from cases_service.store import cases as store
 from cases_service.store.cases import Access, Found, Page
 

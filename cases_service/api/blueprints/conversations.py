@@ -20,7 +20,7 @@ from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.schemas import CaseSchema, MessageSchema
-from cases_service.errors import CaseNotFoundError, VisitorNotFoundError
+from cases_service.problems import CaseNotFoundError, VisitorNotFoundError
 from cases_service.service import current_service
 from cases_service.store import conversations as store
 from cases_service.store.cases import Access

@@ -14,7 +14,7 @@ from cases_service.api.etag import answer
 from cases_service.api.openapi.components import DOCS_FILES
 from cases_service.api.openapi.document import describe
 from cases_service.api.request import current_request
-from cases_service.errors import NotFoundError
+from cases_service.problems import NotFoundError
 from cases_service.service import current_service
 
 _PAGE: Final = Path(__file__).parent.parent / "docs_page"

@@ -9,10 +9,10 @@ from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.parameters import ImportParameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
-from cases_service.errors import BodyTooLargeError, InvalidLinesError
 from cases_service.loading.imports import MAXIMUM_LINES, import_lines
-from cases_service.loading.load import LoadOptions, LoadSummary
+from cases_service.loading.outcome import LoadOptions, LoadSummary
 from cases_service.observability.metrics import count_import
+from cases_service.problems import BodyTooLargeError, InvalidLinesError
 from cases_service.store.cases import Access
 
 blueprint = Blueprint("imports", __name__, url_prefix="/api/v5/orgs/<uuid:organization_id>/import")

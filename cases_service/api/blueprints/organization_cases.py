@@ -18,7 +18,7 @@ from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.cases.preconditions import Preconditions, is_known, tag_of_some
-from cases_service.errors import CaseNotFoundError
+from cases_service.problems import CaseNotFoundError
 from cases_service.service import current_service
 from cases_service.store import organization_cases as case_store
 from cases_service.store import organization_pages

@@ -18,7 +18,7 @@ from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.database.connection_pool import Database
-from cases_service.errors import CaseNotFoundError, EventsGoneError
+from cases_service.problems import CaseNotFoundError, EventsGoneError
 from cases_service.service import current_service
 from cases_service.store import conversations as store
 from cases_service.store.cases import Access

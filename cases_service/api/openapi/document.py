@@ -11,7 +11,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 from werkzeug.routing import Map, Rule
 
-from cases_service import __version__, errors
+from cases_service import __version__, problems
 from cases_service.api import parameters
 from cases_service.api.openapi.components import (
     ANSWER_HEADERS,
@@ -35,7 +35,7 @@ from cases_service.cases import schemas
 from cases_service.cases.bodies import CHANGE, WHOLE, Identifier, Kind, Reference
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.organization_filters import NONE
-from cases_service.errors import ProblemError
+from cases_service.problems import ProblemError
 
 
 def describe(routes: Map, server: str, *, writes: bool) -> Json:
@@ -88,7 +88,7 @@ def _add_components(spec: APISpec) -> None:
         spec.components.parameter(name, "header", parameter)
     for name, scheme in SECURITY_SCHEMES.items():
         spec.components.security_scheme(name, scheme)
-    for kind in errors.kinds():
+    for kind in problems.kinds():
         spec.components.example(kind.code, {"summary": _title(kind), "value": _example_of(kind)})
     spec.components.schema("Problem", schema=schemas.ProblemSchema)
 
@@ -253,8 +253,8 @@ def _named(names: Iterable[str]) -> Json:
 
 
 _DETAILS: Final[dict[type[ProblemError], str]] = {
-    errors.TokenClaimMissingError: "The claim exp is required.",
-    errors.TokenClaimInvalidError: "The claim iss is not the issuer that this service expects.",
+    problems.TokenClaimMissingError: "The claim exp is required.",
+    problems.TokenClaimInvalidError: "The claim iss is not the issuer that this service expects.",
 }
 
 
@@ -272,11 +272,11 @@ def _example_of(kind: type[ProblemError]) -> Json:
             "status": kind.status,
             "detail": kind.default_detail or _DETAILS[kind],
             "request_id": "4f0c6a1b2d3e4f5061728394a5b6c7d8",
-            **({"errors": [wrong]} if kind is errors.InvalidParameterError else {}),
-            **({"errors": [_WRONG_MEMBER]} if kind is errors.InvalidBodyError else {}),
-            **({"errors": [_WRONG_LINE], "error_count": 1} if kind is errors.InvalidLinesError else {}),
-            **({"case_id": CASE["id"]} if kind is errors.CaseNumberTakenError else {}),
-            **({"position": 4711} if kind is errors.EventsGoneError else {}),
+            **({"errors": [wrong]} if kind is problems.InvalidParameterError else {}),
+            **({"errors": [_WRONG_MEMBER]} if kind is problems.InvalidBodyError else {}),
+            **({"errors": [_WRONG_LINE], "error_count": 1} if kind is problems.InvalidLinesError else {}),
+            **({"case_id": CASE["id"]} if kind is problems.CaseNumberTakenError else {}),
+            **({"position": 4711} if kind is problems.EventsGoneError else {}),
         }
     )
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from marshmallow import Schema
 
-from cases_service import errors
+from cases_service import problems
 from cases_service.api import parameters
 from cases_service.api.openapi.components import (
     ACTIVITY,
@@ -20,9 +20,9 @@ from cases_service.api.openapi.components import (
 )
 from cases_service.api.organization_parameters import OrganizationCollectionParameters
 from cases_service.cases import schemas
-from cases_service.errors import ProblemError
 from cases_service.loading.imports import MAXIMUM_LINES
-from cases_service.loading.load import IMPORTED_TYPES, MAXIMUM_ERRORS
+from cases_service.loading.outcome import IMPORTED_TYPES, MAXIMUM_ERRORS
+from cases_service.problems import ProblemError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,10 @@ class Operation:
         return self.method != "get"
 
 
-_HEALTH_PROBLEMS: Final = (errors.MethodNotAllowedError, errors.InternalError)
+_HEALTH_PROBLEMS: Final = (problems.MethodNotAllowedError, problems.InternalError)
 # Not found if operators have a separate address, and this is not it.
-_OPERATION_PROBLEMS: Final = (*_HEALTH_PROBLEMS, errors.NotFoundError)
-_DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEALTH_PROBLEMS)
+_OPERATION_PROBLEMS: Final = (*_HEALTH_PROBLEMS, problems.NotFoundError)
+_DOCS_PROBLEMS: Final = (problems.HostNotAllowedError, problems.NotFoundError, *_HEALTH_PROBLEMS)
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
 
 
@@ -101,35 +101,35 @@ _IMPORT: Final[Json] = {
     "required": ["lines", "written", "removed", "unchanged", "stale", "error_count", "errors"],
 }
 
-_OF_BODIES: Final = (errors.UnsupportedMediaTypeError, errors.BodyTooLargeError, errors.InvalidBodyError)
-_OF_WRITES: Final = (errors.ReadOnlyDeploymentError, errors.PreconditionFailedError, errors.CaseNumberTakenError)
-_OF_CONVERSATIONS: Final = (errors.IdTakenError, errors.CaseClosedError, errors.EventsGoneError)
+_OF_BODIES: Final = (problems.UnsupportedMediaTypeError, problems.BodyTooLargeError, problems.InvalidBodyError)
+_OF_WRITES: Final = (problems.ReadOnlyDeploymentError, problems.PreconditionFailedError, problems.CaseNumberTakenError)
+_OF_CONVERSATIONS: Final = (problems.IdTakenError, problems.CaseClosedError, problems.EventsGoneError)
 _OF_VISITORS: Final = (
-    *errors.VisitorTokenError.__subclasses__(),
-    errors.VisitorNotFoundError,
-    errors.InvalidCursorError,
+    *problems.VisitorTokenError.__subclasses__(),
+    problems.VisitorNotFoundError,
+    problems.InvalidCursorError,
 )
 
 
 def _all_but(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return tuple(kind for kind in errors.kinds() if kind not in others)
+    return tuple(kind for kind in problems.kinds() if kind not in others)
 
 
 def _of_visitors(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_BODIES, *_OF_WRITES, *_OF_CONVERSATIONS, errors.InvalidLinesError, *others)
+    return _all_but(*_OF_BODIES, *_OF_WRITES, *_OF_CONVERSATIONS, problems.InvalidLinesError, *others)
 
 
 def _of_organization(*others: type[ProblemError]) -> tuple[type[ProblemError], ...]:
-    return _all_but(*_OF_VISITORS, *_OF_CONVERSATIONS, errors.InvalidLinesError, *others)
+    return _all_but(*_OF_VISITORS, *_OF_CONVERSATIONS, problems.InvalidLinesError, *others)
 
 
 _OF_VISITORS_WRITES: Final = (
-    *_of_visitors(errors.InvalidCursorError),
+    *_of_visitors(problems.InvalidCursorError),
     *_OF_BODIES,
-    errors.ReadOnlyDeploymentError,
+    problems.ReadOnlyDeploymentError,
 )
-_OF_OWN_WRITES: Final = _of_organization(errors.PreconditionFailedError, errors.CaseNumberTakenError)
-_OF_OWN_PAGES: Final = (*_of_organization(*_OF_BODIES, *_OF_WRITES), errors.InvalidCursorError)
+_OF_OWN_WRITES: Final = _of_organization(problems.PreconditionFailedError, problems.CaseNumberTakenError)
+_OF_OWN_PAGES: Final = (*_of_organization(*_OF_BODIES, *_OF_WRITES), problems.InvalidCursorError)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -144,7 +144,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         example={"next": EXAMPLES["next"], "previous": None, "results": [CASE]},
         etag="ETag",
         takes=("IfNoneMatch",),
-        problems=_of_visitors(errors.CaseNotFoundError),
+        problems=_of_visitors(problems.CaseNotFoundError),
     ),
     "cases.summarize_cases": Operation(
         summary="Count a visitor's cases",
@@ -155,7 +155,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         example=EXAMPLES["summary"],
         etag="ETag",
         takes=("IfNoneMatch",),
-        problems=_of_visitors(errors.CaseNotFoundError, errors.InvalidCursorError),
+        problems=_of_visitors(problems.CaseNotFoundError, problems.InvalidCursorError),
     ),
     "cases.get_case": Operation(
         summary="Show one case",
@@ -167,7 +167,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         example=CASE,
         etag="ETag",
         takes=("IfNoneMatch",),
-        problems=_of_visitors(errors.InvalidCursorError),
+        problems=_of_visitors(problems.InvalidCursorError),
     ),
     "organization_cases.list_cases": Operation(
         summary="List an organization's cases",
@@ -181,8 +181,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         etag="ETag",
         takes=("IfNoneMatch",),
         problems=(
-            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
-            errors.InvalidCursorError,
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, problems.CaseNotFoundError),
+            problems.InvalidCursorError,
         ),
     ),
     "organization_cases.get_case": Operation(
@@ -211,7 +211,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         example=CASE,
         etag="StrongETag",
         answers=(201,),
-        problems=_of_organization(errors.CaseNotFoundError, errors.PreconditionFailedError),
+        problems=_of_organization(problems.CaseNotFoundError, problems.PreconditionFailedError),
     ),
     "organization_cases.put_case": Operation(
         summary="Make or replace a case",
@@ -253,7 +253,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         schema=None,
         takes=("IfMatch",),
         answers=(204,),
-        problems=_of_organization(*_OF_BODIES, errors.CaseNumberTakenError),
+        problems=_of_organization(*_OF_BODIES, problems.CaseNumberTakenError),
     ),
     "conversations.list_activities": Operation(
         summary="List the activities of a case",
@@ -289,7 +289,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         schema=schemas.MessageSchema,
         example=MESSAGE,
         answers=(200, 201),
-        problems=(*_OF_VISITORS_WRITES, errors.IdTakenError, errors.CaseClosedError),
+        problems=(*_OF_VISITORS_WRITES, problems.IdTakenError, problems.CaseClosedError),
     ),
     "conversations.mark_read": Operation(
         summary="Mark messages as read",
@@ -315,7 +315,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         body_example={"is_closed": True},
         schema=schemas.CaseSchema,
         example=CASE,
-        problems=(*_OF_VISITORS_WRITES, errors.CaseClosedError),
+        problems=(*_OF_VISITORS_WRITES, problems.CaseClosedError),
     ),
     "organization_conversations.list_activities": Operation(
         summary="List the activities of a case to its organization",
@@ -351,7 +351,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         schema=schemas.OrganizationMessageSchema,
         example=OWN_MESSAGE,
         answers=(200, 201),
-        problems=(*_OF_OWN_WRITES, errors.IdTakenError),
+        problems=(*_OF_OWN_WRITES, problems.IdTakenError),
     ),
     "organization_conversations.mark_read": Operation(
         summary="Mark a visitor's messages as read",
@@ -376,8 +376,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         schema=schemas.EventPageSchema,
         example={"results": [EVENT], "last": 1, "has_more": False},
         problems=(
-            *_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
-            errors.EventsGoneError,
+            *_of_organization(*_OF_BODIES, *_OF_WRITES, problems.CaseNotFoundError),
+            problems.EventsGoneError,
         ),
     ),
     "imports.import_rows": Operation(
@@ -406,9 +406,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
         problems=_all_but(
             *_OF_VISITORS,
             *_OF_CONVERSATIONS,
-            errors.CaseNotFoundError,
-            errors.PreconditionFailedError,
-            errors.CaseNumberTakenError,
+            problems.CaseNotFoundError,
+            problems.PreconditionFailedError,
+            problems.CaseNumberTakenError,
         ),
     ),
     "import_runs.list_import_runs": Operation(
@@ -419,7 +419,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         parameters=parameters.ImportRunParameters,
         schema=schemas.ImportRunsSchema,
         example={"results": [IMPORT_RUN]},
-        problems=_of_organization(*_OF_BODIES, *_OF_WRITES, errors.CaseNotFoundError),
+        problems=_of_organization(*_OF_BODIES, *_OF_WRITES, problems.CaseNotFoundError),
     ),
     "health.healthz": Operation(
         summary="Whether the process lives",
@@ -436,7 +436,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         tag="Service",
         schema=_STATUS,
         example={"status": "ok"},
-        problems=(*_OPERATION_PROBLEMS, errors.UnavailableError),
+        problems=(*_OPERATION_PROBLEMS, problems.UnavailableError),
     ),
     "health.show_metrics": Operation(
         summary="What has been counted",

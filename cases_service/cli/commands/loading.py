@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import psycopg
 
     from cases_service.credentials.secret_encryption import SecretBox
+    from cases_service.loading.files import LineStream
     from cases_service.loading.kept_lines import KeptLines
-    from cases_service.loading.load import LineError, LineStream, LoadOptions, LoadSummary
+    from cases_service.loading.outcome import LineError, LoadOptions, LoadSummary
 
 _APART: Final = (
     ("--follow", "--snapshot"),
@@ -81,7 +82,7 @@ class _Call:
 
     def options(self) -> "LoadOptions":
         """Return the options of the load. To report every error, `--check` checks each line by itself."""
-        from cases_service.loading.load import MAXIMUM_ERRORS, LoadOptions
+        from cases_service.loading.outcome import MAXIMUM_ERRORS, LoadOptions
 
         percent = _MAXIMUM_REMOVALS if self.max_removals is None else self.max_removals
         return LoadOptions(
@@ -183,8 +184,9 @@ def _follow(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call
 
 
 def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call) -> "LoadSummary":
+    from cases_service.loading.files import LoadFile
     from cases_service.loading.kept_lines import KeptLines
-    from cases_service.loading.load import LoadFile, load, load_in_batches
+    from cases_service.loading.load import load, load_in_batches
 
     given: dict[str, Any] = {"box": box, "options": call.options(), "wait": call.wait}
     names = ["standard input" if name == "-" else name for name in call.files]
@@ -228,7 +230,7 @@ def _say_what_is_wrong(summary: "LoadSummary") -> None:
 
 
 def _say_what_was_done(summary: "LoadSummary", call: _Call) -> None:
-    from cases_service.loading.load import MAXIMUM_ERRORS
+    from cases_service.loading.outcome import MAXIMUM_ERRORS
 
     summary = dataclasses.replace(summary, errors=summary.errors[:MAXIMUM_ERRORS])
     click.echo(json.dumps(summary.as_dict()) if call.as_json else _summary(summary))
@@ -242,7 +244,7 @@ def _say_what_was_done(summary: "LoadSummary", call: _Call) -> None:
 
 
 def _echo_errors(found: Sequence["LineError"], *, prefix: str = "") -> None:
-    from cases_service.loading.load import LoadError
+    from cases_service.loading.outcome import LoadError
 
     for error in found:
         click.echo(prefix + printable(str(LoadError(*error))), err=True)

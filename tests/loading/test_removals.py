@@ -1,0 +1,157 @@
+"""What has been removed does not come back by a delivery that comes late."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from flask.testing import FlaskClient
+
+from cases_service.loading.outcome import LoadOptions, LoadSummary
+from cases_service.store import events
+from tests.factories import Organization
+from tests.loading.test_imports import at, load_with
+from tests.loading.test_loading import Company, Fields, company, removal
+
+__all__ = ["company"]
+
+MODES = ("all", "each")
+MAKERS: list[Callable[..., Fields]] = [Company.case, Company.contact]
+TABLE = {"case": "cases", "contact": "contacts"}
+
+
+@pytest.fixture
+def known(company: Company) -> Company:
+    company.load(company.organization())
+    return company
+
+
+@pytest.fixture(params=MODES)
+def options(request: pytest.FixtureRequest) -> LoadOptions:
+    return LoadOptions(mode=request.param, if_newer=True)
+
+
+@pytest.fixture(params=MAKERS, ids=["case", "contact"])
+def line(request: pytest.FixtureRequest, known: Company) -> Fields:
+    made: Fields = request.param(known, updated_at=at(10))
+    return made
+
+
+def removed(line: Fields, second: int) -> Fields:
+    return {**removal(line), "updated_at": at(second)}
+
+
+def is_there(company: Company, line: Fields) -> bool:
+    return line["id"] in company.rows(TABLE[line["type"]])
+
+
+def counts(summary: LoadSummary) -> tuple[int, int, int]:
+    return sum(summary.written.values()), sum(summary.removed.values()), summary.stale
+
+
+def test_an_older_line_that_comes_after_the_removal_is_stale(
+    known: Company, options: LoadOptions, line: Fields
+) -> None:
+    known.load(line)
+    assert counts(load_with(known, options, removed(line, 20))) == (0, 1, 0)
+    assert counts(load_with(known, options, {**line, "updated_at": at(15)})) == (0, 0, 1)
+    assert not is_there(known, line)
+
+
+def test_a_removal_may_come_before_its_row(known: Company, options: LoadOptions, line: Fields) -> None:
+    assert counts(load_with(known, options, removed(line, 20))) == (0, 0, 0)
+    assert counts(load_with(known, options, line)) == (0, 0, 1)
+    assert not is_there(known, line)
+
+
+def test_a_newer_line_brings_the_row_back(known: Company, options: LoadOptions, line: Fields) -> None:
+    load_with(known, options, removed(line, 20))
+    assert counts(load_with(known, options, {**line, "updated_at": at(21)})) == (1, 0, 0)
+    assert counts(load_with(known, options, {**line, "updated_at": at(22)}, removed(line, 20))) == (1, 0, 1)
+    assert is_there(known, line)
+
+
+def test_a_removal_that_comes_again_is_stale(known: Company, options: LoadOptions, line: Fields) -> None:
+    known.load(line)
+    load_with(known, options, removed(line, 20))
+    assert counts(load_with(known, options, removed(line, 20))) == (0, 0, 1)
+    assert counts(load_with(known, options, removed(line, 19))) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("together", [True, False])
+def test_at_the_same_time_the_row_stays_in_whatever_order(
+    known: Company, options: LoadOptions, line: Fields, order: tuple[int, int], *, together: bool
+) -> None:
+    lines = [(line, removed(line, 10))[place] for place in order]
+    for some in [lines] if together else [[one] for one in lines]:
+        load_with(known, options, *some)
+    assert is_there(known, line)
+
+
+def test_a_line_without_a_time_always_counts(known: Company, options: LoadOptions) -> None:
+    contact = known.contact()
+    load_with(known, options, removed(contact, 20))
+    load_with(known, options, contact)
+    assert is_there(known, contact)
+    load_with(known, options, removal(contact))
+    assert not is_there(known, contact)
+
+
+def test_a_removal_that_is_refused_is_not_remembered(known: Company) -> None:
+    each = LoadOptions(mode="each", if_newer=True)
+    contact = known.contact(updated_at=at(10))
+    case = known.case(contact_id=contact["id"])
+    known.load(contact, case)
+    assert load_with(known, each, removed(contact, 20)).error_count == 1
+    known.load(removal(case), removal(contact))
+    assert counts(load_with(known, each, {**contact, "updated_at": at(15)})) == (1, 0, 0)
+
+
+def test_a_load_that_does_not_ask_brings_it_back(known: Company, options: LoadOptions, line: Fields) -> None:
+    load_with(known, options, removed(line, 20))
+    known.load(line)
+    assert is_there(known, line)
+    assert counts(load_with(known, options, {**line, "updated_at": at(11)})) == (1, 0, 0)
+
+
+def test_another_organizations_row_with_the_same_id_is_another_row(
+    known: Company, options: LoadOptions, line: Fields
+) -> None:
+    other = Company(known.connection, known.box)
+    other.load(other.organization())
+    load_with(known, options, removed(line, 20))
+    assert counts(load_with(other, options, {**line, "organization_id": other.id})) == (1, 0, 0)
+
+
+def test_removals_are_forgotten_with_old_events(known: Company, options: LoadOptions, line: Fields) -> None:
+    load_with(known, options, removed(line, 20))
+    events.prune_events(known.connection, before="2020-01-01T00:00:00Z")
+    assert counts(load_with(known, options, line)) == (0, 0, 1)
+    events.prune_events(known.connection, before="infinity")
+    assert counts(load_with(known, options, line)) == (1, 0, 0)
+
+
+def test_a_case_that_was_deleted_by_request_is_not_brought_back_by_what_is_older(
+    client: FlaskClient, organization: Organization
+) -> None:
+    case_id = organization.case(None)
+    token = organization.token_with("cases:write")
+    headers = {"Authorization": f"Bearer {token}"}
+    path = f"/api/v5/orgs/{organization.id}"
+    shown: Any = client.get(f"{path}/cases/{case_id}", headers=headers).json
+    names = ("id", "case_number", "status", "priority", "created_at", "updated_at")
+    line = {"type": "case", **{name: shown[name] for name in names}}
+
+    def import_line(**changes: Any) -> Any:
+        answer = client.post(
+            f"{path}/import?if_newer=true", json=line | changes, content_type="application/x-ndjson", headers=headers
+        )
+        assert answer.status_code == 200
+        return answer.json
+
+    assert client.delete(f"{path}/cases/{case_id}", headers=headers).status_code == 204
+    assert import_line()["stale"] == 1
+    assert client.delete(f"{path}/cases/{case_id}", headers=headers).status_code == 404
+    assert import_line(updated_at="2999-01-01T00:00:00Z")["written"]["case"] == 1
+    assert isinstance(case_id, UUID)
