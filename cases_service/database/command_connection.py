@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -28,6 +29,13 @@ def see_every_organization(connection: psycopg.Connection[Any]) -> None:
     """See the rows of every organization up to the end of the transaction, on the nodes of Citus, too."""
     for name in ("hand_settings_on", "see_every_organization"):
         connection.execute(_SQL[name], prepare=False)
+
+
+def limit_waiting_on_nodes(connection: psycopg.Connection[Any], milliseconds: int) -> None:
+    """Let nodes of Citus wait so long for a row at the most, up to the end of the transaction."""
+    limit = sql.SQL("set local lock_timeout = {}").format(sql.Literal(milliseconds))
+    connection.execute(_SQL["hand_settings_on"], prepare=False)
+    connection.execute(limit, prepare=False)
 
 
 class CommandConnection(psycopg.Connection[tuple[Any, ...]]):

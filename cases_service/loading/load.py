@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 
 from cases_service.credentials.secret_encryption import NoSecretKeyError, SecretBox, SecretNotOpenedError
 from cases_service.credentials.signing_keys import MAXIMUM_LIVE_KEYS
-from cases_service.database.command_connection import is_citus
+from cases_service.database.command_connection import is_citus, limit_waiting_on_nodes
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders, lock_timeout
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased import ErasedVisitors
@@ -424,8 +424,15 @@ class Load:
         It collects what is wrong in both modes: whoever asked commits, or not.
         """
         work = cls(connection, box=SecretBox([]), options=replace(options, mode="each"), deadline=deadline)
-        work._execute("limit_request", milliseconds=lock_timeout(deadline - monotonic()))
+        work._limit("limit_request", deadline - monotonic())
         return work
+
+    def _limit(self, statement: str, seconds: float) -> None:
+        """Limit how long the transaction waits for what others hold."""
+        milliseconds = lock_timeout(seconds)
+        self._execute(statement, milliseconds=milliseconds)
+        if self._is_on_citus:
+            limit_waiting_on_nodes(self._connection, int(milliseconds))
 
     def stage(self, source: str, lines: Iterable[tuple[int, bytes]]) -> None:
         """Check every line, with its number, and bring it into the staging table of its type."""
@@ -449,7 +456,7 @@ class Load:
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
         if self._deadline == inf:
-            self._execute("limit_waiting", milliseconds=lock_timeout(self._wait))
+            self._limit("limit_waiting", self._wait)
         self._find_erased()
         converses = not self._staged.isdisjoint(CONVERSATION)
         if converses:
