@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons queries torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-memory bench-row-security load-statements docs image lock openapi package sbom swagger-ui .venv
+	bench-quick bench-indexes bench-memory bench-row-security load-statements docs image lock openapi package sbom swagger-ui .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -73,13 +73,17 @@ $(VENV)/audit/complete: $(VENV)/complete requirements/audit.lock
 bench-pages: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.page_latency
 
-# The service beside its floor and its peers, over HTTP: some fifteen minutes, and three more to make the data.
+# The service beside its floors and its peers, over HTTP: half an hour, and three minutes more to make the data.
 bench: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks
 
-# The same in about three minutes, with little data: for a try, its figures are not kept.
+# The same in about five minutes, with little data: for a try, its figures are not kept.
 bench-quick: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks --quick
+
+# What each index of cases costs those who write and gives those who read: ten minutes, and one more to make the data.
+bench-indexes: $(VENV)/benchmarks
+	$(BIN)/python -m benchmarks.indexes
 
 # Whether a worker grows within so many requests.
 REQUESTS ?= 1000000

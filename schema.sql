@@ -1,11 +1,11 @@
--- The whole schema of the visitor cases service, to be read from top to bottom.
+-- The whole schema of the visitor cases service; read it from top to bottom.
 --
 -- Every table carries organization_id, and every primary key, unique constraint and foreign key
 -- begins with it: no reference can cross organizations, and all rows of one organization can live
 -- on one shard. Constraints are named, because the service maps errors by these names.
--- What upgrades an older database to this schema is in migrations/.
+-- migrations/ upgrades an older database to this schema.
 
--- Where the service stands: one row. Of the next migration so many steps are done.
+-- The version of the schema, in one row, and how many steps of the next migration are done.
 create table schema_version (
     only_row boolean not null default true,
     version integer not null,
@@ -46,7 +46,7 @@ create table users (
     alias text,
     title text,
     avatar_url text,
-    -- Read by the release before this one only; to be dropped. The same in the three tables below.
+    -- Read only by the previous release; to be dropped. The same in the three tables below.
     content_hash bigint not null generated always as (
         hash_array_extended(array[id], 1)
         # hash_array_extended(array[email, first_name, last_name, alias, title, avatar_url] collate "C", 2)
@@ -64,8 +64,8 @@ create table users (
     )
 );
 
--- What an organization's backend authenticates with. Only the SHA-256 of a token is kept. When it was last used is
--- written now and then, to the minute or so.
+-- The tokens with which an organization's backend authenticates. Only a token's SHA-256 is stored. The time of last use
+-- is recorded now and then, to the minute or so.
 create table api_tokens (
     organization_id uuid not null,
     id uuid not null,
@@ -88,8 +88,8 @@ create table api_tokens (
     constraint api_tokens_text_lengths check (char_length(description) <= 256)
 );
 
--- What verifies the JWT of a visitor. The id is the token's "kid". An HMAC secret is kept encrypted
--- with CASES_SECRET_KEY; of an asymmetric key only the public half is known here.
+-- The keys that verify visitors' JWTs. The id is the token's "kid". An HMAC secret is stored encrypted
+-- with CASES_SECRET_KEY; of an asymmetric key only the public half is stored.
 create table signing_keys (
     organization_id uuid not null,
     id uuid not null,
@@ -128,8 +128,8 @@ create table visitors (
     constraint visitors_external_id_length check (char_length(external_id) between 1 and 256)
 );
 
--- One way a person was met: the address from the chat, the one from the phone call, the imported one.
--- The contacts that are assigned to one visitor are one person.
+-- One address or number of a person: from the chat, from the phone call, from an import.
+-- The contacts assigned to one visitor are one person.
 create table contacts (
     organization_id uuid not null,
     id uuid not null,
@@ -173,7 +173,7 @@ create table contacts (
 -- All contacts of a visitor: the page query starts here.
 create index contacts_of_visitor on contacts (organization_id, visitor_id, id);
 
--- The steps that an organization moves its cases through.
+-- The steps of an organization's workflow of cases.
 create table case_funnel_stages (
     organization_id uuid not null,
     id uuid not null,
@@ -211,7 +211,7 @@ create table cases (
     created_by_user_id uuid,
     updated_by_user_id uuid,
     case_funnel_stage_id uuid,
-    -- The channel as a number, which an index can look up where there is no channel, too.
+    -- The channel as a number, which an index can also look up if there is no channel.
     channel_number smallint not null generated always as (
         case latest_messaging_channel when 'email' then 1 when 'whatsapp' then 2 when 'webchat' then 3 else 0 end
     ) stored,
@@ -225,7 +225,7 @@ create table cases (
         # hash_array_extended(array[closed_at, created_at, updated_at], 3)
         # hash_array_extended(array[priority, channel_priority, unread_message_count, is_waiting::integer], 4)
     ) stored,
-    -- What users wrote and the visitor has not read.
+    -- Messages from users that the visitor has not read.
     visitor_unread_message_count integer not null default 0,
     constraint cases_pk primary key (organization_id, id),
     constraint cases_case_number_unique unique (organization_id, case_number)
@@ -262,16 +262,16 @@ create table cases (
 );
 
 -- One index for each sort column, in the order of the page query, which takes the next keys of every
--- contact from it. Read backwards it serves the descending order. The second also holds all that the summary counts and
--- filters by, so that it leaves the cases themselves alone.
+-- contact from it. Read backwards it serves the descending order. The second also holds every column that the summary
+-- counts and filters by, so the summary need not read the cases themselves.
 create index cases_of_contact_by_creation on cases (organization_id, contact_id, created_at, id);
 create index cases_of_contact_by_update on cases (organization_id, contact_id, updated_at, id)
     include (
         created_at, status, priority, channel_number, is_waiting, unread_message_count, visitor_unread_message_count
     );
 
--- The same for the cases of one status, one priority, and one channel: a filter that matches few of a visitor's many
--- cases is served from here.
+-- The same for the cases of one status, one priority, and one channel: these serve filters that match few of a
+-- visitor's many cases.
 create index cases_of_contact_by_status_and_creation on cases (organization_id, contact_id, status, created_at, id);
 create index cases_of_contact_by_status_and_update on cases (organization_id, contact_id, status, updated_at, id);
 create index cases_of_contact_by_priority_and_creation on cases (organization_id, contact_id, priority, created_at, id);
@@ -281,11 +281,11 @@ create index cases_of_contact_by_channel_and_creation
 create index cases_of_contact_by_channel_and_update
     on cases (organization_id, contact_id, channel_number, updated_at, id);
 
--- The cases of an organization, whatever contact they have, for the organization itself.
+-- The cases of an organization, with any contact or none, for the organization itself.
 create index cases_of_organization_by_creation on cases (organization_id, created_at, id);
 create index cases_of_organization_by_update on cases (organization_id, updated_at, id);
 
--- What a case contains: conversations, each on one channel.
+-- The conversations of a case, each on one channel.
 create table activities (
     organization_id uuid not null,
     id uuid not null,
@@ -294,13 +294,13 @@ create table activities (
     created_at timestamptz not null,
     updated_at timestamptz not null,
     ended_at timestamptz,
-    -- Notes are counted by themselves: a visitor must not be able to tell that there are any.
+    -- Notes are counted separately: a visitor must not be able to tell that there are any.
     message_count integer not null default 0,
     private_message_count integer not null default 0,
-    -- Opened by a note. Messages that a visitor sees never go into it.
+    -- Opened by a note. Messages that a visitor sees never go into such an activity.
     is_private boolean not null default false,
     constraint activities_pk primary key (organization_id, id),
-    -- What the case of a message is checked by.
+    -- The foreign key of messages checks their case by this.
     constraint activities_case_unique unique (organization_id, id, case_id),
     constraint activities_case_fk foreign key (organization_id, case_id)
         references cases (organization_id, id) on delete cascade,
@@ -315,7 +315,7 @@ create table activities (
 
 create index activities_of_case on activities (organization_id, case_id, created_at, id);
 
--- What was said. A private message is a note among users.
+-- The messages of activities. A private message is a note among users.
 create table messages (
     organization_id uuid not null,
     id uuid not null,
@@ -325,7 +325,7 @@ create table messages (
     sender_user_id uuid,
     text text not null,
     created_at timestamptz not null,
-    -- When the other side read it.
+    -- The time when the other side read it.
     read_at timestamptz,
     is_private boolean not null,
     constraint messages_pk primary key (organization_id, id),
@@ -345,14 +345,14 @@ create table messages (
 
 -- Pages of a case's messages: one stream for the visitor, two for the organization.
 create index messages_of_case on messages (organization_id, case_id, is_private, created_at, id);
--- The messages of an activity go with it.
+-- The messages of an activity are removed with it.
 create index messages_of_activity on messages (organization_id, activity_id);
--- What one side wrote and the other has not read.
+-- One side's messages that the other has not read.
 create index unread_messages_of_case on messages (organization_id, case_id, sender_type, created_at, id)
     where read_at is null and not is_private;
 
--- Where the events of an organization end, and up to where they were pruned. A transaction that writes an event holds
--- this row until it commits, so that positions grow in the order of the commits and leave no gap that fills later.
+-- The last position of an organization's events, and the one up to which they were pruned. A transaction that writes an
+-- event locks this row until it commits, so positions grow in commit order and leave no gap that fills later.
 create table event_positions (
     organization_id uuid not null,
     last_position bigint not null,
@@ -363,7 +363,7 @@ create table event_positions (
     constraint event_positions_in_order check (0 <= pruned_position and pruned_position <= last_position)
 );
 
--- What visitors did, for the system that holds the cases. An event outlives its case.
+-- The events of visitors' actions, for the system that holds the cases. An event outlives its case.
 create table events (
     organization_id uuid not null,
     position bigint not null,
@@ -381,12 +381,12 @@ create table events (
     constraint events_text_lengths check (char_length(external_id) <= 256 and char_length(case_number) <= 256)
 );
 
--- An export and an erasure find a visitor's events.
+-- For exports and erasures, which look up a visitor's events.
 create index events_of_visitor on events (organization_id, external_id);
 
--- What each load and each import of an organization came to: its latest ones, as old ones are removed by who adds one.
--- `written` and `removed` are rows that changed, `stale` and `wrong` are lines; they are null where a load was of several
--- organizations, and not counted apart. Lines that were refused as a whole stored nothing.
+-- The results of an organization's latest loads and imports; each new one removes the oldest.
+-- `written` and `removed` count changed rows, `stale` and `wrong` count lines; they are null if a load covered several
+-- organizations and did not count them separately. A run that was refused as a whole stored nothing.
 create table import_runs (
     organization_id uuid not null,
     id uuid not null default gen_random_uuid(),
@@ -409,8 +409,8 @@ create table import_runs (
     )
 );
 
--- What has been removed at which time of its system's, so that a delivery that comes late does not bring it back. The
--- removal may have come before anything else of the row, and of the organization.
+-- The rows that were removed, with the time in their own system, so that a late delivery does not bring them back. The
+-- removal may have arrived before anything else of the row or of the organization.
 create table removed_rows (
     organization_id uuid not null,
     record_type text not null,
@@ -424,8 +424,7 @@ create table removed_rows (
     )
 );
 
--- What a person's external id is hashed with once their data is erased: 32 random bytes for each organization that has
--- erased anybody.
+-- The keys that hash external ids of erased persons: 32 random bytes for each organization that has erased anybody.
 create table erasure_keys (
     organization_id uuid not null,
     key bytea not null,
@@ -446,7 +445,7 @@ create table erased_visitors (
     constraint erased_visitors_hash_is_sha256 check (octet_length(external_id_hash) = 32)
 );
 
--- What a case refers to. Read by the release before this one only; the five views are to be dropped.
+-- The nested objects of a case. Read only by the previous release; the five views are to be dropped.
 create view case_contacts with (security_invoker = true) as
 select
     organization_id as "contact.organization_id",
@@ -512,8 +511,8 @@ select
     content_hash as "case_funnel_stage.content_hash"
 from case_funnel_stages;
 
--- The feeds that came regularly, and do not any more: silent for ten minutes and for five times the usual pause between
--- the latest twenty. After thirty days a feed counts as ended.
+-- Formerly regular feeds that have stopped: silent for ten minutes and for five times the usual pause between the
+-- latest twenty. After thirty days a feed counts as ended.
 create view late_feeds with (security_invoker = true) as
 select
     o.organization_id,
@@ -539,8 +538,8 @@ having count(newest.pause) >= 5
         5 * percentile_cont(0.5) within group (order by newest.pause), interval '10 minutes'
     );
 
--- How many they are, and nothing else, for a role that sees one organization at a time. The setting lasts until the end of
--- the transaction, and lets nobody see more whom no policy lets.
+-- Only their number, for a role that sees one organization at a time. The setting lasts until the end of the
+-- transaction, and shows no more to a role that no policy allows.
 create function count_late_feeds() returns bigint
     language sql security definer
     begin atomic
@@ -549,11 +548,11 @@ create function count_late_feeds() returns bigint
     end;
 revoke execute on function count_late_feeds() from public;
 
--- Row security, on top of the predicate in every statement: a statement that forgot its organization finds nothing.
--- Forced, so that it holds for the owner of the tables, too. A transaction says whose rows it is about in the setting
--- cases.organization_id (after a transaction such a setting is '' and not null). Only the owner of the schema, and whom
--- init-db adds to the policy, may see every organization, and has to say so. The setting is read in a subquery, and so
--- once for a statement instead of once for each look-up in an index.
+-- Row security, on top of the predicate in every statement: a statement that forgets its organization finds nothing.
+-- It is forced, so it applies to the owner of the tables, too. A transaction names its organization in the setting
+-- cases.organization_id (after a transaction such a setting is '' and not null). Only the owner of the schema, and
+-- roles that init-db adds to the policy, may see every organization, and must ask for it. The setting is read in a
+-- subquery, and so once per statement instead of once for each look-up in an index.
 
 do $$
 declare
@@ -580,7 +579,8 @@ end
 $$;
 
 -- Notes among users are hidden from every statement whose transaction does not ask for them, and no transaction that
--- answers a visitor does. Who sees every organization sees their notes: a dump without them would be no backup.
+-- answers a visitor does. A session that sees every organization sees their notes: a dump without them would be no
+-- backup.
 create policy private_notes on activities as restrictive using (
     not is_private
     or (select current_setting('cases.private_notes', true)) = 'shown'

@@ -53,7 +53,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small data set and short rounds: about four minutes")
+    parser.add_argument("--quick", action="store_true", help="a small data set and short rounds: about five minutes")
     parser.add_argument("--cases", type=int, help=f"cases in all (default {_FULL.cases:,})")
     parser.add_argument("--heavy", type=int, help=f"cases of a heavy visitor (default {_FULL.heavy:,})")
     parser.add_argument("--rounds", type=int, help=f"rounds of throughput (default {Plan.rounds})")

@@ -36,8 +36,8 @@ from benchmarks.dataset import (
 from benchmarks.report import table
 from cases_service.cases.filters import Filters
 from cases_service.cases.organization_filters import OrganizationFilters
-from cases_service.database.connection_pool import session_settings
 from cases_service.database.pipeline import Query
+from cases_service.database.session_settings import of_service
 from cases_service.database.statements import numbered
 from cases_service.loading.load import Load, LoadOptions
 from cases_service.settings import Settings
@@ -120,10 +120,10 @@ class Variant:
 def main() -> None:
     """Run, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes", description=__doc__)
-    parser.add_argument("--cases", type=int, default=500_000, help="cases in all")
-    parser.add_argument("--heavy", type=int, default=100_000, help="cases of each heavy visitor")
-    parser.add_argument("--loaded", type=int, default=50_000, help="cases of the load")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=300_000, help="cases in all")
+    parser.add_argument("--heavy", type=int, default=60_000, help="cases of each heavy visitor")
+    parser.add_argument("--loaded", type=int, default=20_000, help="cases of the load")
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     size = Size(arguments.cases, arguments.heavy)
@@ -246,7 +246,7 @@ class _Measured:
 def _as_the_service(connection: Connection) -> Iterator[None]:
     """Plan as the service's sessions do."""
     with connection.transaction(force_rollback=True):
-        for name, value in session_settings(Settings()).items():
+        for name, value in of_service(Settings()).items():
             if name.startswith("enable_") or name == "jit":
                 connection.execute(sql.SQL("set local {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         yield

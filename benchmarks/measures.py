@@ -95,8 +95,8 @@ class Bench:
     credentials: Credentials
     connection: Connection
 
-    changes: Iterator[int] = field(default_factory=count)
-    """Numbers of what is written, so that no two writes are of the same text."""
+    changes: Iterator[int] = field(default_factory=lambda: count(time.time_ns()))
+    """Numbers of what is written, so that no two writes are of the same text, in no two runs on the same data."""
 
     def turns(self, rounds: int) -> Iterator[tuple[int, list[Running]]]:
         """Give for each round the contestants in their order."""
@@ -185,7 +185,7 @@ def change_requests(bench: Bench) -> list[bytes]:
     number = next(bench.changes)
     return [
         bench.credentials.write(
-            "PATCH", f"/cases/{case_id}", msgspec.json.encode({"subject": f"Changed {number} times, at {place}"})
+            "PATCH", f"/cases/{case_id}", msgspec.json.encode({"subject": f"Changed as the {number}th, at {place}"})
         )
         for place, case_id in enumerate(written_cases(number * _CHANGES, _CHANGES))
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.dataset import ORGANIZATION
-from cases_service.database.connection_pool import connection_parameters
+from cases_service.database.session_settings import connection_parameters
 from cases_service.settings import Settings
 from cases_service.store.page_statements import PageShape, page_statement
 

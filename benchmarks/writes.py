@@ -216,7 +216,8 @@ def _feed(address: str, requests: Sequence[bytes], pause: float, commands: Any, 
             if command == "end":
                 return
             if command == "write":
-                is_writing, sent, due = True, 0, time.perf_counter()
+                # In the middle of the first pause, so that a whole number of pauses has as many imports.
+                is_writing, sent, due = True, 0, time.perf_counter() + pause / 2
             elif command == "rest":
                 is_writing = False
                 answers.put(sent)

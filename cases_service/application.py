@@ -23,7 +23,8 @@ from cases_service.api.blueprints import (
 )
 from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.database.connection_pool import Database, query_count
+from cases_service.database.connection import query_count
+from cases_service.database.connection_pool import Database
 from cases_service.errors import NotFoundError, OverloadedError
 from cases_service.observability import metrics, request_log, tracing
 from cases_service.observability.logs import configure, method_label

@@ -1,10 +1,10 @@
--- Who asks, and what may verify the visitor's JWT.
+-- The caller's organization, and the keys that may verify the visitor's JWT.
 
 -- name: get_access
--- The organization of a valid API token with its live signing keys: a row for each, one with nulls where it has none.
+-- The organization of a valid API token with its live signing keys: one row per key, or one with nulls without keys.
 -- No row: the token is unknown, revoked or expired.
--- By the clock and not by now(), which is read before the snapshot is taken: a transaction that retires a key in between
--- would be seen with the key still live.
+-- It uses the clock and not now(), which is read before the snapshot is taken: if a transaction retired a key in
+-- between, its result would be seen with the key still live.
 select
     o.subscription_status = 'active'
         and (o.subscription_ends_at is null or o.subscription_ends_at > clock_timestamp()) as subscription_active,
@@ -27,7 +27,7 @@ where t.organization_id = :organization_id
 order by k.created_at, k.id;
 
 -- name: get_visitor
--- Who an external id stands for, with the contacts that are theirs, in order. No row: nobody.
+-- The visitor of an external id with their contacts, in order. No row: no such visitor.
 select v.id, array_agg(x.id order by x.id)::text
 from visitors v
 left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id

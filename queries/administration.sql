@@ -1,7 +1,7 @@
--- Tokens and keys, as the commands make, read and end them.
+-- The commands create, read, revoke and retire tokens and keys with these.
 
 -- name: lock_organization
--- Also serializes the makers of keys, so that two at once cannot pass the limit of live keys together.
+-- Also serializes the creation of keys, so that two at once cannot exceed the limit of live keys together.
 select organization_id
 from organizations
 where organization_id = :organization_id
@@ -23,7 +23,7 @@ from organizations
 order by name, organization_id;
 
 -- name: has_active_subscription
--- As get_access has it. No row: there is no such organization.
+-- As in get_access. No row: there is no such organization.
 select subscription_status = 'active' and (subscription_ends_at is null or subscription_ends_at > now())
 from organizations
 where organization_id = :organization_id;
@@ -82,7 +82,7 @@ insert into signing_keys (organization_id, id, algorithm, encrypted_secret, publ
 values (:organization_id, :id, :algorithm, :encrypted_secret, :public_key);
 
 -- name: retire_key
--- A retirement is never undone, and one that was planned for later may come now.
+-- A retirement is never undone; one planned for later may be moved to now.
 update signing_keys
 set retired_at = least(retired_at, now())
 where organization_id = :organization_id and id = :id

@@ -2,30 +2,29 @@
 --
 -- A page is found in these steps, so that its cost depends on the number of contacts and the size of the page, and
 -- not on how many cases there are or how deep the page lies:
---   streams  what gives keys in order, from an index: each contact, or each contact with each value that a filter
---            lists. A stream's share is what it would have to give if all gave the same.
---   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. Where there
---            are that many, no key of the page lies beyond the last of them.
---   page     these, and what the streams that gave their whole share hold behind it, not beyond that last one: the
---            bound, which is a column because row security lets nothing but plain comparisons reach an index.
---   then     the cases and what they refer to, for the keys of the page alone. These keys are sorted before anything
---            is joined to them, and the joins keep the order: to sort the wide rows would cost a tenth of the whole.
--- Keys lie behind (:after, :after_id) in the direction of the statement, up to :furthest. On the first page :after is
--- the infinity that everything lies behind. The key beyond the page says that there is more, and is not joined. On the
--- other side, down to :rearmost, the contact of the case that the cursor names is asked first: as a rule that one case
--- is the answer.
--- No row: no such visitor. One row whose id is null: a visitor without cases here.
+--   streams  the sources of keys in order, each from an index: one per contact, or one per contact and value that a
+--            filter lists. A stream's share is the number of keys it would give if all gave the same.
+--   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. If there are
+--            that many, no key of the page lies beyond the last of them.
+--   page     these keys, and further keys of the streams that gave their whole share, up to that last one: the bound,
+--            which is a column because row security lets only plain comparisons reach an index.
+--   then     the cases and their nested objects, for the keys of the page alone. These keys are sorted before anything
+--            is joined to them, and the joins keep the order: sorting the wide rows would cost a tenth of the whole.
+-- Keys lie after (:after, :after_id) in the direction of the statement, up to :furthest. On the first page :after is
+-- the infinity before all keys. The key beyond the page shows that there is more, and is not joined. On the other side,
+-- down to :rearmost, the contact of the cursor's case is checked first: usually that one case is the answer.
+-- No row: no such visitor. One row with a null id: a visitor without cases here.
 --
--- The first statement is a template, and runs as it stands: cases of some statuses by their creation, ascending. What
--- cases_service/store/page_statements.py makes of it differs in the time column, the direction and the filter's index, and in
--- the parts that it keeps: a line that ends in "if" and a part, and the lines between such a comment and its "end".
--- `make queries` prints the results. The parts:
+-- The first statement is a template, and runs as it is: cases of some statuses by their creation, ascending. From it,
+-- cases_service/store/page_statements.py derives statements with another time column, direction or filter's index,
+-- which keep some parts: lines that end in "if" and a part, and the lines between such a comment and its "end". `make
+-- queries` prints the results. The parts:
 --   index     a filter's index gives the keys
---   others    there are more filters than the index is for: each key's case is looked at, one by one
---   behind    there is a cursor, and so maybe cases on its other side
---   versions  what tells whether a row has been written since: the transaction that wrote it
+--   others    there are more filters than the index covers: each key's case is checked, one by one
+--   behind    there is a cursor, and so possibly cases on its other side
+--   versions  the transaction that wrote each row, which tells whether the row has been written since
 --   whole     the columns of the cases
---   alone     there are versions, and no whole cases
+--   alone     versions without whole cases
 -- and the nested objects by their names.
 
 -- name: list_by_status_and_created_at_ascending
@@ -260,8 +259,8 @@ left join case_funnel_stages stage  -- if case_funnel_stage
 order by p.moment, p.id;
 
 -- name: get_case
--- The same for one case: no row is no such visitor, a row whose id is null no such case of this visitor. "The same"
--- stands for the lines of that part above.
+-- The same for one case. No row: no such visitor. A row with a null id: no such case of this visitor. "The same" stands
+-- for the lines of that part above.
 with visitor as materialized (
     select v.id
     from visitors v

@@ -1,16 +1,16 @@
--- What is in a case: its activities and messages, in pages, and one message; and what a transaction that writes a message,
--- marks some as read, closes or reopens looks at and writes.
+-- A case's activities and messages, in pages, and one message; and the reads and writes of a transaction that writes a
+-- message, marks messages as read, or closes or reopens the case.
 --
 -- A page costs as much as its size, however many messages the case has: its keys come from an index, in order. The
--- statements of pages run as they stand, ascending. cases_service/store/conversations.py makes the descending ones of
--- them. Keys lie behind (:after, :after_id); :look_behind asks whether there are any on the other side, once and not for
--- each row.
+-- statements of pages run as they are, ascending. cases_service/store/conversations.py derives the descending ones from
+-- them. Keys lie after (:after, :after_id); :look_behind checks whether there are any on the other side, once and not
+-- for each row.
 --
--- A visitor's transaction does not see notes at all (row security in schema.sql). That a visitor's pages leave them out
--- themselves is for the index.
+-- A visitor's transaction does not see notes at all (row security in schema.sql). A visitor's pages exclude them once
+-- more so that the index is used.
 
 -- name: list_messages_of_visitor
--- No row: no such visitor. One row whose found_id is null: no such case of theirs; whose id is null: no messages.
+-- No row: no such visitor. One row with a null found_id: no such case of theirs; with a null id: no messages.
 with found as materialized (
     select
         v.id as visitor_id,
@@ -245,7 +245,7 @@ left join activities a on a.organization_id = :organization_id and a.id = p.id
 order by p.created_at, p.id;
 
 -- name: find_case_of_visitor
--- No row: no such visitor. A case_id that is null: no such case of theirs.
+-- No row: no such visitor. A null case_id: no such case of theirs.
 select
     v.id as visitor_id,
     (
@@ -258,8 +258,8 @@ from visitors v
 where v.organization_id = :organization_id and v.external_id = :external_id;
 
 -- name: lock_case_of_visitor
--- Whoever else writes into the case waits here, and what follows sees what the one before has written. No row: the case
--- is not the visitor's.
+-- Other writers to the case wait here, and later statements see what the previous writer wrote. No row: the case is not
+-- the visitor's.
 select c.id
 from visitors v
 join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
@@ -268,7 +268,7 @@ where v.organization_id = :organization_id and v.external_id = :external_id
 for update of c;
 
 -- name: get_conversation
--- What a change goes by; and the time, which is read once the case is locked, so that it grows from change to change.
+-- The state that a change depends on, and the time, read once the case is locked, so that it grows with each change.
 select
     clock_timestamp() as now,
     c.status,
@@ -285,7 +285,7 @@ from cases c
 where c.organization_id = :organization_id and c.id = :case_id::uuid;
 
 -- name: list_open_activities
--- The newest of each channel that have not ended, the newest of all first.
+-- Each channel's newest activity that has not ended, the newest of all first.
 select newest.id, newest.channel, newest.is_private
 from (
     select distinct on (a.channel, a.is_private) a.id, a.channel, a.is_private, a.created_at
@@ -296,7 +296,7 @@ from (
 order by newest.created_at desc, newest.id desc;
 
 -- name: get_message
--- No row: the organization has no message with this id, or it is a note and not to be seen.
+-- No row: the organization has no message with this id, or it is a note that the caller may not see.
 select
     m.id,
     m.organization_id,
@@ -321,8 +321,8 @@ left join users sender on sender.organization_id = :organization_id and sender.i
 where m.organization_id = :organization_id and m.id = :message_id::uuid;
 
 -- name: count_unread
--- What one side wrote and the other has not read: all of it, and what lies behind a message of the case. Where none is
--- named, nothing does.
+-- How many messages of one side the other has not read: all, and those after a given message of the case (none if no
+-- message is given).
 with until as materialized (
     select u.created_at, u.id
     from messages u
@@ -376,7 +376,7 @@ set message_count = message_count + 1,
 where organization_id = :organization_id and id = :activity_id::uuid;
 
 -- name: count_note!
--- Of an activity that visitors see it changes nothing that they see.
+-- In an activity that visitors see, this changes nothing that they see.
 update activities
 set private_message_count = private_message_count + 1,
     updated_at = case

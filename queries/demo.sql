@@ -1,7 +1,7 @@
--- Whom the demo's portal can be signed in as, and what is unread in its cases.
+-- The visitors that the demo's portal can sign in as, and the unread messages of their cases.
 
 -- name: list_visitors_to_show
--- Visitors of several contacts who have most to show: open and closed cases, the newest open case, the most cases.
+-- The visitors of several contacts with the most to show: open and closed cases, the newest open case, the most cases.
 with counted as (
     select
         v.external_id,

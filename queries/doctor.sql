@@ -1,7 +1,7 @@
--- What will soon keep organizations from the service, or already does: of all of them, which only commands may see.
+-- Whatever locks organizations out of the service, now or soon: for all organizations, which only commands may see.
 
 -- name: list_retiring_keys_everywhere
--- And whether their organization has another one that stays.
+-- Also whether their organization has another one that stays.
 select
     k.organization_id,
     k.id,

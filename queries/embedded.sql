@@ -1,7 +1,7 @@
 -- What an embedded server has beside its database.
 
 -- name: make_service_role!
--- Data directories of earlier releases lack it. Two users may join at the same instant.
+-- Data directories of earlier releases lack it. Two users may join at the same time.
 do $$
 begin
     if not exists (select from pg_roles where rolname = 'cases_service') then

@@ -1,9 +1,9 @@
--- What visitors did, for the system that holds the cases. Positions of an organization come from one row, which a
--- transaction that writes an event holds until it commits: they grow in the order of the commits.
+-- Events of visitors' actions, for the system that holds the cases. An organization's positions come from one row,
+-- which a transaction that writes an event locks until it commits: they grow in commit order.
 
 -- name: list_events
--- One row at least: where events were pruned up to. A position that is null: there are no events behind :after. A message
--- that is null has been removed, or there was none.
+-- At least one row, with the position up to which events were pruned. A null position: no events after :after. A null
+-- message: it has been removed, or there was none.
 select
     pruned.position as pruned_position,
     e.position,
@@ -69,18 +69,18 @@ join cases c on c.organization_id = :organization_id and c.id = :case_id::uuid
 where p.organization_id = :organization_id;
 
 -- name: prune_removed_rows_everywhere!
--- A delivery that is later than that brings a row back.
+-- A delivery after that brings the row back.
 delete from removed_rows r where r.removed_at < :before::timestamptz;
 
 -- name: list_organizations_with_events_before_everywhere
 select distinct e.organization_id from events e where e.created_at < :before::timestamptz order by e.organization_id;
 
 -- name: lock_position
--- Before it is decided up to where to prune: nobody adds an event meanwhile.
+-- Runs before the position to prune up to is decided: nobody adds an event meanwhile.
 select p.last_position from event_positions p where p.organization_id = :organization_id for update;
 
 -- name: note_pruned!
--- Events are pruned up to the first one that is to stay. Whoever asks for what lies before is told that it has gone.
+-- Events are pruned up to the first one that stays. A request for earlier ones is answered that they are gone.
 update event_positions
 set pruned_position = greatest(
     pruned_position,

@@ -1,11 +1,11 @@
--- What the loads and imports of an organization came to.
+-- The results of an organization's loads and imports.
 
 -- name: begin!
--- Two that forget the same rows at once would fail in a transaction that keeps its snapshot.
+-- Two sessions that delete the same rows at once would fail in a transaction that keeps its snapshot.
 set transaction isolation level read committed;
 
 -- name: forget_old_runs!
--- Older than the latest thousand, of which one is about to come.
+-- Deletes runs older than the latest thousand, counting the one that is about to be added.
 delete from import_runs
 where organization_id = :organization_id
     and (finished_at, id) <= (
@@ -25,7 +25,7 @@ values (
 );
 
 -- name: list_existing
--- Those of some organizations that there are.
+-- The given organizations that exist.
 select organization_id
 from organizations
 where organization_id = any (:organization_ids)

@@ -1,5 +1,5 @@
--- When API tokens and signing keys were last used: at most once a minute for each, however many processes see it used.
--- A row that somebody else is changing is left out: another use will come.
+-- Records when API tokens and signing keys were last used: at most once a minute for each, however many processes use
+-- it. A row that another session is changing is skipped: there will be another use.
 
 -- name: record_token_uses!
 update api_tokens t

@@ -1,23 +1,23 @@
--- How a load gets from lines to rows: lines are staged as they come, then one line of each row is kept, then rows
--- are written, parents first, and removed, children first. Only the state after that counts.
+-- How a load turns lines into rows: lines are staged as they arrive, then one line per row is kept, then rows are
+-- written, parents first, and removed, children first. Only the final state counts.
 --
--- Where wrong lines are left out and the rest is stored (mode each), lines that the tables make wrong are taken out of
--- the staged ones before they are written, type by type, by the statements named exclude_. As parents are written before
--- their children are looked at, and children removed before their parents are, a line that rests on one that was taken
--- out is found by the same look. No statement joins staged lines with each other but by an index: the sessions of
--- requests join by nested loops alone.
+-- In mode each, which skips wrong lines, the statements named exclude_ take lines that conflict with the tables out of
+-- staging before they are written, type by type. Parents are written before their children are checked, and children
+-- are removed before their parents, so the same check finds a line that depends on an excluded one. Statements join
+-- staged lines with each other only by an index: the sessions of requests join by nested loops alone.
 --
 -- place is a line's place among all lines of all files of the load: the larger, the later.
--- What makes one writing statement fail is found by one of the statements named find_, which then gives the place of
--- the offending line; the statement's savepoint has been rolled back by then, what came before it has not.
+-- When a writing statement fails, one of the statements named find_ returns the place of the offending line; by then
+-- the statement's savepoint has been rolled back, but not the work before it.
 --
--- A line that ends in "on Citus" is for that server alone, and one that ends in "elsewhere" for all others. Citus joins
--- lines, which only the coordinator has, to rows on its nodes in one way: it sends the lines there. It does so for an
--- inner join that is read and nothing else; what changes staged lines, or looks for what is missing, first brings the
--- rows here.
+-- A line that ends in "on Citus" is for that server alone, and one that ends in "elsewhere" for all others. Citus can
+-- join lines, which only the coordinator has, to rows on its nodes in one way: it sends the lines there. It does so
+-- only for an inner join that is read; a statement that changes staged lines, or looks for missing rows, first brings
+-- the rows to the coordinator.
 --
--- Marks in braces are filled at import from the closed tables of cases_service/loading/statements.py: {table} is one that
--- lines are for, {columns} are what its lines hold, {written} those and what is derived, {key} its primary key. `make load-statements` prints what comes out.
+-- Marks in braces are filled at import from the closed tables of cases_service/loading/statements.py: {table} is a
+-- table that lines are for, {columns} its lines' columns, {written} those and the derived ones, {key} its primary key.
+-- `make load-statements` prints the results.
 
 -- name: begin#
 -- Each statement sees what others have committed before it: a load counts live keys after waiting for their lock.
@@ -33,16 +33,16 @@ select null::bigint as place, null::boolean as deleted, null::bigint as left_out
 with no data;
 
 -- name: copy!
--- left_out has a bit for each column, from the first one on, that the line leaves out.
+-- left_out has a bit for each column that the line leaves out, counted from the first.
 copy staged_{table} (place, deleted, left_out, {columns}) from stdin;
 
 -- name: analyze_staging!
--- Nothing analyses temporary tables by itself, and all that follows reads these.
+-- Nothing analyzes temporary tables automatically, and all later statements read these.
 analyze staged_{table};
 
 -- name: merge_lines!
--- Where what is left out stays as it is, the lines of one row are one line: each field is as the last line has it that
--- gives it. What came before a removal is gone.
+-- If fields left out keep their values, the lines of one row are merged: each field has the value of the last line that
+-- gives it. Lines before a removal do not count.
 insert into staged_{table} (place, deleted, left_out, {columns})
 select (array_agg(place order by turn))[1], false, bit_and(left_out), {merged}
 from (
@@ -54,7 +54,7 @@ group by {key}
 having count(*) > 1;
 
 -- name: keep_last_lines!
--- Of the lines of one row the last one.
+-- Keeps the last line of each row.
 delete from staged_{table}
 where ctid = any (
         array(
@@ -68,12 +68,12 @@ where ctid = any (
     );
 
 -- name: take_turns
--- Loads of one organization take turns from here to their end, so that two never wait for each other's rows. The lock
--- is 'case' in ASCII and four bytes of the organization's id.
+-- From here on, loads of one organization take turns, so two never wait for each other's rows. The lock is 'case' in
+-- ASCII and four bytes of the organization's id.
 select pg_advisory_xact_lock(x'63617365'::integer, turn.key) from unnest(:keys::integer[]) as turn (key);
 
 -- name: defer_constraints!
--- Numbers and external identities may be taken by two rows meanwhile.
+-- Two rows may share a number or an external identity meanwhile.
 set constraints cases_case_number_unique, visitors_external_id_unique deferred;
 
 -- name: index_staging!
@@ -83,7 +83,7 @@ create index on staged_{table} ({key});
 create index on staged_{table} (organization_id, {field});
 
 -- name: lock_positions!
--- Held until the end, as by whoever adds an event: positions are committed in their order. Where events end never goes
+-- Locked until the end, as by every writer of an event: positions are committed in order. The last position never moves
 -- back.
 insert into event_positions (organization_id, last_position)
 select organization_id, max(position) from staged_events group by organization_id
@@ -91,7 +91,7 @@ on conflict (organization_id) do update
 set last_position = greatest(event_positions.last_position, excluded.last_position);
 
 -- name: skip_pruned!
--- What was pruned stays so.
+-- Pruned events stay pruned.
 with known as materialized (  -- on Citus
     select p.* from staged_events s join event_positions p on p.organization_id = s.organization_id  -- on Citus
 )  -- on Citus
@@ -101,7 +101,7 @@ using (select distinct * from known) p  -- on Citus
 where p.organization_id = s.organization_id and s.position <= p.pruned_position;
 
 -- name: exclude_other_events
--- The lines whose position another event has.
+-- The lines whose position belongs to another event.
 with known as materialized (  -- on Citus
     select e.*  -- on Citus
     from staged_events s  -- on Citus
@@ -128,7 +128,7 @@ select count(*) from written  -- on Citus
 ;
 
 -- name: lock_rows
--- Nobody changes these rows of an organization between a look at them and the writing.
+-- Locks these rows of an organization, so that nobody changes them between the check and the write.
 with staged as materialized (
     select s.id from staged_{table} s where s.organization_id = :organization_id
 )
@@ -142,7 +142,7 @@ select count(*) from locked  -- elsewhere
 ;
 
 -- name: skip_stale!
--- A line that does not say when its row changed is never too old.
+-- A line without a time of change is never stale.
 with known as materialized (  -- on Citus
     select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
 )  -- on Citus
@@ -152,7 +152,7 @@ using known t  -- on Citus
 where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
 
 -- name: skip_removed!
--- A line that is older than its row's removal comes too late; so does a removal that has been done.
+-- A line older than its row's removal is stale; so is a removal that has already been done.
 with known as materialized (  -- on Citus
     select r.organization_id, r.id, r.record_type, r.updated_at  -- on Citus
     from staged_{table} s  -- on Citus
@@ -174,7 +174,7 @@ where r.organization_id = s.organization_id
 ;
 
 -- name: remember_removed!
--- A removal may come before what it removes.
+-- A removal may arrive before its row.
 insert into removed_rows (organization_id, record_type, id, updated_at)
 select s.organization_id, '{type}', s.id, s.updated_at
 from staged_{table} s
@@ -184,7 +184,7 @@ set updated_at = excluded.updated_at
 where removed_rows.updated_at < excluded.updated_at;
 
 -- name: fill_left_out!
--- What a line leaves out stays as it is.
+-- Fields that a line leaves out keep their values.
 with known as materialized (  -- on Citus
     select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
 )  -- on Citus
@@ -198,18 +198,18 @@ where s.left_out <> 0 and not s.deleted and {staged_is_stored};
 delete from staged_{table} where place = any (:places);
 
 -- name: list_external_ids
--- Whom the staged lines of some organizations are about.
+-- The visitors that staged lines of some organizations name.
 select s.place, s.organization_id::text, s.external_id
 from staged_{table} s
 where not s.deleted and s.organization_id = any (:organizations::uuid[]);
 
 -- name: limit_waiting
--- For a row or table that somebody else holds. The turn above may take as long as another load does.
+-- Applies to rows and tables that another session holds. The turn above may take as long as another load.
 select set_config('lock_timeout', :milliseconds, true);
 
 -- name: limit_request
--- For each statement of a load that a request waits for. The sessions of requests scan no table and sort nothing; here
--- the staged lines are what is scanned, and without that the planner would rather go through all cases by an index.
+-- For the statements of an import, which a request waits for. Sessions of requests scan no table and sort nothing; here
+-- the staged lines must be scanned: otherwise the planner would rather read all cases through an index.
 select
     set_config('statement_timeout', :milliseconds, true),
     set_config('lock_timeout', :milliseconds, true),
@@ -218,7 +218,7 @@ select
     set_config('enable_sort', 'on', true);
 
 -- name: fill_times!
--- Times that a line leaves out stay as they are.
+-- Times that a line leaves out keep their values.
 with known as materialized (  -- on Citus
     select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
 )  -- on Citus
@@ -229,13 +229,13 @@ from known t  -- on Citus
 where not s.deleted and (s.created_at is null or s.updated_at is null) and {staged_is_stored};
 
 -- name: fill_new_times!
--- And are the time of loading for a new row.
+-- A new row gets the time of loading for them.
 update staged_{table}
 set created_at = coalesce(created_at, now()), updated_at = coalesce(updated_at, now())
 where not deleted and (created_at is null or updated_at is null);
 
 -- name: write
--- Citus says how many lines it was given instead of how many rows it changed, so that these are counted.
+-- Citus returns the number of lines it was given, not of the rows it changed, so the rows are counted here.
 with written as (  -- on Citus
 insert into {table} ({written})
 select {written}
@@ -250,7 +250,7 @@ select count(*) from written  -- on Citus
 ;
 
 -- name: follow_activities!
--- Into the case that their activity has been moved to, as messages do by their reference elsewhere.
+-- Moves messages to the new case of their activity; elsewhere, their foreign key does this.
 update messages m
 set case_id = s.case_id
 from staged_activities s
@@ -260,8 +260,9 @@ where not s.deleted
     and m.case_id <> s.case_id;
 
 -- name: lock_conversations
--- Whoever writes into a conversation has locked its case. Nobody does from here on, in those that lines are about, so that
--- messages are counted right: of one organization. Cases before what is in them, as in cases_service/store/conversation_writing.py.
+-- Every writer to a conversation has locked its case. From here on, nobody can write to one organization's cases that
+-- lines are about, so messages are counted right. Cases are locked before their contents, as in
+-- cases_service/store/conversation_writing.py.
 with staged as materialized (
     select s.id, s.case_id from staged_activities s where s.organization_id = :organization_id
     union
@@ -290,7 +291,7 @@ select count(*) from locked  -- elsewhere
 ;
 
 -- name: create_staging_of_counts!
--- Where a stored message is counted.
+-- The activity that counts a stored message.
 alter table staged_messages add column counted_in uuid, add column counted_private boolean;
 
 -- name: index_messages!
@@ -317,7 +318,7 @@ from known a  -- on Citus
 where s.deleted and a.organization_id = s.organization_id and a.id = s.id;
 
 -- name: fill_cases!
--- A message is in the case of its activity.
+-- A message belongs to the case of its activity.
 with known as materialized (  -- on Citus
     select distinct a.organization_id, a.id, a.case_id  -- on Citus
     from staged_messages s  -- on Citus
@@ -330,15 +331,15 @@ from known a  -- on Citus
 where a.organization_id = s.organization_id and a.id = s.activity_id and s.case_id is distinct from a.case_id;
 
 -- name: fill_staged_cases!
--- Likewise, in what is to become the case of its activity.
+-- Likewise, for the case that its activity is about to get.
 update staged_messages s
 set case_id = a.case_id
 from staged_activities a
 where not a.deleted and a.organization_id = s.organization_id and a.id = s.activity_id;
 
 -- name: skip_taken_along
--- A case that is removed takes along what is in it, and what lines say of that. Returned is how many of them are rows that
--- no line names.
+-- Removing a case removes its contents and excludes the lines about them. Returns how many of the removed rows no line
+-- names.
 with gone as (
     delete from staged_{table} s
     using staged_cases c
@@ -348,7 +349,7 @@ with gone as (
 select count(*) filter (where place = :unnamed) from gone;
 
 -- name: fill_hidden!
--- A new activity whose messages are all notes is hidden from visitors, as one that a note opens.
+-- A new activity whose messages are all notes is hidden from visitors, like one opened by a note.
 update staged_activities s
 set is_private = coalesce(
     (
@@ -360,7 +361,7 @@ set is_private = coalesce(
 );
 
 -- name: fill_hidden_as_stored!
--- What visitors see stays so, whatever notes come into it; and what they do not see stays hidden.
+-- A visible activity stays visible whatever notes are added; a hidden one stays hidden.
 with known as materialized (  -- on Citus
     select a.* from staged_activities s join activities a on a.organization_id = s.organization_id and a.id = s.id  -- on Citus
 )  -- on Citus
@@ -371,7 +372,7 @@ from known a  -- on Citus
 where a.organization_id = s.organization_id and a.id = s.id;
 
 -- name: create_counts!
--- What changes in the numbers of messages: so that it costs as much in a long conversation as in a short one.
+-- Changes in message counts, so that a long conversation costs no more than a short one.
 create temp table staged_counts on commit drop as
 select
     organization_id,
@@ -386,7 +387,7 @@ from (
 group by organization_id, activity_id;
 
 -- name: write_counts!
--- A hidden activity is shown with the first message in it that visitors may see.
+-- A hidden activity becomes visible with its first message that visitors may see.
 update activities a
 set message_count = a.message_count + s.messages,
     private_message_count = a.private_message_count + s.notes,
@@ -397,7 +398,7 @@ where a.organization_id = s.organization_id
     and (s.messages <> 0 or s.notes <> 0);
 
 -- name: exclude_ended_keys!
--- Of an existing key only the retirement is written, and only an earlier one than it has, unless that has come.
+-- For an existing key only the retirement is written, and only one earlier than the stored one, unless that has passed.
 with known as materialized (  -- on Citus
     select k.*  -- on Citus
     from staged_signing_keys s  -- on Citus
@@ -409,8 +410,8 @@ using known k  -- on Citus
 where k.organization_id = s.organization_id and k.id = s.id and k.retired_at <= statement_timestamp();
 
 -- name: write_signing_keys
--- The secret of an existing key's line is the same, although it was encrypted anew. In the order in which rotate-secrets
--- locks them.
+-- The secret of an existing key's line is the same, although it was encrypted again. Rows are locked in the same order
+-- as by rotate-secrets.
 with written as (  -- on Citus
 insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key, retired_at, created_at)
 select organization_id, id, algorithm, encrypted_secret, public_key, retired_at, now()
@@ -429,12 +430,12 @@ select count(*) from written  -- on Citus
 select distinct organization_id from staged_signing_keys order by organization_id;
 
 -- name: lock_organization
--- Held by whoever adds a signing key, before the live ones are counted. It does not hold up rows that refer to the
--- organization.
+-- Locked before live keys are counted, by every session that adds a signing key. It does not block rows that refer to
+-- the organization.
 select from organizations where organization_id = :organization_id for no key update;
 
 -- name: list_known_signing_keys
--- The staged keys that exist already, beside what is stored of them.
+-- The staged keys that already exist, with the stored keys.
 select
     s.place,
     s.organization_id::text,
@@ -451,7 +452,7 @@ join signing_keys k on k.organization_id = s.organization_id and k.id = s.id
 order by s.place;
 
 -- name: exclude_keys_beyond_limit
--- The lines that would add more live keys than an organization may have, the first ones being let through.
+-- The lines that would exceed an organization's limit of live keys; the first ones are allowed.
 with known as materialized (  -- on Citus
     select distinct k.*  -- on Citus
     from staged_signing_keys s  -- on Citus
@@ -487,7 +488,7 @@ where s.place = new.place
 returning s.place;
 
 -- name: find_key_beyond_limit
--- The last line that added a live key to an organization which has more of them now than it may.
+-- The last line that added a live key to an organization that now exceeds its limit.
 with known as materialized (  -- on Citus
     select distinct k.*  -- on Citus
     from staged_signing_keys s  -- on Citus
@@ -512,13 +513,13 @@ order by s.place desc
 limit 1;
 
 -- name: exclude_closed_without_time
--- A closed case whose line leaves out when it was closed, and which was not closed before.
+-- A closed case whose line has no closing time, and which was not closed before.
 delete from staged_cases
 where not deleted and status = 'Closed' and closed_at is null
 returning place;
 
 -- name: exclude_without_parent
--- The lines whose {field} refers to no row of {parent}, which has been written by now.
+-- The lines whose {field} refers to no row of {parent}, which has already been written.
 with known as materialized (  -- on Citus
     select distinct {parent_key}  -- on Citus
     from staged_{table} s  -- on Citus
@@ -536,7 +537,7 @@ where not s.deleted
 returning s.place;
 
 -- name: remember_holders!
--- Who has a {field} that lines claim, and what their own rows have: for the statement below, which Citus does not take.
+-- The rows that have a {field} claimed by lines, and the lines' own rows: for the next statement, which Citus refuses.
 create temp table holders_{table} on commit drop as
 select t.organization_id, t.id, t.{field}
 from staged_{table} s
@@ -550,8 +551,8 @@ create index on holders_{table} (organization_id, {field});
 analyze holders_{table};
 
 -- name: exclude_repeated
--- The lines that claim a {field} which a row has that stays as it is, or which another line claims with more right: the
--- row has it already, or the line came first. Whoever is taken out keeps what it has, which its successor cannot get.
+-- The lines whose {field} belongs to a row that stays unchanged, or goes to another line with precedence: one whose row
+-- already has it, or an earlier line. An excluded line's row keeps its value, which no other line can then get.
 with recursive wrong (organization_id, id) as (
     select s.organization_id, s.id
     from staged_{table} s
@@ -595,7 +596,7 @@ where s.organization_id = wrong.organization_id and s.id = wrong.id
 returning s.place;
 
 -- name: exclude_still_needed
--- The lines that remove a row of {parent} which a row of {table} still refers to.
+-- The lines that remove a row of {parent} to which a row of {table} still refers.
 with known as materialized (  -- on Citus
     select distinct t.organization_id, t.{field}  -- on Citus
     from staged_{parent} s  -- on Citus
@@ -633,13 +634,13 @@ order by s.place
 limit 1;
 
 -- name: remember_named!
--- Which rows lines name, also those that turn out to be too old.
+-- The rows that lines name, including stale lines.
 create temp table named_{table} on commit drop as
 select organization_id, id, {time} as at from staged_{table};
 analyze named_{table};
 
 -- name: count_unnamed
--- Of each organization in the files, its rows of {table}, and those that no line names.
+-- For each organization in the files: its rows of {table}, and those that no line names.
 with known as materialized (  -- on Citus
     select {known_columns} from {table} t where t.organization_id = any (:organizations::uuid[])  -- on Citus
 )  -- on Citus
@@ -672,7 +673,7 @@ using staged_{table} s
 where s.deleted and t.organization_id = s.organization_id and t.id = s.id;
 
 -- name: find_still_needed
--- The first line that removes a row of {parent} which a row of {table} still refers to.
+-- The first line that removes a row of {parent} to which a row of {table} still refers.
 with known as materialized (  -- on Citus
     select distinct t.organization_id, t.{field}  -- on Citus
     from staged_{parent} s  -- on Citus
@@ -698,14 +699,14 @@ set constraints cases_case_number_unique immediate;
 set constraints visitors_external_id_unique immediate;
 
 -- name: list_repeated
--- All lines that claim a {field} which another row has, too.
+-- All lines whose {field} another row has, too.
 select s.place
 from staged_{table} s
 join {table} t on t.organization_id = s.organization_id and t.{field} = s.{field} and t.id <> s.id
 where not s.deleted;
 
 -- name: find_repeated
--- The first line of those that are the last to claim a {field} which another row has, too.
+-- The first of the lines that are the last to claim a {field} that another row has, too.
 select last.place
 from (
     select distinct on (s.organization_id, s.{field}) s.place
@@ -717,7 +718,7 @@ order by last.place
 limit 1;
 
 -- name: is_analyze_due
--- After a tenth of a table, as autovacuum would have it: small loads leave the statistics of a large table alone. What a
+-- Once a tenth of a table changed, as for autovacuum: small loads leave the statistics of a large table alone. What a
 -- table of Citus holds is known on its nodes alone, where autovacuum sees to it.
 select reltuples < 0 or :changed::bigint * 10 >= reltuples
 from pg_class
@@ -725,5 +726,5 @@ where to_regclass('pg_catalog.pg_dist_partition') is null
     and oid = '{table}'::regclass;
 
 -- name: analyze!
--- Without waiting for who holds the table: the server says that it was skipped.
+-- Does not wait for a session that holds the table: the server reports that it was skipped.
 analyze (skip_locked) {table};

@@ -1,11 +1,11 @@
 -- The cases of an organization, with or without a contact: page by page, and one by one.
 --
--- These are templates. "The same whole" and "the same joins" stand for the columns and joins of a page of cases.sql. What
--- store/organization_pages.py makes of the first one differs in the time column, the direction, and in where the keys
--- come from: all cases, those of some contacts or of a visitor's, or the one with a number.
---   wanted  what gives keys in order, from an index: all cases of the organization, or each contact
---   page    the next :row_limit keys behind (:after, :after_id), up to :furthest; the last one says that there is more
--- Filters are looked at key by key: a filter that lets little pass reads on until the page is full.
+-- These are templates. "The same whole" and "the same joins" stand for the columns and joins of a page of cases.sql.
+-- From the first one, store/organization_pages.py derives statements with another time column, direction, or source of
+-- keys: all cases, those of some contacts or of a visitor, or the one with a number.
+--   wanted  the sources of keys in order, from an index: all cases of the organization, or each contact
+--   page    the next :row_limit keys after (:after, :after_id), up to :furthest; the last one shows that there is more
+-- Filters are checked key by key: a filter that few cases pass reads on until the page is full.
 
 -- name: list_organization_cases
 with page as materialized (

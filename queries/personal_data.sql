@@ -1,17 +1,17 @@
--- Everything about one visitor: how it is exported as lines of the load format, and how it is erased.
+-- Exports everything about one visitor as lines of the load format, and erases it.
 --
--- The statements named export_ have the fields of a line as their columns, in a fixed order of rows, so that the same data
--- are the same bytes. An activity that a note has opened is left out with its notes: a line cannot say that it is hidden.
+-- The statements named export_ have the fields of a line as their columns, and a fixed order of rows, so the same data
+-- gives the same bytes. An activity opened by a note is left out with its notes: a line cannot say that it is hidden.
 
 -- name: begin_export#
 set transaction isolation level repeatable read, read only;
 
 -- name: begin_erasure#
--- What others commit is seen once a lock has been waited for.
+-- So that after waiting for a lock, the commits of others are visible.
 set transaction isolation level read committed;
 
 -- name: limit_erasure
--- For a row that somebody else holds.
+-- Applies to rows that another session holds.
 select set_config('lock_timeout', :milliseconds, true);
 
 -- name: find_visitor
@@ -111,7 +111,7 @@ where x.organization_id = :organization_id and x.visitor_id = :visitor_id
 order by m.created_at, m.id;
 
 -- name: export_events
--- What the visitor did, and what was done in these cases under an external id that the visitor had before.
+-- The visitor's events, and events in these cases under an earlier external id of the visitor.
 select
     'event' as type,
     e.organization_id,
@@ -142,7 +142,7 @@ where v.organization_id = :organization_id and v.external_id = :external_id
 for update;
 
 -- name: lock_cases
--- Whoever writes into a case, or moves it to another contact, holds it first.
+-- Every session that writes into a case, or moves it to another contact, locks it first.
 select count(*)
 from (
     select c.id
@@ -154,7 +154,7 @@ from (
 ) locked;
 
 -- name: lock_contacts
--- From here on nobody gives these contacts a case.
+-- From here on, nobody can assign a case to these contacts.
 select count(*)
 from (
     select x.id
@@ -165,7 +165,7 @@ from (
 ) locked;
 
 -- name: lock_events
--- Nobody prunes these between a look at them and their removal.
+-- Locked so that nobody prunes these before they are removed.
 select count(*)
 from (
     select e.position
@@ -231,18 +231,18 @@ delete from contacts x where x.organization_id = :organization_id and x.visitor_
 delete from visitors v where v.organization_id = :organization_id and v.id = :visitor_id;
 
 -- name: forget_values!
--- The planner's statistics keep the most common values of columns, and bounds between others. Those of a table that has no
--- rows left stay until it has some again.
+-- The planner's statistics hold the most common values of columns, and bounds between others. For a table without rows
+-- they stay until it has some again.
 analyze (skip_locked) visitors, contacts, cases, messages, events;
 
 -- name: add_erasure_key!
--- Once for each organization: what was hashed with it stays comparable.
+-- Once for each organization: hashes made with it stay comparable.
 insert into erasure_keys (organization_id, key)
 values (:organization_id, :key)
 on conflict (organization_id) do nothing;
 
 -- name: get_erasure_key
--- No row: the organization has erased nobody.
+-- No row: the organization has not erased anybody.
 select k.key from erasure_keys k where k.organization_id = :organization_id;
 
 -- name: add_erased_visitor
@@ -261,7 +261,7 @@ delete from erased_visitors e
 where e.organization_id = :organization_id and e.external_id_hash = :external_id_hash;
 
 -- name: list_erased_everywhere
--- Of the organizations of a load, for most of which there is none.
+-- For the organizations of a load, most of which have none.
 select e.organization_id::text, k.key, e.external_id_hash
 from erased_visitors e
 join erasure_keys k on k.organization_id = e.organization_id

@@ -1,4 +1,4 @@
--- The version of the schema, and what upgrades it.
+-- The version of the schema, and its upgrade.
 
 -- name: get_schema_version
 select version from schema_version;
@@ -14,7 +14,7 @@ select pg_try_advisory_lock(7215398844120);
 select pg_advisory_unlock(7215398844120);
 
 -- name: list_others_at_work
--- Who has the lock of lock_schema: its number stands in two halves.
+-- The session that has the lock of lock_schema, whose number is stored in two halves.
 select l.virtualtransaction, format('another init-db, process %s', l.pid)
 from pg_locks l
 where l.locktype = 'advisory'
@@ -24,7 +24,7 @@ where l.locktype = 'advisory'
     and l.objsubid = 1;
 
 -- name: list_holders
--- Who uses tables of the service, apart from this session. What somebody asks them is nobody's business.
+-- The sessions that use tables of the service, apart from this one. Their queries are not shown.
 select
     l.virtualtransaction,
     format(
@@ -65,7 +65,7 @@ select exists (
 alter table schema_version add column steps_done integer not null default 0;
 
 -- name: get_steps_done
--- Of the migration after this version.
+-- The steps done of the migration after this version.
 select steps_done from schema_version;
 
 -- name: record_progress!
@@ -76,7 +76,7 @@ update schema_version set version = :version, steps_done = :steps_done;
 set local citus.multi_shard_modify_mode = 'sequential';
 
 -- name: is_distributed
--- By Citus, with deploy/citus.sql.
+-- Whether Citus distributes the schema, by deploy/citus.sql.
 select to_regprocedure('distribute_tables()') is not null;
 
 -- name: keep_settings_here!
@@ -84,7 +84,7 @@ select to_regprocedure('distribute_tables()') is not null;
 set local citus.propagate_set_commands = 'none';
 
 -- name: stop_propagation!
--- References to distributed tables are refused to a table that is not distributed, unless Citus does not look.
+-- Citus refuses references from a local table to distributed ones, unless its propagation is off.
 set local citus.enable_ddl_propagation = off;
 
 -- name: resume_propagation!
@@ -94,9 +94,9 @@ set local citus.enable_ddl_propagation = on;
 select distribute_tables();
 
 -- name: find_owner
--- Who the schema belongs to, or will: the owner of its tables, before there are any the owner of the database; and a
--- statement that makes a transaction or session theirs. No row: it is this role itself, or a role that it is no member
--- of.
+-- The present or future owner of the schema: the owner of its tables, or, before there are any, of the database; and a
+-- statement that switches a transaction or session to that role. No row: it is this role itself, or a role that this
+-- one is not a member of.
 select format(case when :is_local then 'set local role %%I' else 'set role %%I' end, rolname)
 from pg_roles
 where oid = coalesce(
@@ -126,8 +126,8 @@ from (
 where :role::text not in (current_user, session_user);
 
 -- name: list_writer_grants
--- Statements that let a role write cases for the service, and what is in them: it sees what a case refers to, and no
--- token or key.
+-- Statements that let a role write cases and their contents for the service: it sees the objects that a case refers to,
+-- but no token or key.
 -- No row: it is the owner, or the role that administers.
 select format(statement, :role::text, current_schema(), current_database())
 from (
@@ -154,7 +154,7 @@ from (
 where is_due and :role::text not in (current_user, session_user);
 
 -- name: list_administration_grants
--- Statements that let the role of this session load cases, and manage tokens and keys, where it is not the owner.
+-- Statements that let this session's role load cases, and manage tokens and keys, if it is not the owner.
 with role as (
     select rolname as name from pg_roles where rolname = session_user and rolname <> current_user and not rolsuper
 )

@@ -1,4 +1,4 @@
--- What a session was given, and what its role may do.
+-- A session's settings, and its role's privileges.
 
 -- name: get_session
 select lower(name), setting
@@ -6,9 +6,9 @@ from pg_settings
 where lower(name) = any(:names);
 
 -- name: complete_session
--- What only a session that exists can be told: settings that older servers do not know; that temporary tables hide none
--- of the schema's, wherever that is; and that a role which only reads by default may write. A database or a server that
--- does so is meant to be left alone.
+-- Settings that only an existing session can take: those that older servers do not know; that temporary tables hide
+-- none of the schema's tables, wherever those are; and that a role which is read-only by default may write. If the
+-- database or the server is read-only by default, that is intended and stays.
 select set_config('transaction_timeout', '0', false)
 where current_setting('transaction_timeout', true) <> '0'
 union all
@@ -23,32 +23,32 @@ from pg_settings
 where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database user');
 
 -- name: get_server
--- Whether it only follows another one; the process that answers: another one than it said at the start where a pooler
--- stands in between; and whether the database is one of Citus, which passes statements on to other servers.
+-- Whether the server follows another one; the process that answers, which behind a pooler differs from the one named at
+-- the start; and whether the database uses Citus, which passes statements on to other servers.
 select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
 
 -- name: is_citus
 select to_regclass('pg_catalog.pg_dist_partition') is not null;
 
 -- name: hand_settings_on!
--- Citus hands on to its nodes, up to the end of the transaction, each SET LOCAL from here on. One in a text with others
--- would bring them along.
+-- From here on until the end of the transaction, Citus passes each SET LOCAL on to its nodes. If one came in a text
+-- with other statements, those would be passed on, too.
 set local citus.propagate_set_commands = 'local';
 
 -- name: see_every_organization!
 set local cases.every_organization = 'on';
 
 -- name: name_organization
--- Whose rows the transaction is about, as row security reads it: up to its end.
+-- The organization of the transaction, for row security, until its end.
 select set_config('cases.organization_id', :organization_id, true);
 
 -- name: show_notes
--- Of what follows in the transaction: an organization sees the notes of its users.
+-- For the rest of the transaction: an organization sees its users' notes.
 select set_config('cases.private_notes', 'shown', true);
 
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.
--- Null where there is no schema.
+-- Null without a schema.
 select bool_and(row_security_active(oid))
 from pg_class
 where relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))
@@ -63,7 +63,7 @@ from pg_roles
 where rolname = current_user;
 
 -- name: list_missing_rights
--- What list_service_grants would give to this role, and it has not; and whether the service can do without.
+-- The grants of list_service_grants that this role lacks, and whether the service can do without them.
 select 'select on ' || name as missing, false as is_dispensable
 from unnest(
     array[
@@ -82,7 +82,7 @@ where to_regprocedure('count_late_feeds()') is null
     or not has_function_privilege(to_regprocedure('count_late_feeds()'), 'execute');
 
 -- name: list_missing_writer_rights
--- What list_writer_grants would give to this role, and it has not; and the server, where it takes no writes.
+-- The grants of list_writer_grants that this role lacks; and the server, if it takes no writes.
 select 'select on ' || name as missing
 from unnest(
     array[
@@ -101,7 +101,7 @@ select 'a server that takes writes'
 where pg_is_in_recovery();
 
 -- name: sees_every_organization
--- Whether this session is shown all rows: row security does not bind it, or it may ask for them and has done so.
+-- Whether this session sees all rows: row security does not apply to it, or it may ask for them and has done so.
 select not row_security_active('signing_keys')
     or (
         coalesce(current_setting('cases.every_organization', true), '') = 'on'
@@ -117,7 +117,7 @@ select not row_security_active('signing_keys')
     );
 
 -- name: list_unknown_to_the_planner
--- Tables that nobody has ever analyzed. Small ones are left alone by autovacuum, and planned well all the same.
+-- Tables that were never analyzed. Autovacuum leaves small ones alone, and they are planned well all the same.
 select relname
 from pg_class
 where relnamespace = (select relnamespace from pg_class where oid = to_regclass('schema_version'))

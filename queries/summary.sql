@@ -1,8 +1,8 @@
--- The cases of a visitor in a few numbers.
+-- A summary of a visitor's cases in a few numbers.
 
 -- name: summarize_cases
--- One row for a visitor, none where there is no such visitor. Reads the entries of all of the visitor's cases, or of
--- those in a range of updated_at, from the index cases_of_contact_by_update.
+-- One row for a visitor, none without such a visitor. Reads the index entries of all the visitor's cases, or of those
+-- in a range of updated_at, from the index cases_of_contact_by_update.
 select
     count(c.id) as total,
     count(c.id) filter (where c.status = 'Open') as open,

@@ -1,15 +1,15 @@
--- How an organization writes a case. A transaction that changes one locks it, reads it anew (get_case_of_organization in
--- organization_cases.sql), and looks at what the change refers to; then it writes, and reads what it has written.
+-- An organization's writes to a case. A transaction locks the case, reads it again (get_case_of_organization in
+-- organization_cases.sql), and checks the change's references; then it writes, and reads the result.
 
 -- name: lock_case
--- Another one that changes the case waits here, and then reads what this one has written.
+-- Another transaction that changes the case waits here, and then reads the result of this one.
 select c.id
 from cases c
 where c.organization_id = :organization_id and c.id = :case_id::uuid
 for update;
 
 -- name: check_case
--- The time of the transaction, the other case that has the number, and whether there is what is referred to.
+-- The time of the transaction, the other case that has the number, and whether each referenced row exists.
 select
     now() as now,
     (
@@ -38,7 +38,7 @@ select
     ) as has_stage;
 
 -- name: add_case
--- No row: a case with this id is there already.
+-- No row: a case with this id already exists.
 insert into cases (
     organization_id, id, case_number, contact_id, owner_id, subject, description, status, priority,
     latest_messaging_channel, channel_priority, closed_at, created_at, updated_at, created_by_user_id,
@@ -53,8 +53,8 @@ on conflict (organization_id, id) do nothing
 returning id;
 
 -- name: change_case!
--- The time grows with every change, whatever the clock says and whatever time was loaded. It is added to in UTC, because
--- Citus takes nothing in an update that depends on the session's time zone.
+-- The time grows with every change, whatever the clock shows and whatever time was loaded. It is added to in UTC,
+-- because Citus takes nothing in an update that depends on the session's time zone.
 update cases
 set case_number = :case_number,
     contact_id = :contact_id,
@@ -75,7 +75,7 @@ set case_number = :case_number,
 where organization_id = :organization_id and id = :case_id::uuid;
 
 -- name: remove_case
--- No row: the organization has no such case. What a feed brings of it later, but from before, does not bring it back.
+-- No row: the organization has no such case. An older line that a feed delivers later does not bring it back.
 with removed as (
     delete from cases
     where organization_id = :organization_id and id = :case_id::uuid

@@ -23,6 +23,7 @@ DOCUMENTS = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MU
 ENGINE = "needs a container engine; `make image` builds and tries the image without one"
 CLUSTER = "needs a Kubernetes cluster; test_deployment.py holds the manifests to Kubernetes' schemas"
 SYSTEMD = "needs systemd as the first process; test_deployment.py has systemd verify the unit"
+OF_TESTS = r"\bCASES_TEST_[A-Z_]+"
 MINUTES = "runs for minutes, or until it is ended; below, make says what each line would do"
 NOT_RUN = {
     ("README.md", "make demo"): MINUTES,
@@ -99,6 +100,7 @@ def test_every_block_has_a_language_and_a_fence(document: str) -> None:
 def test_what_cannot_be_run_names_what_exists() -> None:
     """Commands with their options, settings, and files of this project."""
     settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
+    settings |= {name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(OF_TESTS, file.read_text())}
     assert isinstance(cli, click.Group)
     for found in blocks_not_run():
         assert set(re.findall(r"\bCASES_(?!TEST_)[A-Z_]+", found.text)) <= settings

@@ -10,7 +10,8 @@ from psycopg import sql
 
 from cases_service.cases.pagination import Cursor, Position, visitor_tag
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query, preamble
 from cases_service.settings import Settings
 from cases_service.store.conversations import Page, Things, count_unread, list_things

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from cases_service.database import connection_pool as database
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.errors import OverloadedError, TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.conftest import LogLines

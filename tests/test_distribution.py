@@ -255,7 +255,7 @@ STAND_IN = """
 
 @pytest.fixture
 def distributed(session_connection: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """A transaction in which the script has run, with a stand-in for Citus. tests/test_citus.py has the real one."""
+    """A transaction in which the script has run, with a stand-in for Citus. test_citus.py has the real one."""
     if citus.IS_USED:
         pytest.skip("the database is distributed already")
     script = SCRIPT.replace("create extension if not exists citus;", STAND_IN)

@@ -8,7 +8,8 @@ import msgspec
 import psycopg
 import pytest
 
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import MAXIMUM_PREPARED, Query
 from cases_service.database.statements import Statement
 from cases_service.errors import TimeoutProblemError, UnavailableError

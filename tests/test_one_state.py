@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from cases_service.application import Application
 from cases_service.credentials.api_tokens import ApiToken
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query, preamble
 from cases_service.database.statements import statements
 from tests.factories import Organization, assert_problem

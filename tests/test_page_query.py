@@ -16,7 +16,8 @@ from cases_service.cases.pagination import Cursor, Position, visitor_tag
 from cases_service.cases.schemas import NESTED_ATTRIBUTES
 from cases_service.cases.timestamps import to_microseconds
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.database.connection_pool import Connection, Database, query_count
+from cases_service.database.connection import Connection, query_count
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query, preamble
 from cases_service.settings import Settings
 from cases_service.store.cases import ORDERINGS, list_cases, summarize_cases

@@ -1,113 +1,30 @@
 """The service behind a real PgBouncer in transaction mode, with the configuration that deploy/ has."""
 
-import os
 import re
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from tempfile import mkdtemp
 
-import msgspec
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from cases_service.application import Application, create_app
-from cases_service.database.connection_pool import Connection, Database, session_settings
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
+from cases_service.database.session_settings import of_service
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.settings import Settings
 from tests.factories import Organization, get
+from tests.pgbouncer import CONFIGURATION, PgBouncer, behind, make_pgbouncer, needs_pgbouncer
 from tests.process.running import COMMAND, environment, wait_for
 from tests.swaps import Swaps
 
-CONFIGURATION = (Path(__file__).parents[1] / "deploy/pgbouncer.ini").read_text()
-PROGRAM = os.environ.get("CASES_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-# It refuses to run as root. In a namespace of its own it is somebody else who has root's files.
-AS_SOMEBODY = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+__all__ = ["make_pgbouncer"]
+
 BOUND_SECONDS = 5.0
 RETURN_SECONDS = 2.0
 CONNECT_QUERY_BYTES = 500
-
-
-def version() -> tuple[int, ...]:
-    """Return the version of PgBouncer, or nothing where it cannot run."""
-    if PROGRAM is None:
-        return ()
-    answer = subprocess.run([*AS_SOMEBODY, PROGRAM, "--version"], check=False, capture_output=True, text=True)
-    return tuple(int(part) for part in re.findall(r"\d+", answer.stdout.partition("\n")[0]))
-
-
-VERSION = version()
-PREPARES = VERSION >= (1, 21)
-needs_pgbouncer = pytest.mark.skipif(not VERSION, reason="there is no pgbouncer that can be run")
-
-
-class PgBouncer:
-    """A PgBouncer that can be stopped and started again, in front of a database."""
-
-    def __init__(self, directory: Path, configuration: str) -> None:
-        self.url = f"host={directory} port=6432 user=postgres dbname=cases"
-        self._socket = f"{directory}/.s.PGSQL.6432"
-        self._log = directory / "log"
-        self._file = directory / "pgbouncer.ini"
-        self._file.write_text(configuration)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        assert PROGRAM
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*AS_SOMEBODY, PROGRAM, str(self._file)], stdout=log, stderr=log)
-        wait_for(self._accepts, lambda: self._process is None or self._process.poll() is not None, self)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _accepts(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(self._socket) == 0
-
-    def __str__(self) -> str:
-        return self._log.read_text()
-
-
-def configuration(service_url: str, directory: Path) -> str:
-    """Return the configuration of deploy/ for a test: another database, a socket for a port, half a second."""
-    server = conninfo_to_dict(service_url)
-    place = " ".join(
-        f"{name}={server[name]}" for name in ("host", "port", "user", "password", "dbname") if name in server
-    )
-    text, replaced = re.subn("host=db.internal port=5432 dbname=cases", place, CONFIGURATION)
-    assert replaced == 1
-    text = text.replace("lock_timeout to 2500", "lock_timeout to 250")
-    text = text.replace("statement_timeout to 5000", "statement_timeout to 500")
-    text = text if PREPARES else text.replace("max_prepared_statements", ";")
-    # Fewer connections than the service has, so that they change hands.
-    changes = {"listen_addr": "", "unix_socket_dir": directory, "auth_type": "any", "default_pool_size": 2}
-    return text + "".join(f"{name} = {value}\n" for name, value in changes.items())
-
-
-@pytest.fixture
-def make_pgbouncer(service_url: str) -> Iterator[Callable[..., PgBouncer]]:
-    """Return a function that starts a PgBouncer with a change to its configuration."""
-    directory = Path(mkdtemp(prefix="cases-", dir="/tmp"))
-    started: list[PgBouncer] = []
-
-    def make(old: str = "", new: str = "") -> PgBouncer:
-        started.append(PgBouncer(directory, configuration(service_url, directory).replace(old, new)))
-        started[-1].start()
-        return started[-1]
-
-    yield make
-    for pgbouncer in started:
-        pgbouncer.stop()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -135,12 +52,6 @@ def pooled_app(pooled: Settings) -> Iterator[Application]:
     app.close()
 
 
-def behind(pgbouncer: PgBouncer, settings: Settings) -> Settings:
-    return msgspec.structs.replace(
-        settings, database_url=pgbouncer.url, statement_timeout=0.5, prepared_statements=PREPARES
-    )
-
-
 def backend(connection: Connection) -> int:
     row = connection.execute("select pg_backend_pid()").fetchone()
     assert row
@@ -157,8 +68,8 @@ def test_the_configuration_repeats_what_the_service_asks_for_beyond_defaults(
         re.findall(r"\b(client_encoding|timezone|datestyle)=(\w+)", line)
     )
     assert len(re.findall("connect_query='(.*)'", line)[0]) < CONNECT_QUERY_BYTES
-    not_said = session_settings(settings).items() - said.items()
-    assert said.items() <= session_settings(settings).items()
+    not_said = of_service(settings).items() - said.items()
+    assert said.items() <= of_service(settings).items()
     assert not_said <= set(defaults)
 
 
@@ -205,7 +116,7 @@ def test_requests_share_connections_that_change_hands(pooled_app: Application, o
 
 @needs_pgbouncer
 def test_every_connection_has_the_session_of_the_service(database: Database, pooled: Settings) -> None:
-    names = session_settings(pooled)
+    names = of_service(pooled)
 
     def session(connection: Connection) -> tuple[int, dict[str, str]]:
         statement = """

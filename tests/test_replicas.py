@@ -20,7 +20,7 @@ from werkzeug.test import TestResponse
 from cases_service.application import Application, create_app
 from cases_service.credentials import administration
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.database.connection_pool import Connection, query_count
+from cases_service.database.connection import Connection, query_count
 from cases_service.database.migrations import init_db
 from cases_service.database.replicas import Replicas, name_of, single_hosts
 from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer

@@ -12,7 +12,8 @@ import pytest
 from psycopg import sql
 
 from cases_service.cases.filters import Filters
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query, Result, preamble
 from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings

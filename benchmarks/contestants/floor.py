@@ -20,10 +20,12 @@ from psycopg_pool import ConnectionPool
 from benchmarks.contestants.credentials import api_token, signing_secret
 from benchmarks.dataset import ORGANIZATION
 from cases_service.cases import timestamps as instants
-from cases_service.database.connection_pool import connection_parameters
 from cases_service.database.pipeline import Exchange, Query, Result
+from cases_service.database.session_settings import connection_parameters
 from cases_service.database.statements import Statement, numbered, statements
 from cases_service.settings import read_settings
+from cases_service.store import organization_pages
+from cases_service.store.organization_cases import REFERENCES
 from cases_service.store.page_statements import PageShape, case_statement, page_statement
 
 Row = Sequence[Any]
@@ -49,13 +51,6 @@ _WRITTEN: Final = (
     "priority",
     "latest_messaging_channel",
     "channel_priority",
-    "updated_by_user_id",
-    "case_funnel_stage_id",
-)
-_REFERENCES: Final = (
-    "contact_id",
-    "owner_id",
-    "created_by_user_id",
     "updated_by_user_id",
     "case_funnel_stage_id",
 )
@@ -191,16 +186,18 @@ class Floor:
 
     def _change(self, organization_id: UUID, user_id: str, case_id: str, given: dict[str, Any]) -> dict[str, Any]:
         about = {"organization_id": organization_id, "case_id": case_id}
-        read = Query(_WRITING["get_case_of_organization"], about, _first)
+        statement = organization_pages.case_statement()
+        case = organization_pages.compiled(statement.columns)
+        read = Query(statement, about, lambda result: case.dump(result.rows)[0])
         with self.writers.connection() as connection:
             exchange: Exchange = connection.exchange
-            look = Query(_WRITING["check_case"], about | dict.fromkeys(_REFERENCES) | {"case_number": None}, _first)
+            look = Query(_WRITING["check_case"], about | dict.fromkeys(REFERENCES) | {"case_number": None}, _first)
             lock = Query(_WRITING["lock_case"], about, _first)
-            _, found, situation = exchange.begin(organization_id, [lock, read, look])
-            before = _case_of_organization(found)
+            _, before, situation = exchange.begin(organization_id, [lock, read, look])
             values = {name: before[name] for name in _WRITTEN} | given | {"updated_by_user_id": user_id}
             change = Query(_WRITING["change_case"], about | values | {"now": situation[0]}, _nothing)
-            return _case_of_organization(exchange.step([change, read], end=[b"commit"])[1])
+            changed: dict[str, Any] = exchange.step([change, read], end=[b"commit"])[1]
+            return changed
 
     def _rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         with self.pool.connection() as connection:
@@ -276,54 +273,6 @@ def _user_of(organization_id: str, id_: str | None, columns: Row) -> dict[str, A
         "alias": alias,
         "title": title,
         "avatar_url": avatar_url,
-    }
-
-
-def _case_of_organization(row: Row) -> dict[str, Any]:
-    """Return a case from the columns of get_case_of_organization in queries/writing.sql, in their order."""
-    instant = instants.from_postgres
-    return {
-        "id": row[0],
-        "organization_id": row[1],
-        "case_number": row[2],
-        "contact_id": row[3],
-        "contact": None
-        if row[3] is None
-        else {
-            "id": row[3],
-            "organization_id": row[1],
-            "first_name": row[6],
-            "last_name": row[7],
-            "full_name": row[8],
-            "email": row[9],
-            "phone": row[10],
-            "created_at": instant(row[11]),
-            "updated_at": instant(row[12]),
-        },
-        "owner_id": row[13],
-        "owner": _user_of(row[1], row[13], row[16:23]),
-        "subject": row[23],
-        "description": row[24],
-        "status": row[25],
-        "priority": row[26],
-        "priority_label": _LABELS[row[26]],
-        "latest_messaging_channel": row[27],
-        "is_closed": row[28],
-        "closed_at": None if row[29] is None else instant(row[29]),
-        "is_waiting": row[30],
-        "unread_message_count": row[31],
-        "created_at": instant(row[32]),
-        "updated_at": instant(row[33]),
-        "created_by_user_id": row[34],
-        "created_by_user": _user_of(row[1], row[34], row[37:44]),
-        "updated_by_user_id": row[44],
-        "updated_by_user": _user_of(row[1], row[44], row[47:54]),
-        "case_funnel_stage": None
-        if row[54] is None
-        else {"id": row[54], "organization_id": row[1], "name": row[57], "position": row[58]},
-        "case_funnel_stage_id": row[54],
-        "channel_priority": row[59],
-        "visitor_unread_message_count": row[60],
     }
 
 

@@ -4,8 +4,8 @@ What `repeatable read` costs is seen beside it. It is not what is deployed: it l
 """
 
 from cases_service.application import create_app
-from cases_service.database import connection_pool
+from cases_service.database import session_settings
 
-connection_pool._SESSION["default_transaction_isolation"] = "read committed"  # noqa: SLF001  what is compared
+session_settings._SERVICE["default_transaction_isolation"] = "read committed"  # noqa: SLF001  what is compared
 
 app = create_app()

@@ -1,4 +1,4 @@
-"""What a route's caller may do: the scope of its API token, the visitor of its JWT, and whether anybody may write."""
+"""Authorizes a route's caller: the API token's scope, the JWT's visitor, and whether this service may write."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -37,7 +37,7 @@ def matches_etag(request: Request, *etag_input: bytes) -> bool:
 
 
 def not_modified(*etag_input: bytes) -> Response:
-    """Return what `answer` does where the caller has the document already."""
+    """Return the 304 of `answer`, for a caller that already has the document."""
     return Response(status=304, headers=_headers(_digest(etag_input)))
 
 

@@ -18,7 +18,7 @@ from cases_service.store.cases import ORDERINGS
 
 DEFAULT_PAGE_SIZE: Final = 25
 MAXIMUM_PAGE_SIZE: Final = 100
-# What JSON's numbers hold in every program that reads them.
+# The largest integer that JSON numbers hold exactly in every program.
 MAXIMUM_POSITION: Final = 2**53 - 1
 _NAME_LENGTH: Final = 64
 # Each says what is accepted; for the thousands of names that fit into a URL, that would be a megabyte.
@@ -93,7 +93,7 @@ def _page_size(things: str) -> WholeNumber:
         1,
         MAXIMUM_PAGE_SIZE,
         load_default=DEFAULT_PAGE_SIZE,
-        metadata=says(f"How many {things} a page has at the most."),
+        metadata=says(f"The maximum number of {things} on a page."),
     )
 
 
@@ -101,7 +101,7 @@ def _cursor() -> fields.String:
     return fields.String(
         load_default=None,
         validate=validate.Length(min=1, error="Expected the cursor of a link next or previous."),
-        metadata=says("The place to go on from, out of a link `next` or `previous`. Follow the links as they are."),
+        metadata=says("The place to continue from, from a link `next` or `previous`. Follow the links unchanged."),
     )
 
 
@@ -124,7 +124,7 @@ class EventParameters(Parameters):
         0,
         MAXIMUM_POSITION,
         load_default=0,
-        metadata=says("The position to go on from: `last` of the answer before. Without it, the beginning."),
+        metadata=says("The position to continue from: `last` of the previous answer. Without it, the beginning."),
     )
     page_size = _page_size("events")
 
@@ -135,7 +135,7 @@ def _attributes() -> CommaSeparated:
         data_key="fields",
         load_default=None,
         metadata=says(
-            "The attributes that the case is to have, in the answer in their documented order. Without it, all."
+            "The attributes that a case has in the answer, in their documented order. Without it, all."
             " With it, the answer is a `PartialCase` or a `PageOfPartialCases`."
         ),
     )
@@ -158,13 +158,13 @@ class ImportParameters(Parameters):
     if_newer = Flag(
         load_default=False,
         metadata=says(
-            "Whether a contact or case, or its removal, counts only if its `updated_at` is later than what is stored."
+            "Whether a contact or case, or its removal, counts only if its `updated_at` is later than the stored one."
         ),
     )
     left_out = fields.String(
         load_default="null",
         validate=validate.OneOf(["null", "keep"], error="Expected null or keep."),
-        metadata=says("What a field becomes that a line leaves out: `null`, or with `keep` what it is already."),
+        metadata=says("What happens to fields that a line leaves out: they become `null`, or `keep` their values."),
     )
 
 
@@ -218,7 +218,7 @@ class ImportRunParameters(Parameters):
     """The parameters of the latest loads and imports."""
 
     page_size = WholeNumber(
-        1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE, metadata=says("How many are shown at the most.")
+        1, MAXIMUM_PAGE_SIZE, load_default=DEFAULT_PAGE_SIZE, metadata=says("The maximum number of results.")
     )
 
 

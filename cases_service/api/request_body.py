@@ -1,4 +1,4 @@
-"""Reads the body of a request, if it is of a type that the route takes and no larger than it may be."""
+"""Reads the body of a request, if the route accepts its type and its size."""
 
 import zlib
 from collections.abc import Collection
@@ -32,15 +32,15 @@ _DAMAGED: Final = "It is no gzip, or a damaged one."
 def read_body(
     request: Request, *, media_types: Collection[str], maximum: int, most: str = "", unpacks: bool = False
 ) -> bytes:
-    """Return the body of a request, unpacked if it may come packed by gzip.
+    """Return the body of a request, decompressed if the route accepts gzip.
 
     It is read once, and the outcome holds for the request. `most` is `maximum` in words, if not 1 MiB.
 
     Raises:
-        UnsupportedMediaTypeError: It is of another type, or packed in another way.
+        UnsupportedMediaTypeError: It has another type, or another compression.
         OverloadedError: The worker had no room for it.
-        BodyTooLargeError: It has more bytes than `maximum`, packed or unpacked.
-        InvalidBodyError: It did not come whole, or cannot be unpacked.
+        BodyTooLargeError: It has more bytes than `maximum`, compressed or decompressed.
+        InvalidBodyError: It is incomplete, or cannot be decompressed.
 
     """
     outcome = request.environ.get(_READ)
@@ -76,7 +76,7 @@ def _checked(request: Request, *, media_types: Collection[str], maximum: int, mo
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """Return what a gzip holds, of a longer one no more than its first bytes."""
+    """Return the decompressed bytes of a gzip; of a longer one, only the first bytes."""
     parts: list[bytes] = []
     missing = most
     while packed and missing:

@@ -9,14 +9,14 @@ from cases_service.cases.schemas import ACTIVITY_CHANNELS, MAXIMUM_TEXT, says
 
 
 class NewMessageSchema(Schema):
-    """What a visitor says."""
+    """A visitor's message."""
 
-    id = Identifier(metadata=says("An id of your own: the same message sent again is found, and not said twice."))
+    id = Identifier(metadata=says("An id of your own: if sent again, the message is found and not stored twice."))
     text = text(1, MAXIMUM_TEXT, required=True, metadata=says("What is said.", minLength=1, maxLength=MAXIMUM_TEXT))
 
 
 class NewOrganizationMessageSchema(NewMessageSchema):
-    """What a user says, to the visitor or to other users."""
+    """A user's message, to the visitor or to other users."""
 
     channel = one_of(
         ACTIVITY_CHANNELS,
@@ -27,19 +27,19 @@ class NewOrganizationMessageSchema(NewMessageSchema):
         ),
     )
     is_private = flag(
-        required=True, metadata=says("True for a note among users, false for what the visitor is to see.")
+        required=True, metadata=says("True for a note among users, false for a message that the visitor sees.")
     )
-    sender_user_id = Identifier(metadata=says("The user who says it. Without it, the user of the API token."))
+    sender_user_id = Identifier(metadata=says("The user who writes it. Without it, the user of the API token."))
 
 
 class ReadMarkSchema(Schema):
-    """Up to where a side has read."""
+    """A read mark: the last message that a side has read."""
 
-    until = Identifier(metadata=says("The last message that was read. Without it, all have been."))
+    until = Identifier(metadata=says("The last message that was read. Without it, all were."))
 
 
 class CaseStateSchema(Schema):
-    """What a visitor may change of a case."""
+    """The attributes of a case that a visitor may change."""
 
     is_closed = flag(required=True, metadata=says("True closes the case, false opens it again."))
 

@@ -1,4 +1,4 @@
-"""Knows which cases an organization asks for among its own, beyond what a visitor can ask for."""
+"""The filters of an organization's own collection, beyond those of a visitor."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -10,14 +10,14 @@ from cases_service.cases.filters import Filters
 NONE: Final = "null"
 
 Source = Literal["all", "contacts", "visitor", "number"]
-"""Where the keys of a page come from."""
+"""The source of a page's keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganizationFilters:
-    """What a case must fulfil, everything of it; None lets all cases pass.
+    """Conditions that a case must all meet; None means any value.
 
-    Ids are texts in lower case; `null` among them lets those pass that have none.
+    Ids are texts in lower case; `null` among them means cases without one.
     """
 
     common: Filters
@@ -28,7 +28,7 @@ class OrganizationFilters:
 
     @property
     def source(self) -> Source:
-        """Where the fewest cases have to be looked at."""
+        """The source that needs to check the fewest cases."""
         if self.case_number is not None:
             return "number"
         if self.external_id is not None:
@@ -36,12 +36,12 @@ class OrganizationFilters:
         return "contacts" if self.contact_ids is not None and NONE not in self.contact_ids else "all"
 
     def canonical(self) -> str:
-        """Return a text that is the same for filters that let the same cases pass in the same words."""
+        """Return the same text for filters with the same conditions."""
         own = (_sorted(self.contact_ids), _sorted(self.owner_ids), self.case_number, self.external_id)
         return msgspec.json.encode([self.common.canonical(), *own]).decode()
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the statement takes."""
+        """Return the parameters of the statement."""
         return {
             **self.common.parameters(),
             "any_contact": self.contact_ids is None,

@@ -16,27 +16,27 @@ from cases_service.errors import PreconditionFailedError
 
 _RELEASE: Final = __version__.encode()
 _DIGEST_BYTES: Final = 16
-# The case's own, which attributes are shown, and what proxies append where they compress.
+# The case's own tag, the shown attributes, and a suffix that compressing proxies append.
 _TAG: Final = re.compile(r"(([0-9a-f]{32})(?:\.[0-9a-f]{8})?)(?:-gzip|-br|-zstd|;gzip|--gzip)?")
 
 
 def tag_of(row: Sequence[Any]) -> str:
-    """Return the ETag of a case: another one for every change of what is shown, however small and however quick.
+    """Return the ETag of a case: it differs after every change of the answer, however small and however quick.
 
-    What is hashed holds times to the microsecond, of which an answer shows three decimals. Whoever writes cases could
-    look for two with one digest, so it is a cryptographic one.
+    The hashed values have times to the microsecond, of which an answer shows three decimals. The hash is cryptographic,
+    because a person who writes cases could search for two with the same digest.
     """
     return hashlib.blake2b(_RELEASE + msgspec.msgpack.encode(row), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def tag_of_some(tag: str, fields: frozenset[str] | None) -> str:
-    """Return the ETag of a case of which only some attributes are shown; a condition takes it for the case's own."""
+    """Return the ETag of an answer with some attributes; a condition accepts it like the case's own."""
     return tag if fields is None else f"{tag}.{crc32(','.join(sorted(fields)).encode()):08x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Preconditions:
-    """What a request that writes expects of the case (RFC 9110, section 13.1); None where it says nothing."""
+    """The conditions of a write on the case (RFC 9110, section 13.1); None means no condition."""
 
     if_match: ETags | None = None
     if_none_match: ETags | None = None
@@ -49,11 +49,11 @@ class Preconditions:
 
     @property
     def are_set(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any condition."""
         return self.if_match is not None or self.if_none_match is not None
 
     def check(self, tag: str | None) -> None:
-        """Raise PreconditionFailedError unless a case with this ETag, or none where it is None, is as expected.
+        """Raise PreconditionFailedError unless a case with this ETag (None: no case) meets the conditions.
 
         If-Match compares strongly: a weak tag matches nothing.
         """
@@ -64,7 +64,7 @@ class Preconditions:
 
 
 def is_known(tags: ETags, tag: str) -> bool:
-    """Tell whether If-None-Match has the tag of what would be shown, compared weakly."""
+    """Tell whether If-None-Match has the tag of the answer, compared weakly."""
     return tags.star_tag or any(_read(each)[0] == tag for each in tags.as_set(include_weak=True))
 
 
@@ -77,9 +77,9 @@ def _names(tags: ETags, tag: str) -> bool:
 
 
 def _read(text: str | None) -> tuple[str, str]:
-    """Return the tag that a proxy was given, and that of the whole case; '' for what is none.
+    """Return a tag without a proxy's suffix, and the tag of the whole case; '' if it has another form.
 
-    Of an empty tag Werkzeug makes None.
+    Werkzeug turns an empty tag into None.
     """
     found = _TAG.fullmatch(text or "")
     return ("", "") if found is None else (found[1], found[2])

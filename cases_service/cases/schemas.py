@@ -1,4 +1,4 @@
-"""The one description of what the API answers: the case, what it nests, a page of cases, and a problem."""
+"""The schemas of the API's answers: the case, its nested objects, pages, and problems."""
 
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ PRIORITY_LABELS: Final = {1: "None", 2: "Low", 3: "Normal", 4: "High", 5: "Criti
 
 
 def says(description: str, **keywords: Any) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a field, in words and where its type is wider, in JSON Schema.
+    """Return a field's description for the OpenAPI document, and JSON Schema if its type is wider.
 
-    `editable` says of an attribute of a case that its organization may write it: `required`, `optional` or
+    `editable` says that the organization may write an attribute of a case: `required`, `optional` or
     `on creation`. An attribute without it is read-only.
     """
     return {"description": description, **keywords}
@@ -26,7 +26,7 @@ def says(description: str, **keywords: Any) -> dict[str, Any]:
 class Instant(fields.DateTime):
     """A point in time: ISO 8601 in UTC with exactly three decimals, truncated, and Z.
 
-    Takes an aware datetime, or text that is in this form already, as connections of `database` give it.
+    Takes an aware datetime, or text already in this form, as connections of `database` return it.
     """
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
@@ -36,7 +36,7 @@ class Instant(fields.DateTime):
 
 
 class Label(fields.String):
-    """The text that stands for a number."""
+    """The label of a number."""
 
     def __init__(self, labels: dict[int, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -54,20 +54,20 @@ class UserSchema(Schema):
     email = fields.String(allow_none=True, metadata=says("The user's e-mail address."))
     first_name = fields.String(allow_none=True, metadata=says("Given name."))
     last_name = fields.String(allow_none=True, metadata=says("Family name."))
-    full_name = fields.String(allow_none=True, metadata=says("The name parts that are not empty, joined by a space."))
+    full_name = fields.String(allow_none=True, metadata=says("The non-empty name parts, joined by a space."))
     alias = fields.String(allow_none=True, metadata=says("Another name of the user."))
     title = fields.String(allow_none=True, metadata=says("Job title."))
     avatar_url = fields.String(allow_none=True, metadata=says("Address of a picture."))
 
 
 class ContactSchema(Schema):
-    """One way the visitor was met."""
+    """One address or telephone number of a visitor."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     organization_id = fields.UUID(required=True, metadata=says("The organization that the contact belongs to."))
     first_name = fields.String(allow_none=True, metadata=says("Given name."))
     last_name = fields.String(allow_none=True, metadata=says("Family name."))
-    full_name = fields.String(allow_none=True, metadata=says("The name parts that are not empty, joined by a space."))
+    full_name = fields.String(allow_none=True, metadata=says("The non-empty name parts, joined by a space."))
     email = fields.String(allow_none=True, metadata=says("E-mail address."))
     phone = fields.String(allow_none=True, metadata=says("Telephone number."))
     created_at = Instant(required=True, metadata=says("When the contact was created."))
@@ -75,7 +75,7 @@ class ContactSchema(Schema):
 
 
 class CaseFunnelStageSchema(Schema):
-    """The step of the organization's process that a case is in."""
+    """The step of the organization's process that the case has reached."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     organization_id = fields.UUID(required=True, metadata=says("The organization whose process it is."))
@@ -95,7 +95,7 @@ class CaseSchema(Schema):
         ),
     )
     contact_id = fields.UUID(
-        required=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+        required=True, metadata=says("The contact to which the case is assigned.", editable="optional")
     )
     contact = fields.Nested(ContactSchema, required=True, metadata={"editable": "optional"})
     owner_id = fields.UUID(allow_none=True, metadata=says("The user who handles the case.", editable="optional"))
@@ -157,7 +157,7 @@ class CaseSchema(Schema):
         ),
     )
     visitor_unread_message_count = fields.Integer(
-        required=True, metadata=says("Messages of users that the visitor has not read yet.", minimum=0)
+        required=True, metadata=says("Messages from users that the visitor has not read yet.", minimum=0)
     )
 
 
@@ -165,12 +165,12 @@ class OrganizationCaseSchema(CaseSchema):
     """A case as its organization sees it: it may have no contact."""
 
     contact_id = fields.UUID(
-        allow_none=True, metadata=says("The contact that the case is assigned to.", editable="optional")
+        allow_none=True, metadata=says("The contact to which the case is assigned.", editable="optional")
     )
     contact = fields.Nested(
         ContactSchema,
         allow_none=True,
-        metadata=says("The contact that the case is assigned to.", editable="optional"),
+        metadata=says("The contact to which the case is assigned.", editable="optional"),
     )
 
 
@@ -185,11 +185,11 @@ class PageSchema(Schema):
 
     next = fields.Url(
         allow_none=True,
-        metadata=says("The page after this one; null where no case lies beyond this end.", format="uri"),
+        metadata=says("The page after this one; null if no case lies beyond this end.", format="uri"),
     )
     previous = fields.Url(
         allow_none=True,
-        metadata=says("The page before this one; null where no case lies beyond this end.", format="uri"),
+        metadata=says("The page before this one; null if no case lies beyond this end.", format="uri"),
     )
     results = fields.List(
         fields.Nested(CaseSchema), required=True, metadata=says("The cases, in the order that `ordering` names.")
@@ -223,7 +223,7 @@ class ActivitySchema(Schema):
 
 
 class MessageSchema(Schema):
-    """What somebody said in a case."""
+    """A message in a case."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     organization_id = fields.UUID(required=True, metadata=says("The organization that owns the case."))
@@ -231,11 +231,11 @@ class MessageSchema(Schema):
     activity_id = fields.UUID(required=True, metadata=says("The activity that the message is in."))
     sender_type = fields.String(required=True, metadata=says("Who wrote it.", enum=SENDER_TYPES))
     sender = fields.Nested(
-        UserSchema, allow_none=True, metadata=says("The user who wrote it; null where it was no user.")
+        UserSchema, allow_none=True, metadata=says("The user who wrote it; null if it was not a user.")
     )
     text = fields.String(required=True, metadata=says("What was said.", minLength=1, maxLength=MAXIMUM_TEXT))
     created_at = Instant(required=True, metadata=says("When it was written."))
-    read_at = Instant(allow_none=True, metadata=says("When the other side read it; null where it has not."))
+    read_at = Instant(allow_none=True, metadata=says("When the other side read it; null if it has not."))
 
 
 class OrganizationMessageSchema(MessageSchema):
@@ -251,11 +251,11 @@ class Links:
 
     next = fields.Url(
         allow_none=True,
-        metadata=says("The page after this one; null where nothing lies beyond this end.", format="uri"),
+        metadata=says("The page after this one; null if nothing lies beyond this end.", format="uri"),
     )
     previous = fields.Url(
         allow_none=True,
-        metadata=says("The page before this one; null where nothing lies beyond this end.", format="uri"),
+        metadata=says("The page before this one; null if nothing lies beyond this end.", format="uri"),
     )
 
 
@@ -276,7 +276,7 @@ class MessagePageSchema(Links, Schema):
 
 
 class OrganizationMessagePageSchema(Links, Schema):
-    """The same as the organization sees it."""
+    """A page of messages as the organization sees them."""
 
     results = fields.List(
         fields.Nested(OrganizationMessageSchema),
@@ -286,18 +286,18 @@ class OrganizationMessagePageSchema(Links, Schema):
 
 
 class EventSchema(Schema):
-    """What a visitor did."""
+    """An event: an action of a visitor."""
 
-    position = fields.Integer(required=True, metadata=says("Its place among the organization's events.", minimum=1))
+    position = fields.Integer(required=True, metadata=says("Its position among the organization's events.", minimum=1))
     type = fields.String(required=True, metadata=says("What was done.", enum=EVENT_TYPES))
     created_at = Instant(required=True, metadata=says("When it was done."))
     external_id = fields.String(required=True, metadata=says("The visitor's external id."))
-    case_id = fields.UUID(required=True, metadata=says("The case that it was done to; it may be gone since."))
+    case_id = fields.UUID(required=True, metadata=says("The case that it concerns, which may have been removed since."))
     case_number = fields.String(required=True, metadata=says("The case's number at the time."))
     message = fields.Nested(
         OrganizationMessageSchema,
         allow_none=True,
-        metadata=says("The message, of `message_created`, as it is now; null where it is gone since."),
+        metadata=says("The message of `message_created` as it is now; null if it has been removed since."),
     )
 
 
@@ -306,7 +306,8 @@ class EventPageSchema(Schema):
 
     results = fields.List(fields.Nested(EventSchema), required=True, metadata=says("The events behind `after`."))
     last = fields.Integer(
-        required=True, metadata=says("The position of the last of them, to go on from; `after` without any.", minimum=0)
+        required=True,
+        metadata=says("The position of the last of them, to continue from; `after` if there are none.", minimum=0),
     )
     has_more = fields.Boolean(required=True, metadata=says("Whether there are more behind it now."))
 
@@ -323,7 +324,7 @@ class StatusCountsSchema(Schema):
 
 
 class SummarySchema(Schema):
-    """The cases of a visitor in a few numbers, for a badge."""
+    """A summary of a visitor's cases in a few numbers, for a badge."""
 
     total = fields.Integer(required=True, metadata=says("All cases that the filters let pass.", minimum=0))
     by_status = fields.Nested(StatusCountsSchema, required=True)
@@ -332,7 +333,7 @@ class SummarySchema(Schema):
     )
     waiting_count = fields.Integer(required=True, metadata=says("Cases that await an action or a response.", minimum=0))
     latest_updated_at = Instant(
-        allow_none=True, metadata=says("When one of them was last changed; null where there is none.")
+        allow_none=True, metadata=says("When one of them was last changed; null if there are none.")
     )
     visitor_unread_message_count = fields.Integer(
         required=True, metadata=says("Messages in them that the visitor has not read yet.", minimum=0)
@@ -340,30 +341,32 @@ class SummarySchema(Schema):
 
 
 class ImportRunSchema(Schema):
-    """What a load or an import came to. One load of several organizations counts only the lines of each apart."""
+    """The result of a load or an import. A load of several organizations counts only lines for each separately."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     finished_at = Instant(required=True, metadata=says("When it ended."))
     source = fields.String(
         required=True,
-        metadata=says("What it was: the command `load`, or a request to `import`.", enum=["load", "import"]),
+        metadata=says("The source: the command `load`, or a request to `import`.", enum=["load", "import"]),
     )
     api_token_id = fields.UUID(allow_none=True, metadata=says("The API token of the request; null for a load."))
     is_stored = fields.Boolean(
-        required=True, metadata=says("Whether it stored what was right. False: it was refused as a whole.")
+        required=True, metadata=says("Whether the right lines were stored. False: it was refused as a whole.")
     )
     lines = fields.Integer(required=True, metadata=says("Lines that it read.", minimum=0))
     written = fields.Integer(
-        allow_none=True, metadata=says("Rows that it added or changed; null: not counted apart.", minimum=0)
+        allow_none=True, metadata=says("Rows that it added or changed; null: not counted separately.", minimum=0)
     )
     removed = fields.Integer(
-        allow_none=True, metadata=says("Rows that it removed; null: not counted apart.", minimum=0)
+        allow_none=True, metadata=says("Rows that it removed; null: not counted separately.", minimum=0)
     )
     stale = fields.Integer(
         allow_none=True,
-        metadata=says("Lines that were no newer than what is stored; null: not counted apart.", minimum=0),
+        metadata=says("Lines no newer than what is stored; null: not counted separately.", minimum=0),
     )
-    wrong = fields.Integer(allow_none=True, metadata=says("Lines that were wrong; null: not counted apart.", minimum=0))
+    wrong = fields.Integer(
+        allow_none=True, metadata=says("Lines that were wrong; null: not counted separately.", minimum=0)
+    )
     duration_ms = fields.Integer(required=True, metadata=says("How long it took, in milliseconds.", minimum=0))
 
 
@@ -376,12 +379,12 @@ class ImportRunsSchema(Schema):
 
 
 class ParameterErrorSchema(Schema):
-    """What is wrong with one parameter, or with one member of the body."""
+    """An error in one parameter, in one member of the body, or in one line."""
 
-    parameter = fields.String(metadata=says("The parameter's name, where a parameter is wrong."))
-    pointer = fields.String(metadata=says("The member's JSON pointer (RFC 6901), where the body is wrong."))
-    line = fields.Integer(metadata=says("The number of the line, from 1 on, where lines were sent."))
-    field = fields.String(allow_none=True, metadata=says("The field of the line, where the fault is in one."))
+    parameter = fields.String(metadata=says("The parameter's name, if a parameter is wrong."))
+    pointer = fields.String(metadata=says("The member's JSON pointer (RFC 6901), if the body is wrong."))
+    line = fields.Integer(metadata=says("The number of the line, from 1 on, if lines were sent."))
+    field = fields.String(allow_none=True, metadata=says("The field of the line, if the error is in one."))
     detail = fields.String(required=True, metadata=says("What it accepts."))
 
 
@@ -393,7 +396,7 @@ class ProblemSchema(Schema):
         required=True,
         metadata=says("One stable URI for each code.", type="string", format="uri"),
     )
-    title = fields.String(required=True, metadata=says("The same words for each occurrence of the code."))
+    title = fields.String(required=True, metadata=says("The same text for each occurrence of the code."))
     status = fields.Integer(required=True, metadata=says("The HTTP status."))
     detail = fields.String(required=True, metadata=says("What happened and what to do, for a person."))
     code = fields.String(required=True, metadata=says("What went wrong, for a program. It is part of the interface."))
@@ -402,10 +405,10 @@ class ProblemSchema(Schema):
     )
     errors = fields.List(
         fields.Nested(ParameterErrorSchema),
-        metadata=says("What is wrong with which parameter, or with which member of the body, where any are wrong."),
+        metadata=says("The errors of parameters, of members of the body, or of lines, if there are any."),
     )
-    error_count = fields.Integer(metadata=says("How many lines are wrong, where lines were sent."))
-    case_id = fields.UUID(metadata=says("The case that has the number, where it is taken."))
+    error_count = fields.Integer(metadata=says("How many lines are wrong, if lines were sent."))
+    case_id = fields.UUID(metadata=says("The case that has the number, if it is taken."))
     position = fields.Integer(
-        metadata=says("Where the events that are still there begin: go on with it as `after`.", minimum=0)
+        metadata=says("The position where the remaining events begin: continue with it as `after`.", minimum=0)
     )

@@ -18,11 +18,12 @@ import psycopg
 
 from cases_service.cases import timestamps as instants
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
-from cases_service.database import server_state, session
-from cases_service.database.connection_pool import Connection, connection_parameters, dropped_settings, session_settings
+from cases_service.database import server_state, session_settings
+from cases_service.database.connection import Connection
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
 from cases_service.database.primary import STANDBY, is_standby
 from cases_service.database.replicas import name_of, single_hosts
+from cases_service.database.session_settings import connection_parameters, dropped_settings, of_service
 from cases_service.database.statements import statements
 from cases_service.embedded.command_database import CommandDatabase, NoDatabaseError, explain, open_database
 from cases_service.embedded.data_directory import ForeignDirectoryError
@@ -117,7 +118,7 @@ def _examine_database(database: CommandDatabase) -> Iterator[Finding]:
             yield Finding("database", "failure", f"{_line(explain(error))}; check DATABASE_URL")
             return
         yield _found("database", partial(_check_server, service))
-        yield _found("session", partial(_check_session, service, session_settings(settings)))
+        yield _found("session", partial(_check_session, service, of_service(settings)))
         yield _found("clock", partial(_check_clock, service))
         try:
             admin = stack.enter_context(database.connect(with_schema=False))
@@ -128,7 +129,7 @@ def _examine_database(database: CommandDatabase) -> Iterator[Finding]:
             name = "DATABASE_URL" if settings.admin_database_url is None else "CASES_ADMIN_DATABASE_URL"
             yield Finding("administration", "failure", f"{_line(explain(error))}; check {name}")
             return
-        yield _found("session of commands", partial(_check_session, admin, session.COMMANDS))
+        yield _found("session of commands", partial(_check_session, admin, session_settings.COMMANDS))
         schema = _found("schema", partial(_check_schema, admin))
         yield schema
         if schema.status != "failure":
@@ -145,7 +146,7 @@ def _connect(url: str, settings: Settings) -> Connection:
     """Connect as the service does."""
     connection = Connection.connect(connection_parameters(url, settings), autocommit=True)
     connection.answer_timeout = settings.answer_seconds
-    session.complete(connection)
+    session_settings.complete(connection)
     return connection
 
 
@@ -170,7 +171,7 @@ def _check_server(connection: AnyConnection) -> Verdict:
 
 
 def _check_session(connection: AnyConnection, asked: dict[str, str]) -> Verdict:
-    names = [*asked, *session.PINNED_WHERE_KNOWN]
+    names = [*asked, *session_settings.PINNED_WHERE_KNOWN]
     found: dict[str, str] = dict(connection.execute(_SESSION["get_session"], {"names": names}).fetchall())
     if dropped := dropped_settings(found, asked):
         return "failure", f"not what was asked for: {', '.join(dropped)}; see PgBouncer in docs/scaling.md"

@@ -1,4 +1,4 @@
-"""Loads standard input as it comes, and says after each commit how far that is."""
+"""Loads standard input as it arrives, and reports each commit."""
 
 import json
 import os

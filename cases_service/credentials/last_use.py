@@ -15,7 +15,8 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query
 from cases_service.database.statements import numbered
 

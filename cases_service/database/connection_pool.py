@@ -1,32 +1,27 @@
-"""A worker's connection pool: sets connections up, lends them for reads, counts them, and replaces dead ones.
-
-Only this module translates the database's failures into errors of the API.
+"""A worker's connection pool: sets connections up, lends them for reads and writes, and replaces dead ones.
 
 The liveness check is our own, since that of psycopg_pool (`check=`) waits a second before it tries a third connection.
 """
 
-import select
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg.abc import PQGen
-from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from cases_service.database import session
-from cases_service.database.connection_strings import with_options
+from cases_service.database import session_settings
+from cases_service.database.connection import Connection
 from cases_service.database.fair_turns import THE_SERVICE, FairTurns, Whose
+from cases_service.database.lost_connections import ConnectionLostError, hung_up, repeated, translated
 from cases_service.database.pipeline import Exchange, Query
-from cases_service.database.primary import STANDBY, for_primary
+from cases_service.database.primary import STANDBY
 from cases_service.database.statements import statements
 from cases_service.errors import TimeoutProblemError, UnavailableError
 from cases_service.observability import metrics
@@ -38,103 +33,10 @@ U = TypeVar("U")
 log = structlog.get_logger()
 
 _SQL: Final = statements("session")
-# Every statement of a request is a few index look-ups in the order of the index. Restricted to those, one generic plan
-# is right for all parameters, and neither stale statistics nor a wrong estimate can make a bad one. A sort that cannot
-# be avoided (a page is merged from its contacts) still runs.
-_SESSION: Final = {
-    **session.PINNED,
-    "default_transaction_read_only": "on",
-    # A request's access and its data come from one state of the database: see `pipeline`.
-    "default_transaction_isolation": "repeatable read",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",
-    "enable_sort": "off",
-    "jit": "off",
-}
-# Detects a vanished peer within seconds, instead of the minutes of TCP's defaults.
-_LIVENESS: Final = {
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "5000",
-}
-
-
-_POLL_SECONDS: Final = 0.1
 _AWAY_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.1
 _MOMENT_SECONDS: Final = 0.001
-_ATTEMPTS: Final = 3
 _UNPREPARED_SECONDS: Final = 60.0
-
-
-class QueryCount(threading.local):
-    """How many statements this thread has sent since `value` was set to 0, and how long it waited for them."""
-
-    value = 0
-    seconds = 0.0
-
-    def add(self, statements: int, started: float) -> None:
-        """Count statements sent at a `perf_counter()` time and answered, or given up, now."""
-        self.value += statements
-        self.seconds += perf_counter() - started
-
-
-query_count: Final = QueryCount()
-
-
-class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that counts its statements, and does not wait for ever for a server that stops answering."""
-
-    exchange: Exchange
-    answer_timeout: float | None = None
-    """How long an answer may take, in seconds. A live server's own time-out comes first."""
-
-    def wait(self, gen: PQGen[T], interval: float = _POLL_SECONDS, timeout: float | None = None) -> T:
-        """Do what psycopg's does, but raise OperationalError if the server stops answering."""
-        return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
-
-    def execute(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Do what psycopg's does, and count."""
-        started = perf_counter()
-        try:
-            return super().execute(*args, **kwargs)
-        finally:
-            query_count.add(1, started)
-
-    def ask(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
-        """Return the answers to queries about an organization, in one round trip and one transaction."""
-        started = perf_counter()
-        try:
-            return self.exchange.ask(organization_id, queries, notes=notes)
-        finally:
-            query_count.add(len(queries), started)
-
-    def begin(self, organization_id: UUID, *queries: Query[Any], notes: bool = False) -> list[Any]:
-        """Do what `ask` does, in a transaction that may write and is left open."""
-        started = perf_counter()
-        try:
-            return self.exchange.begin(organization_id, queries, notes=notes)
-        finally:
-            query_count.add(len(queries), started)
-
-    def write(self, organization_id: UUID, *queries: Query[Any]) -> list[Any]:
-        """Do what `ask` does, in a transaction that may write and is committed."""
-        started = perf_counter()
-        try:
-            return self.exchange.write(organization_id, queries)
-        finally:
-            query_count.add(len(queries), started)
-
-    def end(self, command: bytes, *queries: Query[Any]) -> list[Any]:
-        """Return the answers to queries in the open transaction, and end it by a command, in one round trip."""
-        started = perf_counter()
-        try:
-            return self.exchange.step(queries, end=(command,))
-        finally:
-            query_count.add(len(queries), started)
 
 
 class Reader(ABC):
@@ -180,13 +82,13 @@ class Database(Reader):
         self._wait = settings.pool_timeout
         self._answer_timeout = settings.answer_seconds
         self._away = False
-        self._session = session_settings(settings)
+        self._session = session_settings.of_service(settings)
         self._prepares_after = -inf if settings.prepared_statements else inf
         self._is_pooled = False
         # Waiting reads hold threads. At most half of them may be of one organization.
         waiting = max(0, settings.threads - settings.connections) // 2
         self._turns = FairTurns(settings.connections, waiting=waiting)
-        self._parameters = connection_parameters(url, settings)
+        self._parameters = session_settings.connection_parameters(url, settings)
         self._row_security_looked_at = threading.Lock()
         self._pool = ConnectionPool(
             self._parameters,
@@ -229,20 +131,11 @@ class Database(Reader):
 
         """
         deadline = inf if within is None else monotonic() + within
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._attempt(work, whose, deadline)
-            except _StatementOutdatedError:
-                if attempt > 0:
-                    # Even on a fresh connection: a pooler keeps its prepared statements, or the schema changed once
-                    # more.
-                    self._prepare_nothing_for_a_while()
-            except _ConnectionLostError:
-                if attempt > 0:
-                    break
-            # The other connections are most likely dead too, or have prepared the same statements.
-            self._pool.drain()
-        raise UnavailableError from None
+        return repeated(
+            lambda: self._attempt(work, whose, deadline),
+            drain=self._pool.drain,
+            give_up_prepared_statements=self._prepare_nothing_for_a_while,
+        )
 
     def write(self, work: Callable[[Connection], object]) -> None:
         """Run `work`, which may write, on a connection of its own, so that no request waits for it.
@@ -273,7 +166,7 @@ class Database(Reader):
             # A server in recovery rejects read-write transactions.
             log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
             raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
-        except _ConnectionLostError:
+        except ConnectionLostError:
             self._pool.drain()
             raise UnavailableError from None
 
@@ -286,11 +179,11 @@ class Database(Reader):
         connection.prepare_threshold = self._prepare_threshold
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
-        session.complete(connection)
+        session_settings.complete(connection)
         is_citus = self._check_server(connection)
-        names = [*self._session, *session.PINNED_WHERE_KNOWN]
+        names = [*self._session, *session_settings.PINNED_WHERE_KNOWN]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
-        if dropped := dropped_settings(found, self._session):
+        if dropped := session_settings.dropped_settings(found, self._session):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
         prepares = self._prepare_threshold is not None
@@ -331,7 +224,7 @@ class Database(Reader):
         try:
             connection = self._checkout(deadline)
             try:
-                return _translated(work, connection)
+                return translated(work, connection)
             finally:
                 self._pool.putconn(connection)
         finally:
@@ -350,7 +243,7 @@ class Database(Reader):
             except PoolClosed:
                 raise UnavailableError("The service is about to stop.") from None
             self._away = False
-            if not _hung_up(connection):
+            if not hung_up(connection):
                 connection.prepare_threshold = self._prepare_threshold
                 connection.exchange.prepares = connection.prepare_threshold is not None
                 answer_timeout = min(self._answer_timeout, _left(deadline))
@@ -360,89 +253,6 @@ class Database(Reader):
             self._pool.putconn(connection)
 
 
-class _ConnectionLostError(Exception):
-    """The connection died."""
-
-
-class _StatementOutdatedError(_ConnectionLostError):
-    """The connection was given up, because its prepared statements are older than the schema."""
-
-
-def session_settings(settings: Settings) -> dict[str, str]:
-    """Return the PostgreSQL settings that the statements rely on, with their values in pg_settings."""
-    plans = "force_generic_plan" if settings.generic_plans else "force_custom_plan"
-    return {
-        **_SESSION,
-        "plan_cache_mode": plans,
-        "lock_timeout": f"{settings.lock_seconds * 1000:.0f}",
-        "statement_timeout": f"{settings.statement_timeout * 1000:.0f}",
-    }
-
-
-def dropped_settings(found: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """Return the settings that a session has with other values than requested."""
-    wanted = {**asked, **session.PINNED_WHERE_KNOWN}
-    return sorted(name for name, value in found.items() if value.partition(",")[0] != wanted[name])
-
-
-def connection_parameters(url: str, settings: Settings) -> str:
-    """Return the service's connection string: the URL with the session settings that the statements rely on."""
-    given = with_options(for_primary(url), session_settings(settings))
-    defaults = {
-        "application_name": "cases-service",
-        "connect_timeout": str(settings.connect_timeout),
-        **_LIVENESS,
-    }
-    return make_conninfo("", **{**defaults, **given})
-
-
 def _left(deadline: float) -> float:
     """Return the seconds left, at least a moment."""
     return max(deadline - monotonic(), _MOMENT_SECONDS)
-
-
-def _hung_up(connection: Connection) -> bool:
-    """Tell whether the server has closed an idle connection. Costs a system call, but no round trip."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    try:
-        while poll.poll(0):
-            connection.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return False
-
-
-def _translated(work: Callable[[Connection], T], connection: Connection) -> T:
-    try:
-        return work(connection)
-    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
-        raise TimeoutProblemError from None
-    except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName) as error:
-        # "cached plan must not change result type": a migration changed a table that a prepared statement reads.
-        # "prepared statement … does not exist": a pooler has switched the connection to another server.
-        if isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function != _REVALIDATION:
-            raise
-        connection.close()
-        raise _StatementOutdatedError from None
-    except _NOT_SET_UP as error:
-        log.error("database_not_set_up", sqlstate=error.sqlstate, advice="run cases-service init-db")
-        raise UnavailableError from None
-    except psycopg.OperationalError as error:
-        if connection.info.transaction_status == TransactionStatus.ACTIVE:
-            log.error("database_does_not_answer")
-            connection.close()
-            raise UnavailableError from None
-        log.warning("database_error", error=type(error).__name__, sqlstate=error.sqlstate)
-        if connection.closed:
-            raise _ConnectionLostError from None
-        raise UnavailableError from None
-
-
-_REVALIDATION: Final = "RevalidateCachedQuery"
-_NOT_SET_UP: Final = (
-    psycopg.errors.UndefinedTable,
-    psycopg.errors.UndefinedColumn,
-    psycopg.errors.InvalidSchemaName,
-    psycopg.errors.InsufficientPrivilege,
-)

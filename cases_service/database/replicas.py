@@ -18,7 +18,8 @@ import psycopg
 import structlog
 
 from cases_service.database import connection_strings, server_state
-from cases_service.database.connection_pool import Connection, Database, Reader
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database, Reader
 from cases_service.database.fair_turns import THE_SERVICE, Whose
 from cases_service.database.pipeline import Query
 from cases_service.errors import OverloadedError, ProblemError, UnavailableError

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.statements import statements
 
 _SCHEMA: Final = statements("schema")

@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query
 from cases_service.errors import OutcomeUnknownError
 

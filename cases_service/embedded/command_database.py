@@ -10,7 +10,7 @@ import msgspec
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from cases_service.database import session
+from cases_service.database import session_settings
 from cases_service.database.command_connection import CommandConnection
 from cases_service.database.connection_strings import resolve, with_options
 from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
@@ -48,11 +48,11 @@ class CommandDatabase:
         defaults: dict[str, Any] = {"connect_timeout": self.settings.connect_timeout}
         defaults["application_name"] = "cases-service"
         url = for_primary(self.settings.admin_database_url or self.settings.require_database_url())
-        given = with_options(url, {**session.COMMANDS, **_EVERY_ORGANIZATION})
+        given = with_options(url, {**session_settings.COMMANDS, **_EVERY_ORGANIZATION})
         with CommandConnection.connect(make_conninfo(**(defaults | given)), autocommit=True) as connection:
             if is_standby(connection):
                 raise NoDatabaseError(f"the server in {self._variable} {STANDBY}")
-            session.complete(connection)
+            session_settings.complete(connection)
             if with_schema and version_of(connection) < SCHEMA_VERSION:
                 raise SchemaError("the database has no schema, or an older one: run cases-service init-db")
             connection.look_at_server()

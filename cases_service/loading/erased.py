@@ -1,4 +1,4 @@
-"""Knows whom organizations have erased: by a keyed hash of the external id, and by nothing else."""
+"""The visitors that organizations have erased, known only by a keyed hash of the external id."""
 
 import hmac
 from collections import defaultdict
@@ -22,7 +22,7 @@ def hash_external_id(external_id: str, *, key: bytes) -> bytes:
 
 
 class ErasedVisitors:
-    """Those whom some organizations have erased, and not let back in."""
+    """The visitors that some organizations have erased and not allowed again."""
 
     def __init__(self, connection: psycopg.Connection[Any], organizations: Collection[str]) -> None:
         self._keys: dict[str, bytes] = {}
@@ -35,7 +35,7 @@ class ErasedVisitors:
 
     @property
     def organizations(self) -> list[str]:
-        """The organizations that have erased anybody, as UUIDs in lower case."""
+        """The organizations that have erased a visitor, as UUIDs in lower case."""
         return list(self._keys)
 
     def include(self, organization_id: str, external_id: str) -> bool:

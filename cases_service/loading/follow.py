@@ -1,4 +1,4 @@
-"""Reads lines as they come, and gives them on in batches: after so many lines, or so many seconds after the first."""
+"""Reads lines as they arrive, and yields batches by number of lines or by seconds after the first line."""
 
 import os
 import select
@@ -13,20 +13,20 @@ _READ_BYTES: Final = 2**16
 
 
 class Batch(NamedTuple):
-    """Lines that are not blank, each with its number, and the number of the last line that they complete."""
+    """The non-blank lines of a batch, each with its number, and the number of the last line read."""
 
     lines: list[tuple[int, bytes]]
     through: int
 
 
 class LineFeed:
-    """Lines of a descriptor that need not end.
+    """The lines of a descriptor that may never end.
 
     Args:
-        descriptor: Where they come from: a pipe, a socket, a terminal or a file.
-        size: How many lines make a batch.
-        seconds: For how long a line waits for others.
-        stop: A descriptor that becomes readable where no more is to be read. What is complete is a last batch.
+        descriptor: The source: a pipe, a socket, a terminal or a file.
+        size: The number of lines in a full batch.
+        seconds: How long a line waits for others.
+        stop: A descriptor that becomes readable to end reading. The complete lines are the last batch.
 
     """
 
@@ -42,7 +42,7 @@ class LineFeed:
         self._due = inf
 
     def batches(self) -> Iterator[Batch]:
-        """Yield batches until the input ends, or is to be read no more. Of a line that is too long, its beginning."""
+        """Yield batches until the input ends or reading is stopped. A line that is too long is cut."""
         for chunk in self._chunks():
             for line in self._complete(chunk):
                 self._take(line)
@@ -54,7 +54,7 @@ class LineFeed:
             yield self._batch()
 
     def _chunks(self) -> Iterator[bytes]:
-        """Yield what comes; nothing, where a batch is due first. At the end of the input, what ends its last line."""
+        """Yield each chunk; nothing if a batch is due first; at the end of the input, the end of its last line."""
         poll = _poll(self._descriptor, self._stop)
         while True:
             ready = _wait(poll, self._due)
@@ -71,7 +71,7 @@ class LineFeed:
             yield chunk
 
     def _complete(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield the lines that a chunk completes, and keep what is left for the next one."""
+        """Yield the lines that a chunk completes, and keep the rest for the next chunk."""
         *complete, self._rest = (self._rest + chunk).split(b"\n")
         for line in complete:
             if self._skips:
@@ -105,6 +105,6 @@ def _poll(*descriptors: int) -> select.poll:
 
 
 def _wait(poll: select.poll, due: float) -> set[int]:
-    """Return which descriptors have something to read, or have ended, within the time that is left."""
+    """Return the descriptors that have data, or have ended, within the remaining time."""
     left = None if due == inf else max(0.0, due - monotonic()) * 1000
     return {descriptor for descriptor, _ in poll.poll(left)}

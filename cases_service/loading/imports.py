@@ -1,4 +1,4 @@
-"""Loads the lines of one request for one organization, by the role that writes for the service."""
+"""Loads the lines of one request for one organization, as the role that writes for the service."""
 
 import codecs
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from time import monotonic
 from typing import Final
 from uuid import UUID
 
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
 from cases_service.errors import UnavailableError
@@ -14,22 +15,22 @@ from cases_service.loading.load import Load, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, record_run
 
 MAXIMUM_LINES: Final = 20_000
-"""How many lines an import may have."""
+"""The maximum number of lines of an import."""
 
 IMPORT_SECONDS: Final = 30.0
-"""How long an import may work in the database, with its wait for another one of the organization."""
+"""The time limit of an import, including its wait for another one of the organization."""
 
 _SOURCE: Final = "import"
 
 
 def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_token_id: UUID) -> LoadSummary:
-    """Store what lines say of the organization of the options: in mode `all` nothing where one is wrong.
+    """Store lines for the organization in the options. In mode `all`, one wrong line means that nothing is stored.
 
-    What it came to is left behind, under the id of the API token of the request.
+    The result is recorded under the id of the request's API token.
 
     Raises:
-        ProblemError: What `Database.change` raises, and OutcomeUnknownError where the connection dies before the server
-            has said that it committed. The import may be repeated then.
+        ProblemError: As `Database.change` raises, and OutcomeUnknownError if the connection dies before the server has
+            confirmed the commit. The import may be repeated then.
 
     """
     organization_id = options.organization_id
@@ -76,7 +77,7 @@ def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_t
 
 
 def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, each with its number."""
+    """Yield the non-blank lines, each with its number."""
     for number, line in enumerate(body.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield number, line

@@ -1,4 +1,4 @@
-"""Keeps the lines that a load reads on a disk, so that wrong ones can be shown when it has ended."""
+"""Keeps the lines of a load on disk, so that wrong ones can be shown at the end."""
 
 import tempfile
 from collections.abc import Container, Iterator
@@ -9,7 +9,7 @@ from cases_service.loading.load import MAXIMUM_LINE_BYTES, LineStream
 
 
 class KeptLines:
-    """A stream of lines that are kept until its end, in a file that nobody else can open."""
+    """A stream whose lines are kept until it is closed, in a file that nobody else can open."""
 
     def __init__(self, stream: LineStream) -> None:
         self._stream = stream
@@ -24,13 +24,13 @@ class KeptLines:
         self._file.close()
 
     def readline(self, limit: int, /) -> bytes:
-        """Return the next line with its end, or as many bytes of it as the limit says."""
+        """Return the next line with its newline, or at most `limit` bytes of it."""
         line = self._stream.readline(limit)
         self._file.write(line)
         return line
 
     def read(self, numbers: Container[int]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield numbers of lines, each with its `text`, where that may be shown: a key's line may hold a secret."""
+        """Yield line numbers, each with its `text` if it may be shown: a signing key's line may hold a secret."""
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if number in numbers:

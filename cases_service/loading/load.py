@@ -1,6 +1,6 @@
-"""Loads lines of the load format into the database: all of them or, with an error that names a line, none.
+"""Loads lines of the load format into the database: all of them, or none and an error that names a line.
 
-Or each line by itself: what is right is stored, and what is wrong is reported.
+In mode `each`, right lines are stored and wrong ones are reported.
 """
 
 import codecs
@@ -51,17 +51,17 @@ from cases_service.loading.statements import (
     Reference,
 )
 
-# Enough for every text at its bound, written in escapes throughout.
+# Enough for texts of maximum length in which every character is escaped.
 MAXIMUM_LINE_BYTES: Final = 2**20
 
 MAXIMUM_ERRORS: Final = 100
-"""How many errors a load keeps where nothing else is said. It counts all of them."""
+"""How many errors a load keeps by default. It counts all of them."""
 
 IMPORTED_TYPES: Final = tuple(name for name in RECORDS if name not in ("organization", "signing_key", "event"))
-"""The types of lines that belong to an organization, open nothing, and do not say what happened here."""
+"""The types of an organization's rows, without credentials and events."""
 
 REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.removable)
-"""The types whose rows a line can remove."""
+"""The types of rows that a line can remove."""
 
 _SQL: Final = {name: text.encode() for name, text in STATEMENTS.items()}
 _SQL_ON_CITUS: Final = {name: text.encode() for name, text in STATEMENTS_ON_CITUS.items()}
@@ -70,21 +70,21 @@ _LINE_BITS: Final = 40
 
 
 class LineStream(Protocol):
-    """What is read of a file or pipe that is open for bytes."""
+    """The part of a binary file or pipe that a load uses."""
 
     def readline(self, limit: int, /) -> bytes:
-        """Return the next line with its end, or as many bytes of it as the limit says."""
+        """Return the next line with its newline, or at most `limit` bytes of it."""
 
 
 class LoadFile(NamedTuple):
-    """A file to load: the name that errors give it, and its bytes."""
+    """A file to load: its name in errors, and its bytes."""
 
     name: str
     stream: LineStream
 
 
 class LineError(NamedTuple):
-    """What is wrong with a line. It quotes only ids and names of fields."""
+    """An error in a line. It quotes only ids and names of fields."""
 
     file: str
     line: int
@@ -94,18 +94,18 @@ class LineError(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How lines are taken.
+    """How lines are loaded.
 
     Attributes:
         mode: `all` loads every line or none; `each` loads the right ones, and reports the others.
-        if_newer: A contact or case, and its removal, counts only if its `updated_at` is later than what is stored.
-        keeps_left_out: A field that a line leaves out stays as it is where the row exists, instead of becoming null.
-        organization_id: The only organization that lines may be of; they may leave it out, and bring none and no keys.
-        maximum_errors: How many errors are kept, the first ones; None for all.
-        maximum_removals: Where it is set, rows that no line names are removed, of the organizations in the files; but
-            nothing is loaded where that were a larger share than this of an organization's rows of a type. Activities
-            and messages are removed only of organizations that have lines of that type. Mode `all` only. With
-            `if_newer`, what changed after every line of its type stays: it came after the files.
+        if_newer: A contact or case, and its removal, counts only if its `updated_at` is later than the stored one.
+        keeps_left_out: Fields missing from a line keep their values if the row exists, instead of becoming null.
+        organization_id: The only organization allowed. Lines may leave it out, and may be no organizations or keys.
+        maximum_errors: How many errors are kept, from the first; None for all.
+        maximum_removals: If set, rows that no line names are removed, for the organizations in the files; nothing is
+            loaded if that would be a larger share than this of an organization's rows of a type. Activities and
+            messages are removed only for organizations that have lines of that type. Mode `all` only. With
+            `if_newer`, rows that changed after every line of their type stay: they are newer than the files.
 
     """
 
@@ -126,18 +126,18 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadSummary:
-    """What a load has done.
+    """The result of a load.
 
     Attributes:
-        lines: The lines read, blank ones left out. Each of them is one of what follows.
+        lines: The non-blank lines read. Each of them is counted in one of the following.
         written: Rows that were added or changed, by type.
         removed: Rows that were removed, by type.
-        unchanged: Lines that changed nothing: the row is like that already or gone already, or a later line names it.
-        stale: Lines that were too old for their row.
+        unchanged: Lines that changed nothing: the row is already like that or gone, or a later line names it.
+        stale: Lines that were older than their row.
         error_count: Lines that are wrong.
-        errors: What is wrong with them, of the first ones.
-        without_statistics: Tables that changed, and that the server did not let this role look at for the planner.
-        organizations: How many lines were of each organization, as far as they said it.
+        errors: The first errors.
+        without_statistics: Changed tables whose statistics the server did not let this role update.
+        organizations: How many lines named each organization.
 
     """
 
@@ -152,7 +152,7 @@ class LoadSummary:
     organizations: Mapping[UUID, int] = field(default_factory=dict)
 
     def __add__(self, later: "LoadSummary") -> "LoadSummary":
-        """Return what two loads have done together."""
+        """Return the combined result of two loads."""
         return LoadSummary(
             lines=self.lines + later.lines,
             written=Counter(self.written) + Counter(later.written),
@@ -166,7 +166,7 @@ class LoadSummary:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what is told of a load in JSON."""
+        """Return the result of a load as its JSON object."""
         names = ("lines", "written", "removed", "unchanged", "stale", "error_count")
         return {name: getattr(self, name) for name in names} | {"errors": [error._asdict() for error in self.errors]}
 
@@ -182,7 +182,7 @@ class LoadError(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        """Return FILE:LINE: field: reason, without what is not known."""
+        """Return FILE:LINE: field: reason, without unknown parts."""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return ": ".join(part for part in (place, self.field, self.reason) if part is not None)
 
@@ -201,15 +201,14 @@ def load(
     advance: Callable[[int], None] = _ignore,
     rehearses: bool = False,
 ) -> LoadSummary:
-    """Load files in one transaction, and update the planner's statistics of the tables that changed much.
+    """Load files in one transaction, and update the planner's statistics of tables that changed a lot.
 
-    The files are read once, front to end, in memory that does not depend on their size. `advance` is told
-    how many bytes have been read since the last call. The connection is in autocommit mode. `wait` is for how many
-    seconds to wait for a row or table that somebody else holds. One that rehearses does everything but the commit.
+    The files are read once, from start to end, in memory that does not depend on their size. `advance` gets the number
+    of bytes read since the last call. The connection must be in autocommit mode. `wait` is how many seconds to wait for
+    a row or table that another session holds. With `rehearses`, everything is done except the commit.
 
     Raises:
-        LoadError: A line is wrong in mode `all`, a file cannot be read, or the wait was in vain. Nothing has been
-            loaded.
+        LoadError: A line is wrong in mode `all`, a file cannot be read, or the wait timed out. Nothing has been loaded.
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
@@ -231,9 +230,9 @@ def load_lines(
     wait: float = DEFAULT_WAIT,
     is_run: bool = True,
 ) -> LoadSummary:
-    """Load lines, each with its number in what errors call the source, as `load` does.
+    """Load lines as `load` does, each with its number in the source that errors name.
 
-    Where they are a part of a longer load, which leaves one run behind in the end, they are no run by themselves.
+    If they are part of a longer load, which records one run at the end, they record none of their own.
     """
     return _load(connection, lambda work: work.stage(source, lines), box=box, options=options, wait=wait, is_run=is_run)
 
@@ -241,7 +240,7 @@ def load_lines(
 def _batches(
     files: Iterable[LoadFile], *, size: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
-    """Yield the lines of files, so many at a time, each with the name of its file."""
+    """Yield the lines of files in batches, each with the name of its file."""
     for file in files:
         lines = _lines(file, advance)
         while batch := list(islice(lines, size)):
@@ -258,10 +257,10 @@ def load_in_batches(
     wait: float = DEFAULT_WAIT,
     advance: Callable[[int], None] = _ignore,
 ) -> LoadSummary:
-    """Load files as `load` does, but commit each time after so many lines. Only the state after each batch counts.
+    """Load files as `load` does, but commit after every so many lines. Only the state after each batch counts.
 
     Raises:
-        LoadError: As in `load`. What was read before the batch stays, and the message says how many lines that were.
+        LoadError: As in `load`. Earlier batches stay, and the message says how many lines they had.
         psycopg.OperationalError: The database went away.
 
     """
@@ -282,7 +281,7 @@ def load_in_batches(
 
 
 def _record(connection: psycopg.Connection[Any], summary: LoadSummary, *, seconds: float) -> None:
-    """Leave behind what a load came to, for each of its organizations, in the transaction that there is."""
+    """Record the result of a load for each of its organizations, in the current transaction."""
     is_one = len(summary.organizations) == 1
     changed = sum(summary.written.values()), sum(summary.removed.values())
     counts = (*changed, summary.stale, summary.error_count) if is_one else (None,) * 4
@@ -320,7 +319,7 @@ def _load(
             if is_run:
                 _record(connection, summary, seconds=monotonic() - started)
     except (psycopg.IntegrityError, psycopg.DataError) as error:
-        # Not an error that a line is known to cause. The server's message would quote the row.
+        # Not known to be caused by a line. The server's message would quote the row.
         refusal = error.diag.constraint_name or type(error).__name__
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
     except psycopg.errors.InternalError_:
@@ -344,9 +343,9 @@ def _is_analyze_due(connection: psycopg.Connection[Any], table: str, changed: in
 
 
 def update_statistics(connection: psycopg.Connection[Any], statement: bytes) -> bool:
-    """Update the planner's statistics by a statement, and return whether the server has done so for all of its tables.
+    """Update the planner's statistics by a statement, and return whether the server did so for all of its tables.
 
-    Before PostgreSQL 17 the owner alone may. The server warns where it leaves a table out, and goes on.
+    Before PostgreSQL 17 only the owner may. The server warns about each table that it skips, and continues.
     """
     severities: list[str | None] = []
 
@@ -365,7 +364,7 @@ def update_statistics(connection: psycopg.Connection[Any], statement: bytes) -> 
 
 @dataclass(slots=True)
 class _Errors:
-    """What is wrong with lines, by their places: all are counted, and the first ones kept."""
+    """The errors of lines, by their places: all are counted, and the first ones kept."""
 
     maximum: int | None
     count: int = 0
@@ -382,7 +381,7 @@ class _Errors:
 
 
 class Load:
-    """One load, inside its transaction: lines are staged, source by source, and then written."""
+    """One load inside its transaction: it stages lines, source by source, and then writes them."""
 
     def __init__(
         self,
@@ -419,9 +418,9 @@ class Load:
 
     @classmethod
     def of_request(cls, connection: psycopg.Connection[Any], options: LoadOptions, *, deadline: float) -> "Load":
-        """Return a load that ends by a deadline, by `monotonic`, its waits for others included.
+        """Return a load that ends by a deadline (of `monotonic`), including its waits for others.
 
-        It collects what is wrong in both modes: whoever asked commits, or not.
+        It collects errors in both modes: the caller decides whether to commit.
         """
         work = cls(connection, box=SecretBox([]), options=replace(options, mode="each"), deadline=deadline)
         work._limit("limit_request", deadline - monotonic())
@@ -435,7 +434,7 @@ class Load:
             limit_waiting_on_nodes(self._connection, int(milliseconds))
 
     def stage(self, source: str, lines: Iterable[tuple[int, bytes]]) -> None:
-        """Check every line, with its number, and bring it into the staging table of its type."""
+        """Check every line, with its number, and copy it into the staging table of its type."""
         self._sources.append(source)
         first_place = len(self._sources) - 1 << _LINE_BITS
         for number, line in lines:
@@ -451,7 +450,7 @@ class Load:
         self._flush()
 
     def write(self) -> LoadSummary:
-        """Make the tables what the staged lines say."""
+        """Apply the staged lines to the tables."""
         staged_types = self._keep_what_counts()
         self._execute("take_turns", keys=sorted({_turn_of(one) for one in self._organizations})).fetchall()
         self._execute("defer_constraints")
@@ -474,7 +473,7 @@ class Load:
         return self._summary(written, removed)
 
     def _find_erased(self) -> None:
-        """Find the lines about visitors whom their organization has erased. Nobody erases any from here on."""
+        """Find the lines about erased visitors. From here on, no erasure can run."""
         named = [record_type for record_type in NAMING_VISITORS if record_type in self._staged]
         if not named:
             return
@@ -489,7 +488,7 @@ class Load:
         return self._options.maximum_removals is not None
 
     def _keep_what_counts(self) -> list[str]:
-        """Leave one line of each row, and return the types that are staged, parents first."""
+        """Keep one line of each row, and return the staged types, parents first."""
         for record_type in REMOVABLE if self._is_snapshot else ():
             self._create_staging(record_type)
         for record_type in () if self._staged.isdisjoint(CONVERSATION) else CONVERSATION:
@@ -502,7 +501,7 @@ class Load:
         return staged_types
 
     def _prepare_conversations(self, staged_types: Sequence[str]) -> None:
-        """Look at what is stored of the conversations. What goes with its case needs no line."""
+        """Read the stored conversations. Rows removed with their case need no line."""
         if self._is_snapshot:
             self._conversations.lock(self._organizations)
         self._conversations.prepare()
@@ -510,7 +509,7 @@ class Load:
             self._unnamed -= self._conversations.skip_taken_along(unnamed=_UNNAMED)
 
     def _stage_unnamed(self, record_type: str) -> None:
-        """Let the rows that no line names be removed, unless they are too many."""
+        """Stage the removal of rows that no line names, unless they are too many."""
         table = TABLES[record_type].name
         organizations = list(self._conversing.get(record_type, self._organizations))
         given = {"organizations": organizations, "spares_newer": self._options.if_newer}
@@ -541,7 +540,7 @@ class Load:
         )
 
     def _keep_one_line(self, record_type: str) -> None:
-        """Leave of the lines of a row the one that counts."""
+        """Keep only the line of each row that counts."""
         table = TABLES[record_type].name
         self._execute(f"analyze_staging {table}")
         is_dated = self._options.if_newer and record_type in DATED
@@ -554,7 +553,7 @@ class Load:
             self._execute(f"index_staging {table}")
 
     def _compare_with_stored(self, record_type: str) -> None:
-        """Leave out what is too old, and fill in what stays as it is."""
+        """Exclude stale lines, and fill in the fields that keep their values."""
         table, options = TABLES[record_type], self._options
         if record_type in DATED and (options.if_newer or options.keeps_left_out):
             for organization_id in self._organizations:
@@ -566,7 +565,7 @@ class Load:
             self._execute(f"fill_left_out {table.name}")
 
     def _write_all(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-        """Write and remove every row, or raise LoadError for the first line found that stands in the way."""
+        """Write and remove every row, or raise LoadError for the first line found that cannot be."""
         if refused := [place for places in self._erased.values() for place in places]:
             raise self._error_at(min(refused), *_ERASED)
         if self._options.keeps_left_out and "case" in staged_types:
@@ -584,10 +583,10 @@ class Load:
         return written, removed
 
     def _write_right_ones(self, staged_types: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-        """Write and remove what can be, and report the other lines.
+        """Write and remove every row that can be, and report the other lines.
 
-        Whether a number or identity is free is found before anything is written, as far as it does not depend on a
-        removal that fails, or on somebody else's change: then all is written anew without what was in the way.
+        Conflicts over numbers and identities are found before anything is written, unless they depend on a removal
+        that fails or on another session's change: then everything is written again without the conflicting lines.
         """
         for record_type, name in UNIQUE_FIELDS:
             if record_type in staged_types:
@@ -602,7 +601,7 @@ class Load:
                 refused = {place: what for place, what in self._wrong.items() if what == _STILL_NEEDED}
                 in_the_way |= refused | error.places
             except psycopg.errors.ForeignKeyViolation:
-                # Somebody else has removed, or refers to, what was looked at a moment ago.
+                # Another session has removed, or refers to, a row that was read a moment ago.
                 continue
             else:
                 for place, what in self._wrong.items():
@@ -636,7 +635,7 @@ class Load:
         return written, removed
 
     def _exclude_wrong(self, record_type: str) -> None:
-        """Take out the lines of a type that the rows which they are to be beside make wrong."""
+        """Exclude the lines of a type that conflict with other rows."""
         if refused := self._erased.get(record_type):
             self._execute(f"exclude_lines {TABLES[record_type].name}", places=refused)
             self._wrong |= dict.fromkeys(refused, _ERASED)
@@ -668,7 +667,7 @@ class Load:
             raise _InTheWayError({place: (name, _REPEATED[column]) for (place,) in places}) from None
 
     def _is_unique(self, name: str) -> bool:
-        """Return whether no row has the number or identity of another one, as far as the server can be asked that."""
+        """Tell whether no row has another's number or identity, as far as the server can be asked."""
         if self._is_on_citus:
             # Its nodes check at the commit.
             return False
@@ -680,7 +679,7 @@ class Load:
         return True
 
     def _parents_of(self, record_type: str) -> list[Reference]:
-        """Return what lines of a type refer to. That there is the organization of a caller is known."""
+        """Return the references of a type. A caller's own organization is known to exist."""
         is_known = self._options.organization_id is not None
         references = [one for one in REFERENCES if one.record_type == record_type]
         return [one for one in references if not (is_known and one.parent_type == "organization")]
@@ -698,7 +697,7 @@ class Load:
             self._flush()
 
     def _sealed(self, key: SigningKey, secret: str) -> str:
-        """Return the secret of a line encrypted: the server sees no other."""
+        """Return the secret of a line, encrypted: the server never sees it in clear text."""
         organization_id, key_id = UUID(organization_of(key)), UUID(key.id)
         try:
             return self._box.seal(secret, organization_id=organization_id, key_id=key_id, algorithm=key.algorithm)
@@ -716,7 +715,7 @@ class Load:
         self._batch_bytes = 0
 
     def _create_staging(self, record_type: str) -> None:
-        """Make the staging table of a type where it is not there: few loads bring all of them."""
+        """Create the staging table of a type if it does not exist: few loads have all types."""
         if record_type not in self._staged:
             self._execute(f"create_staging {TABLES[record_type].name}")
             self._staged.add(record_type)
@@ -735,7 +734,7 @@ class Load:
         return self._write_rows(record_type)
 
     def _hold_positions(self) -> None:
-        """Let nobody else add events until the end. What has been pruned stays so."""
+        """Lock out new events until the transaction ends. Pruned events stay pruned."""
         self._execute("lock_positions")
         self._execute("skip_pruned")
 
@@ -759,7 +758,7 @@ class Load:
         return written
 
     def _count_written(self, statement: str) -> int:
-        """Return how many rows a statement has added or changed."""
+        """Return how many rows a statement added or changed."""
         written = self._execute(statement)
         if not self._is_on_citus:
             return written.rowcount
@@ -769,7 +768,7 @@ class Load:
     def _remove(self, record_type: str) -> int:
         references = _references(parent_type=record_type)
         if record_type == "activity":
-            # The database would take its messages along.
+            # The database would remove its messages, too.
             self._refuse_reference("find_still_needed", references)
         return self._change(self._remove_rows, record_type, diagnosis="find_still_needed", references=references)
 
@@ -785,7 +784,7 @@ class Load:
     def _change(
         self, change: Callable[[str], int], record_type: str, *, diagnosis: str, references: Sequence[Reference]
     ) -> int:
-        """Return how many rows of a type a change has changed. Name the line where a reference stands in its way."""
+        """Return how many rows of a type a statement changed. If a reference prevents it, name the line."""
         try:
             with self._connection.transaction():
                 return change(record_type)
@@ -795,7 +794,7 @@ class Load:
             raise
 
     def _refuse_reference(self, diagnosis: str, references: Sequence[Reference]) -> None:
-        """Raise LoadError for the first line, if there is one, that a reference makes wrong."""
+        """Raise LoadError for the first line with a broken reference, if there is one."""
         places = [(self._find(f"{diagnosis} {reference.name}"), reference.field) for reference in references]
         wrong = [(place, field) for place, field in places if place is not None]
         if not wrong:
@@ -805,7 +804,7 @@ class Load:
         raise self._error_at(place, name, reason) from None
 
     def _guard_signing_keys(self) -> None:
-        """Let nobody else add keys to the organizations until the end, and no line change an existing key."""
+        """Lock out new keys of the organizations until the transaction ends, and let no line change an existing key."""
         with self._rows("list_organizations_with_staged_keys") as rows:
             for (organization_id,) in rows:
                 self._execute("lock_organization", organization_id=organization_id)
@@ -853,9 +852,9 @@ class Load:
 
     def _execute(self, statement: str, **parameters: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         if monotonic() > self._deadline:
-            # As where one statement takes too long.
+            # As if one statement took too long.
             raise psycopg.errors.QueryCanceled
-        # Each runs once; and several statements in one text cannot be prepared.
+        # Each runs once, and several statements in one text cannot be prepared.
         cursor = self._connection.cursor(row_factory=tuple_row)
         return cursor.execute(self._sql[statement], parameters or None, prepare=False)
 
@@ -864,14 +863,14 @@ class Load:
         return _SQL_ON_CITUS if self._is_on_citus else _SQL
 
     def _rows(self, statement: str, **parameters: Any) -> psycopg.ServerCursor[tuple[Any, ...]]:
-        """Return the rows of a statement in a cursor of the server, so that they need not fit into memory."""
+        """Return the rows of a statement from a server-side cursor, so that they need not fit into memory."""
         return self._connection.cursor(statement, row_factory=tuple_row).execute(
             self._sql[statement], parameters or None
         )
 
 
 class _InTheWayError(Exception):
-    """Lines claim what others have, and it was found when they were written."""
+    """Lines conflict with other rows, found only while writing."""
 
     def __init__(self, places: dict[int, tuple[str | None, str]]) -> None:
         super().__init__()
@@ -882,7 +881,7 @@ _TYPES: Final = {record: record_type for record_type, record in RECORDS.items()}
 
 
 def _row(record: Record | Removal, *, keeps_left_out: bool) -> tuple[str, tuple[Any, ...]]:
-    """Return the type of a line, and what is staged of it after its place."""
+    """Return the type of a line, and its staged columns after its place."""
     if isinstance(record, Removal):
         held = {"id": record.id, "organization_id": record.organization_id, "updated_at": record.updated_at or None}
         return record.type, (True, 0, *map(held.get, TABLES[record.type].columns))
@@ -891,30 +890,30 @@ def _row(record: Record | Removal, *, keeps_left_out: bool) -> tuple[str, tuple[
 
 
 def take_turns(connection: psycopg.Connection[Any], organizations: Iterable[str]) -> None:
-    """Wait until no load of these organizations runs, and let none run until the transaction ends."""
+    """Wait until no load of these organizations runs, and block others until the transaction ends."""
     keys = sorted({_turn_of(organization_id) for organization_id in organizations})
     connection.execute(_SQL["take_turns"], {"keys": keys}, prepare=False)
 
 
 def _turn_of(organization_id: str) -> int:
-    """Return what stands for an organization among those whose loads take turns. Two may share a number."""
+    """Return the key of an organization's advisory lock. Two organizations may share one."""
     return int.from_bytes(UUID(organization_id).bytes[-4:], signed=True)
 
 
 def _references(*, parent_type: str) -> list[Reference]:
-    """Return what keeps a row of a type from being removed. A case takes along what is in it."""
+    """Return the references that prevent the removal of a row of a type. A case's contents go with it."""
     return [one for one in REFERENCES if one.parent_type == parent_type and one.parent_type != "case"]
 
 
 def _by_id(organizations: Mapping[str, int]) -> dict[UUID, int]:
-    """Return what is counted by an id in whichever spelling."""
+    """Return the counts by id, whatever the spelling of the id."""
     counted: Counter[UUID] = Counter()
     for organization_id, number in organizations.items():
         counted[UUID(organization_id)] += number
     return dict(counted)
 
 
-# Beyond the place of every line.
+# Greater than the place of any line.
 _UNNAMED: Final = 2**62
 _TRIES: Final = 3
 _NO_PARENT: Final = "there is no such row in this organization when all files are read"
@@ -933,7 +932,7 @@ _CHECKS: Final = {"case_number": "check_case_numbers", "external_id": "check_ext
 
 
 class _StagedKey(NamedTuple):
-    """A line with a signing key that exists already, beside what is stored of it."""
+    """A line with an existing signing key, and the stored key."""
 
     organization_id: str
     id: str
@@ -946,7 +945,7 @@ class _StagedKey(NamedTuple):
     revived: bool
 
     def check(self, box: SecretBox) -> None:
-        """Raise FieldError where the line is about another key, or would bring it back."""
+        """Raise FieldError if the line changes the key, or would undo its retirement."""
         if self.algorithm != self.stored_algorithm:
             raise FieldError("algorithm", "the algorithm of an existing key never changes")
         if self.stored_encrypted_secret is not None:
@@ -978,12 +977,12 @@ def _is_same_public_key(pem: str, stored_pem: str) -> bool:
     try:
         return pem == stored_pem or load_pem_public_key(pem.encode()) == load_pem_public_key(stored_pem.encode())
     except ValueError:
-        # Only `load` and create-key check what is stored.
+        # Only `load` and create-key check the stored key material.
         return False
 
 
 def _lines(file: LoadFile, advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that are not blank, each with its number; of one that is too long, its beginning."""
+    """Yield the non-blank lines of a file, each with its number. A line that is too long is cut."""
     for number in count(1):
         line = _line(file, number)
         if not line:
@@ -1008,7 +1007,7 @@ def _line(file: LoadFile, number: int) -> bytes:
         raise LoadError(file.name, number, None, f"cannot be read ({error.strerror})") from None
 
 
-# What is taken for NDJSON by mistake, by its first bytes.
+# Files mistaken for NDJSON, by their first bytes.
 _OTHER_FORMS: Final = {
     b"\x1f\x8b": "a gzip file: give it a name that ends in .gz, or unpack it",
     b"PK\x03\x04": "a zip file: unpack it",

@@ -1,4 +1,4 @@
-"""Knows the load format: the types of lines, their fields, and what each field may hold."""
+"""The load format: the types of lines, their fields, and the values of each field."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def _text(maximum: int, *, minimum: int = 0) -> Meta:
 _UUID_PATTERN: Final = r"\A[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z"
 
 Uuid = Annotated[str, Meta(pattern=_UUID_PATTERN, description="a UUID: 36 characters, with dashes")]
-# Of the caller's own: what is no UUID stands for one. See `own_id`.
+# An id of the caller's own: a text that is not a UUID stands for one. See `own_id`.
 Id = Annotated[str, _text(128, minimum=1)]
 # The schema has the same bounds; a key's secret is stored encrypted, and longer.
 Text = Annotated[str, _text(256)]
@@ -65,7 +65,7 @@ Algorithm = Annotated[
 
 
 class FieldError(Exception):
-    """A line is not as the load format has it. Of what the line holds, only names of fields are quoted."""
+    """A line does not match the load format. Only its field names are quoted, never its values."""
 
     def __init__(self, field: str | None, reason: str) -> None:
         super().__init__(field, reason)
@@ -74,21 +74,21 @@ class FieldError(Exception):
 
 
 class Record(msgspec.Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True, gc=False):
-    """What a line of one type holds. UNSET is a field that the line leaves out; see `values`."""
+    """The fields of a line of one type. UNSET marks a field that the line leaves out; see `values`."""
 
     removable: ClassVar[bool] = False
     defaults: ClassVar[dict[str, Any]] = {}
     parents: ClassVar[dict[str, str]] = {}
     """The fields that refer to a row of the same organization, and its type."""
     mentions: ClassVar[dict[str, str]] = {}
-    """The fields that hold an id of the same organization, and its type; there need be no such row."""
+    """The fields that hold an id of the same organization, and its type; the row need not exist."""
 
     def check(self, *, keeps: bool) -> None:
-        """Raise FieldError where the fields do not fit each other. What is left out may be kept as it is."""
+        """Raise FieldError if the fields contradict each other. A missing field may keep its stored value."""
 
 
 class Organization(Record, tag="organization", kw_only=True):
-    """A company. Its `id` is what the other types call `organization_id`."""
+    """A company. The other types refer to its `id` as `organization_id`."""
 
     id: Uuid
     name: Text
@@ -110,7 +110,7 @@ class User(Record, tag="user", kw_only=True):
 
 
 class SigningKey(Record, tag="signing_key", kw_only=True):
-    """What verifies visitors' JWTs: a secret for HMAC, a public key for the other algorithms."""
+    """A key that verifies visitors' JWTs: a secret for HMAC, a public key for the other algorithms."""
 
     id: Uuid
     organization_id: Uuid | UnsetType = UNSET
@@ -147,7 +147,7 @@ class Visitor(Record, tag="visitor", kw_only=True):
 
 
 class Contact(Record, tag="contact", kw_only=True):
-    """One way a person was met."""
+    """One address or telephone number of a person."""
 
     removable: ClassVar[bool] = True
     parents: ClassVar[dict[str, str]] = {"visitor_id": "visitor"}
@@ -164,7 +164,7 @@ class Contact(Record, tag="contact", kw_only=True):
 
 
 class CaseFunnelStage(Record, tag="case_funnel_stage", kw_only=True):
-    """A step that an organization moves its cases through."""
+    """A step in an organization's workflow of cases."""
 
     removable: ClassVar[bool] = True
 
@@ -213,9 +213,9 @@ class Case(Record, tag="case", kw_only=True):
     visitor_unread_message_count: Count | UnsetType = UNSET
 
     def check(self, *, keeps: bool) -> None:
-        """Raise FieldError unless a closed case, and no other, says when it was closed."""
+        """Raise FieldError unless a closed case, and only a closed one, has a closing time."""
         if keeps and self.closed_at is UNSET:
-            # Where the case is closed already, its time stays; only the database knows. Opened, it has none.
+            # A case that is already closed keeps its time, which only the database knows. An open one has none.
             self.closed_at = UNSET if self.status == "Closed" else None
             return
         if bool(self.closed_at) != (self.status == "Closed"):
@@ -238,7 +238,7 @@ class Activity(Record, tag="activity", kw_only=True):
 
 
 class Message(Record, tag="message", kw_only=True):
-    """What was said in an activity."""
+    """One message of an activity."""
 
     removable: ClassVar[bool] = True
     parents: ClassVar[dict[str, str]] = {"activity_id": "activity", "sender_user_id": "user"}
@@ -254,7 +254,7 @@ class Message(Record, tag="message", kw_only=True):
     is_private: Flag
 
     def check(self, *, keeps: bool) -> None:
-        """Raise FieldError where the sender is none for such a message."""
+        """Raise FieldError if the sender does not fit the message."""
         if self.sender_type == "visitor" and self.is_private:
             raise FieldError("is_private", "expected false: a visitor writes no notes")
         if self.sender_type == "user":
@@ -262,12 +262,12 @@ class Message(Record, tag="message", kw_only=True):
         if self.sender_user_id not in (None, UNSET):
             raise FieldError("sender_user_id", "expected null: sender_type is not user")
         if keeps:
-            # The user who is stored stays only with a message of a user.
+            # The stored user is kept only for a user's message.
             self.sender_user_id = None
 
 
 class Event(Record, tag="event", kw_only=True):
-    """What a visitor did, at its place among the organization's events. It outlives its case and message."""
+    """An event of a visitor, at its position in the organization. It outlives its case and message."""
 
     mentions: ClassVar[dict[str, str]] = {"case_id": "case", "message_id": "message"}
 
@@ -281,13 +281,13 @@ class Event(Record, tag="event", kw_only=True):
     message_id: Id | UnsetType | None = UNSET
 
     def check(self, *, keeps: bool) -> None:
-        """Raise FieldError unless an event about a message, and no other, says which one."""
+        """Raise FieldError unless an event about a message, and only such an event, names the message."""
         if (self.message_id not in (None, UNSET)) != (self.event_type == "message_created"):
             raise FieldError("message_id", "an id is required where event_type is message_created, and null elsewhere")
 
 
 class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
-    """What a line that removes a row holds, of whichever type."""
+    """The fields of a line that removes a row, for every type."""
 
     type: Literal["visitor", "contact", "case_funnel_stage", "case", "activity", "message"]
     id: Id
@@ -297,7 +297,7 @@ class Removal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
 
 
 class _Kind(msgspec.Struct, gc=False):
-    """What a line that is refused was meant to be."""
+    """The type of a refused line, as far as it can be told."""
 
     type: Any = UNSET
     deleted: Any = UNSET
@@ -325,7 +325,7 @@ _IDS: Final = {
     )
     for name, record in RECORDS.items()
 }
-"""The fields of each type that hold ids, each with the type that it is the id of."""
+"""The fields of each type that hold ids, each with the type it refers to."""
 _UUID: Final = re.compile(_UUID_PATTERN)
 _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
 _REMOVAL: Final = msgspec.json.Decoder(Removal)
@@ -345,9 +345,9 @@ class Reading:
     """How lines are read.
 
     Attributes:
-        organization_id: The organization that all of them are of; they may leave it out. None: each says its own.
-        types: Of which types they may be.
-        keeps: Whether a field that a line leaves out is to stay as it is where the row exists.
+        organization_id: The organization of all lines, which may leave it out. None: each line names its own.
+        types: The types allowed.
+        keeps: Whether fields missing from a line keep their values if the row exists.
 
     """
 
@@ -357,13 +357,13 @@ class Reading:
 
 
 def read_record(line: bytes, reading: Reading = Reading()) -> Record | Removal:
-    """Return what a line of the load format holds, checked.
+    """Return the record of a line of the load format, checked.
 
-    Ids are UUIDs as texts, in either case; one of the caller's own has become the UUID that it stands for. Times become
-    texts that PostgreSQL reads as the same instant; decimals beyond microseconds are cut off.
+    Ids are UUIDs as texts, in either case; an id of the caller's own is replaced by the UUID that it stands for. Times
+    become texts that PostgreSQL reads as the same instant; decimals beyond microseconds are cut off.
 
     Raises:
-        FieldError: The line is not as the format has it.
+        FieldError: The line does not match the format.
 
     """
     try:
@@ -373,7 +373,7 @@ def read_record(line: bytes, reading: Reading = Reading()) -> Record | Removal:
             _settle_ids(removal, reading)
             return removal
         raise _fault(line, error, reading.types) from None
-    # By identity: to compare each value with UNSET, as `count` does, takes longer than to decode them.
+    # By identity: comparing each value with UNSET, as `count` does, takes longer than decoding them.
     given = [value for value in msgspec.structs.astuple(record) if value is not UNSET]
     _refuse_repeated_names(line, len(("type",)) + len(given))
     for name in _TIMES[type(record)]:
@@ -388,7 +388,7 @@ def read_record(line: bytes, reading: Reading = Reading()) -> Record | Removal:
 
 
 def own_id(organization_id: UUID, record_type: str, text: str) -> str:
-    """Return the UUID that an id of the caller's own stands for: the same text is the same row for ever."""
+    """Return the UUID that an id of the caller's own stands for: the same text always means the same row."""
     return str(uuid5(organization_id, f"{record_type}:{text}"))
 
 
@@ -399,7 +399,7 @@ def organization_of(record: Any) -> str:
 
 
 def _settle_ids(record: Any, reading: Reading) -> None:
-    """Give a record its organization, and UUIDs in the place of ids of the caller's own."""
+    """Give a record its organization, and replace ids of the caller's own by UUIDs."""
     record_type = record.type if isinstance(record, Removal) else _TYPE_OF[type(record)]
     if record_type not in reading.types:
         raise FieldError("type", f"expected one of {', '.join(reading.types)}")
@@ -422,12 +422,12 @@ def _settle_id(record: Any, field: str, record_type: str) -> None:
 
 
 def left_out(record: Record) -> int:
-    """Return which fields a line leaves out: the bit of each, counted from the first field."""
+    """Return the fields that a line leaves out, as bits counted from the first field."""
     return sum(1 << place for place, value in enumerate(msgspec.structs.astuple(record)) if value is UNSET)
 
 
 def values(record: Record) -> list[Any]:
-    """Return what a record holds, in the order of its fields, with the defaults of those that the line left out."""
+    """Return the values of a record in field order, with defaults for those that the line left out."""
     given = msgspec.structs.astuple(record)
     held = [None if value is UNSET else value for value in given]
     for place, default in _DEFAULTS[type(record)]:
@@ -437,7 +437,7 @@ def values(record: Record) -> list[Any]:
 
 
 def _removal(line: bytes) -> Removal | None:
-    """Return the removal that a line is, or None where it is none, or a wrong one."""
+    """Return the removal in a line, or None if the line is not a valid removal."""
     try:
         removal = _REMOVAL.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -454,7 +454,7 @@ def _removal(line: bytes) -> Removal | None:
 
 
 def _fault(line: bytes, error: Exception, types: Collection[str]) -> FieldError:
-    """Return what is wrong with a line that msgspec refuses, without the values that msgspec quotes."""
+    """Return the error of a line that msgspec refuses, without the values that msgspec quotes."""
     match error:
         case msgspec.ValidationError():
             return _fault_of_field(line, str(error), types)
@@ -493,7 +493,7 @@ def _fault_of_removal(line: bytes, record: type[Record]) -> FieldError:
 
 
 def _named(message: str, shape: type[msgspec.Struct], *, stranger: str) -> FieldError:
-    """Return what a message of msgspec says about a field."""
+    """Return the reason in a msgspec message about a field."""
     if found := _UNKNOWN.fullmatch(message):
         return FieldError(_shown(found[1]), stranger)
     if found := _MISSING.fullmatch(message):
@@ -513,7 +513,7 @@ def _expectation(hint: Any) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name from a line in a form that keeps an error on one line of sane length."""
+    """Return a name from a line, shortened and escaped so that the error stays on one line."""
     return printable(name)[:_NAME_SHOWN]
 
 
@@ -525,7 +525,7 @@ def _instant(name: str, text: str) -> str:
 
 
 def _half_pair(line: bytes) -> FieldError | None:
-    """Return which field holds half of a surrogate pair: JSON's grammar allows it, msgspec and UTF-8 do not."""
+    """Return the field that holds a lone surrogate: JSON's grammar allows it, msgspec and UTF-8 do not."""
     try:
         fields = json.loads(line) if _HALF_PAIR_WRITTEN.search(line) else None
     except (ValueError, RecursionError):
@@ -537,8 +537,8 @@ def _half_pair(line: bytes) -> FieldError | None:
 
 
 def _refuse_repeated_names(line: bytes, names: int) -> None:
-    # Without white space, `":` ends each name and stands elsewhere only inside a text. So where these are no
-    # more than there are different names, no name comes twice; where they are more, it takes a closer look.
+    # Without white space, `":` ends each name and otherwise occurs only inside a text. So if there are no more
+    # of them than distinct names, no name is repeated; if there are more, a closer look is needed.
     if line.translate(None, b" \t\r\n").count(b'":') == names:
         return
     pairs = json.loads(line, object_pairs_hook=tuple)

@@ -19,7 +19,7 @@ _ROW: Final = ("organization_id", "id")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table that lines of one type are for; its columns are in the order of the record's fields."""
+    """The table of one type of lines; its columns are in the order of the record's fields."""
 
     name: str
     columns: tuple[str, ...]
@@ -28,12 +28,12 @@ class Table:
 
     key: tuple[str, ...] = _ROW
     derived: tuple[str, ...] = ()
-    """The columns that are written, too, and that no line gives."""
+    """Further columns that are written but that no line gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A field of one type that holds the id of a row of another one."""
+    """A field of one type that holds the id of a row of another type."""
 
     record_type: str
     field: str
@@ -41,7 +41,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """What statements about it are called after."""
+        """The name of its statements."""
         return f"{TABLES[self.record_type].name}.{self.field}"
 
 
@@ -67,22 +67,22 @@ TABLES: Final = {
     "message": _table("message", "messages", derived=("case_id",)),
     "event": _table("event", "events", ("organization_id", "position"), event_type="type"),
 }
-# The first one that does not hold is what a wrong line is told.
+# A wrong line is reported with the first one that does not hold.
 REFERENCES: Final = (
     *(Reference(name, "organization_id", "organization") for name in TABLES if name != "organization"),
     *(Reference(name, field, parent) for name, record in RECORDS.items() for field, parent in record.parents.items()),
 )
 DATED: Final = ("contact", "case")
-"""The types whose rows say when they changed, so that a line may be too old for them."""
+"""The types with a time of change, so that a line can be stale."""
 
 NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "external_id" in table.columns)
-"""The types whose lines say which visitor they are about by an external id."""
+"""The types whose lines name a visitor by external id."""
 
 CONVERSATION: Final = ("activity", "message")
-"""The types of what is in a case. A case that is removed takes them along."""
+"""The types of a case's contents, which are removed with the case."""
 
 TIMED: Final = ("contact", "activity")
-"""The types whose times a line may leave out."""
+"""The types whose lines may leave out times."""
 
 _TIME_OF_SNAPSHOT: Final = dict.fromkeys(DATED, "updated_at") | dict.fromkeys(CONVERSATION, "created_at")
 
@@ -94,7 +94,7 @@ def _list(columns: Iterable[str], relation: str = "") -> str:
 
 
 def _merged(table: Table) -> Iterator[str]:
-    """Yield what is in each column where several lines are one; what none of them gives is as in the last one."""
+    """Yield the expression of each column when several lines are merged; a value that none gives is the last line's."""
     for place, column in enumerate(table.columns):
         last = f"(array_agg({column} order by turn))[1]"
         given = f"(array_agg({column} order by turn) filter (where left_out & {1 << place} = 0))[1]"
@@ -133,7 +133,7 @@ def _filled(template: str, about: str, **marks: str) -> tuple[str, str]:
 
 
 def _snapshot_statements() -> Iterator[tuple[str, str]]:
-    """Yield what removes the rows that no line names."""
+    """Yield the statements that remove the rows that no line names."""
     for name, table in ((name, TABLES[name]) for name, record in RECORDS.items() if record.removable):
         marks = _marks(table) | {"time": "null::timestamptz", "unnamed": "n.id is null"}
         marks["known_columns"] = "t.organization_id, t.id"
@@ -146,7 +146,7 @@ def _snapshot_statements() -> Iterator[tuple[str, str]]:
 
 
 def _statements() -> Iterator[tuple[str, str]]:
-    """Yield each finished statement under the name of its template and what it is about."""
+    """Yield each finished statement under the name of its template and its subject."""
     yield from ((name, text) for name, text in _TEMPLATES.items() if not _MARK.search(text))
     for table in TABLES.values():
         templates = (*_FOR_EACH_TABLE, *(("fill_left_out",) if table.optional else ()))
@@ -170,12 +170,12 @@ def _statements() -> Iterator[tuple[str, str]]:
 
 
 def _dated_statements() -> Iterator[tuple[str, str]]:
-    """Yield what is about rows that say when they changed: of their lines the newest may count, instead of the last."""
+    """Yield the statements for types with a time of change: the newest of their lines may count, not the last."""
     for name in DATED:
         table = TABLES[name]
         marks = _marks(table) | {"type": name}
         yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
-        # At the same time a row is as it was sent, and not removed, in whatever order the two lines come.
+        # At the same time the row wins over its removal, in whatever order the two lines arrive.
         newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
         for template, own in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
             yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
@@ -201,8 +201,8 @@ _FOR_EACH_REFERENCE: Final = (
     "exclude_without_parent",
     "exclude_still_needed",
 )
-# Nothing removes a user, a signing key, an organization or an event; of a key not all is written, and of an event
-# nothing that is there; and a case takes its activities along.
+# Nothing removes a user, a signing key, an organization or an event; a key is written only in part, an existing event
+# never; and a case's activities are removed with it.
 _WITHOUT_CALLER: Final = {
     "write signing_keys",
     "write events",

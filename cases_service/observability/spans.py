@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import SpanKind, Status, Tracer
 
 from cases_service import __version__
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query
 
 _SYSTEM: Final = "db.system.name"

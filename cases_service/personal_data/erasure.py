@@ -1,10 +1,10 @@
-"""Erases everything about a visitor, and lets one who was erased back in.
+"""Erases everything about a visitor, and allows an erased visitor again.
 
-A keyed hash of the external id stays, so that no feed brings the visitor back (`loading.erased`).
+A keyed hash of the external id stays, so no feed brings the visitor back (`loading.erased`).
 
-An erasure takes its turn among the organization's loads. A request holds the case that it writes into, and then refers
-to the case's contact. So an erasure locks all cases, then the contacts, and starts again if a contact has got another
-case meanwhile: it never waits for a case while it holds a contact.
+An erasure takes its turn among the organization's loads. A request locks the case that it writes into, and then refers
+to the case's contact. So an erasure locks all cases, then the contacts, and starts again if a contact got another case
+meanwhile: it never waits for a case while it holds a contact.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class ErasureBusyError(PersonalDataError):
 
 
 class Extent(NamedTuple):
-    """How much there is about a visitor."""
+    """The numbers of a visitor's rows."""
 
     contacts: int
     cases: int
@@ -51,14 +51,14 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an erasure has removed.
+    """The receipt of an erasure.
 
     Attributes:
-        organization_id: Whose visitor it was.
-        erased_at: When, by the database's clock.
-        removed: How many rows, by their type in the load format; messages include notes among users.
-        lines: How many lines an export had at that moment.
-        sha256: Of the bytes of these lines, in hexadecimal digits.
+        organization_id: The visitor's organization.
+        erased_at: The time of the erasure, by the database's clock.
+        removed: Numbers of rows by type in the load format; messages include notes among users.
+        lines: The number of lines that an export had at that moment.
+        sha256: The hash of these lines' bytes, in hexadecimal digits.
 
     """
 
@@ -70,7 +70,7 @@ class Receipt:
 
 
 def measure(connection: Connection, *, organization_id: UUID, external_id: str) -> Extent:
-    """Return how much there is about a visitor.
+    """Return the numbers of a visitor's rows.
 
     Raises:
         PersonalDataError: There is no such visitor.
@@ -85,15 +85,15 @@ def measure(connection: Connection, *, organization_id: UUID, external_id: str) 
 def erase_visitor(
     connection: Connection, *, organization_id: UUID, external_id: str, wait: float = DEFAULT_WAIT
 ) -> Receipt:
-    """Erase everything about a visitor, or nothing; and remember the visitor by a keyed hash of the external id.
+    """Erase everything about a visitor, or nothing, and keep a keyed hash of the external id.
 
-    The connection is in autocommit mode. `wait` is for how many seconds to wait for a row that somebody else holds. A
-    load of the organization is waited for as long as it takes.
+    The connection must be in autocommit mode. `wait` is how many seconds to wait for a row that another session holds.
+    A running load of the organization is waited for without a limit.
 
     Raises:
         PersonalDataError: There is no such visitor.
-        ErasureBusyError: The wait was in vain. Nothing has been erased.
-        psycopg.OperationalError: The database went away. Nothing has been erased, unless that was at the very end.
+        ErasureBusyError: The wait timed out. Nothing has been erased.
+        psycopg.OperationalError: The database went away. Nothing has been erased, unless it happened at the very end.
 
     """
     about = {"organization_id": organization_id, "external_id": external_id}
@@ -114,12 +114,12 @@ def erase_visitor(
 
 
 def renew_statistics(connection: Connection) -> bool:
-    """Renew the planner's statistics, which keep values of rows, and return whether the server let this role do so."""
+    """Refresh the planner's statistics, which hold values of rows; return whether the server allowed it."""
     return update_statistics(connection, _SQL["forget_values"].encode())
 
 
 def allow_visitor(connection: Connection, *, organization_id: UUID, external_id: str) -> None:
-    """Let lines bring a visitor back who was erased.
+    """Allow lines to bring back an erased visitor.
 
     Raises:
         PersonalDataError: The organization has erased no such visitor.
@@ -139,7 +139,7 @@ class _CasesAddedError(Exception):
 
 
 def _repeated(work: Callable[[], T]) -> T:
-    """Return what a transaction returns, which is begun anew where others were in its way."""
+    """Return the result of a transaction, which is restarted if others got in its way."""
     for _ in range(_TRIES):
         try:
             return work()
@@ -149,7 +149,7 @@ def _repeated(work: Callable[[], T]) -> T:
 
 
 def _erase(connection: Connection, about: dict[str, Any]) -> Receipt:
-    """Erase a visitor whose row is locked, in the transaction that there is."""
+    """Erase a visitor whose row is locked, in the current transaction."""
     _lock(connection, about)
     digest, count = hashlib.sha256(), 0
     for line in lines(connection, about):
@@ -166,7 +166,7 @@ def _erase(connection: Connection, about: dict[str, Any]) -> Receipt:
 
 
 def _lock(connection: Connection, about: dict[str, Any]) -> None:
-    """Keep everybody else from changing, adding and removing what is about a visitor."""
+    """Lock everything about a visitor against changes, additions and removals."""
     locked = _row(connection, "lock_cases", **about)
     _row(connection, "lock_contacts", **about)
     _, cases = _row(connection, "count_of_visitor", **about) or (0, 0)
@@ -176,7 +176,7 @@ def _lock(connection: Connection, about: dict[str, Any]) -> None:
 
 
 def _remember(connection: Connection, organization_id: UUID, external_id: str) -> datetime:
-    """Note that a visitor is erased, and return when."""
+    """Record that a visitor is erased, and return the time."""
     about = {"organization_id": organization_id}
     connection.execute(_SQL["add_erasure_key"], about | {"key": secrets.token_bytes(KEY_BYTES)})
     (key,) = _row(connection, "get_erasure_key", **about) or (b"",)
@@ -187,7 +187,7 @@ def _remember(connection: Connection, organization_id: UUID, external_id: str) -
 
 
 def _visitor(connection: Connection, statement: str, about: dict[str, Any]) -> UUID:
-    """Return the id of a visitor, who was found by a statement."""
+    """Return the id of the visitor that a statement found."""
     found = _row(connection, statement, **about)
     if found is None:
         raise PersonalDataError(NO_VISITOR.format(about["organization_id"]) + _since(connection, **about))
@@ -196,7 +196,7 @@ def _visitor(connection: Connection, statement: str, about: dict[str, Any]) -> U
 
 
 def _since(connection: Connection, *, organization_id: UUID, external_id: str) -> str:
-    """Return since when a visitor is erased, in words."""
+    """Return the time of a visitor's erasure, in words."""
     key = _row(connection, "get_erasure_key", organization_id=organization_id)
     if key is None:
         return ""

@@ -29,14 +29,14 @@ _ROWS_AT_A_TIME: Final = 1_000
 
 
 class PersonalDataError(Exception):
-    """There is no such visitor, or nothing to let back in. The message is one line, and names nobody."""
+    """There is no such visitor, or none to allow again. The message is one line, and names nobody."""
 
 
 def export_visitor(connection: Connection, *, organization_id: UUID, external_id: str) -> Iterator[bytes]:
-    """Yield everything about a visitor as lines that `load` takes, all of one state of the database.
+    """Yield everything about a visitor as lines that `load` accepts, from one state of the database.
 
-    The same data are the same bytes. Rows are read as they are yielded, and need not fit into memory. The connection is
-    in autocommit mode.
+    The same data gives the same bytes. Rows are read as they are yielded, and need not fit into memory. The connection
+    must be in autocommit mode.
 
     Raises:
         PersonalDataError: There is no such visitor. Nothing has been yielded.
@@ -54,7 +54,7 @@ def export_visitor(connection: Connection, *, organization_id: UUID, external_id
 def lines(connection: Connection, about: dict[str, Any]) -> Iterator[bytes]:
     """Yield the lines about a visitor, whose `organization_id`, `visitor_id` and `external_id` are given.
 
-    The connection is in a transaction.
+    The connection must be in a transaction.
     """
     for name in EXPORTS:
         with connection.cursor(name, row_factory=dict_row) as rows:

@@ -1,7 +1,7 @@
-"""Writes cases for their organization: what a change makes of a case, and the transaction that makes it.
+"""Writes cases for their organization: the new values of a case, and the transaction that writes them.
 
-A transaction takes two round trips: it locks the case, reads it, and looks at what the change refers to; then it
-writes, reads what it has written, and commits. What two of them want at once, one has.
+A transaction takes two round trips: the first locks and reads the case, and checks the change's references; the second
+writes, reads the result, and commits. If two transactions conflict, exactly one succeeds.
 """
 
 import re
@@ -14,7 +14,8 @@ import psycopg
 
 from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.transaction import Transaction
 from cases_service.errors import (
@@ -43,7 +44,7 @@ _COLUMNS: Final = ("case_number", "priority", "status", "created_by_user_id", "u
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A case after a change, and whether the change made it."""
+    """A case after a change, and whether the change created it."""
 
     case: StoredCase
     is_new: bool = False
@@ -51,10 +52,10 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseWriter:
-    """Writes cases of one organization, in the name of the user whose API token asks.
+    """Writes cases of one organization, in the name of the API token's user.
 
-    Every method raises what `Database.change` does, and OutcomeUnknownError where the connection dies before the
-    server has said that it committed. All of them may be repeated then.
+    Every method raises the errors of `Database.change`, and OutcomeUnknownError if the connection dies before the
+    server confirms the commit. Each may then be repeated.
     """
 
     database: Database
@@ -62,22 +63,22 @@ class CaseWriter:
     user_id: UUID
 
     def create(self, body: CaseBody) -> Written:
-        """Make a case under a new id.
+        """Create a case under a new id.
 
         Raises:
-            InvalidBodyError: The body is wrong, or refers to what is not there.
+            InvalidBodyError: The body is wrong, or refers to a missing object.
             CaseNumberTakenError: Another case has the number.
 
         """
         return self._settle(_Change(uuid4(), body, self.user_id, creates=True, replaces=False))
 
     def put(self, case_id: UUID | None, body: CaseBody, conditions: Preconditions) -> Written:
-        """Make a case under an id of the caller's, or let it take the place of the one that is there.
+        """Create a case under the caller's id, or replace the existing one.
 
         Raises:
-            InvalidBodyError: The body is wrong, or refers to what is not there.
-            CaseNotFoundError: There is no id.
-            PreconditionFailedError: The case is not as expected.
+            InvalidBodyError: The body is wrong, or refers to a missing object.
+            CaseNotFoundError: The id is missing.
+            PreconditionFailedError: The case does not match the conditions.
             CaseNumberTakenError: Another case has the number.
 
         """
@@ -86,12 +87,12 @@ class CaseWriter:
         )
 
     def patch(self, case_id: UUID | None, body: CaseBody, conditions: Preconditions) -> Written:
-        """Change of a case what the body names; without an id, there is none.
+        """Change the attributes of a case that the body names. Without an id there is no such case.
 
         Raises:
-            InvalidBodyError: The body is wrong, or refers to what is not there.
+            InvalidBodyError: The body is wrong, or refers to a missing object.
             CaseNotFoundError: There is no such case.
-            PreconditionFailedError: The case is not as expected.
+            PreconditionFailedError: The case does not match the conditions.
             CaseNumberTakenError: Another case has the number.
 
         """
@@ -102,7 +103,7 @@ class CaseWriter:
 
         Raises:
             CaseNotFoundError: There is no such case.
-            PreconditionFailedError: The case is not as expected.
+            PreconditionFailedError: The case does not match the conditions.
 
         """
         about: dict[str, Any] = {"organization_id": self.organization_id, "case_id": case_id}
@@ -124,7 +125,7 @@ class CaseWriter:
             raise CaseNotFoundError(_NOT_FOUND)
 
     def _settle(self, change: "_Change") -> Written:
-        """Make a change. What only somebody else's change can have upset is looked at again."""
+        """Make a change. If only another transaction can have upset it, check again."""
         for _ in range(_TRIES):
             try:
                 written = self.database.change(
@@ -139,7 +140,7 @@ class CaseWriter:
         raise UnavailableError("Others change the same. Nothing was changed. Try again.")
 
     def _attempt(self, connection: Connection, change: "_Change") -> Written | None:
-        """Return the case after the change, None where another one made it in between."""
+        """Return the case after the change; None if another transaction created it in between."""
         about: dict[str, Any] = {"organization_id": self.organization_id, "case_id": change.case_id}
         read = case_store.get_case(**about)
         look = case_store.check_case(**about, values=change.body.values)
@@ -161,7 +162,7 @@ class CaseWriter:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What is wanted of a case, by whom and on which conditions."""
+    """A requested change: the values, the user, and the conditions."""
 
     case_id: UUID | None
     body: CaseBody
@@ -171,10 +172,10 @@ class _Change:
     replaces: bool = field(kw_only=True)
 
     def decide(self, found: StoredCase | None, situation: Situation) -> dict[str, Any]:
-        """Return what is to be written, given what is there.
+        """Return the values to write, given the existing case.
 
         Raises:
-            ProblemError: It is not to be; the first reason in the order of the checks.
+            ProblemError: The change is refused; the first reason in the order of the checks.
 
         """
         self.body.check(*self._missing(found, situation))
@@ -186,12 +187,12 @@ class _Change:
         return self._values(None if found is None else _written(found.document))
 
     def _missing(self, found: StoredCase | None, situation: Situation) -> list[Error]:
-        # Who has made a case is not changed, so that it does not matter who is said to have.
+        # A case's creator never changes, so the value in the body does not matter.
         ignored = set() if found is None else {"created_by_user_id"}
         return [_no_such(self.body, name) for name in REFERENCES if name in situation.missing - ignored]
 
     def _values(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what is to be in the columns, where `before` is in them now."""
+        """Return the new values of the columns, given their values `before`."""
         given = dict(self.body.values)
         closes = given.pop("is_closed", None)
         if before is None:
@@ -208,12 +209,12 @@ class _Change:
 
 
 def _written(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is in the columns that a change writes, of a case as an answer shows it."""
+    """Return the values of the columns that a change writes, from a case as answered."""
     return {name: document[name] for name in _COLUMNS}
 
 
 def _status(owner_id: str | None, *, before: str | None, closes: bool | None) -> str:
-    """Return the status after a change that closes or opens a case, or leaves it as it is (None)."""
+    """Return the status after a change that closes or opens a case, or leaves it unchanged (None)."""
     is_closed = before == "Closed"
     if closes:
         return "Closed"
@@ -228,7 +229,7 @@ def _no_such(body: CaseBody, name: str) -> Error:
 
 
 def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> ProblemError:
-    """Return what a reference amounts to whose object went while it was written."""
+    """Return the error for a reference whose object was removed during the write."""
     # On Citus a constraint is called after its shard.
     violated = _SHARD.sub("", error.diag.constraint_name or "")
     names = [name for name, constraint in REFERENCES.items() if constraint == violated]

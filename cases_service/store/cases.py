@@ -23,11 +23,11 @@ from cases_service.store.page_statements import NESTED, Column, PageShape, Rende
 
 _ACCESS: Final = numbered("access")
 _SUMMARY: Final = numbered("summary")
-# The columns of a page: whose it is, the time that a case is ordered by, whether there are cases after the page and,
-# where there is a cursor, before it; last the case's id.
+# The columns of a page: the visitor, the time that orders the case, whether there are cases after the page and, with a
+# cursor, before it; last the case's id.
 _MOMENT: Final = 1
 _ID: Final = -1
-# What a nested object has in common with its case is selected once.
+# Values that a nested object shares with its case are selected once.
 EQUAL: Final = {
     **{f"{name}.id": f"{name}_id" for name in NESTED},
     **{f"{name}.organization_id": "organization_id" for name in NESTED},
@@ -107,7 +107,7 @@ def get_access(*, organization_id: UUID, token_hash: bytes) -> Query[Access | No
 
 @lru_cache(maxsize=256)
 def _access(organization_id: UUID, *rows: tuple[Row, tuple[str, ...], Row]) -> Access:
-    """Return what the rows of get_access say, in three parts each; as they rarely change, mostly the same object."""
+    """Return the access in get_access's rows, in three parts each. It rarely changes: usually the same object."""
     (subscription_active, *_), scopes, ids = rows[0]
     keys = tuple(StoredKey(UUID(row[1]), *row[2:5]) for row, *_ in rows if row[1] is not None)
     return Access(organization_id, subscription_active, keys, frozenset(scopes), *map(UUID, ids))

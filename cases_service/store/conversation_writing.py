@@ -14,7 +14,8 @@ from uuid import UUID, uuid4
 import psycopg
 
 from cases_service.cases.bodies import invalid
-from cases_service.database.connection_pool import Connection, Database
+from cases_service.database.connection import Connection
+from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose
 from cases_service.database.pipeline import Query
 from cases_service.database.transaction import Transaction
@@ -29,7 +30,7 @@ T = TypeVar("T")
 Side = Literal["visitor", "user"]
 
 CHANNEL_OF_VISITORS: Final = "webchat"
-"""What visitors write on, whatever else the case is on."""
+"""The channel of visitors' messages, whatever other channels the case has."""
 
 _TRIES: Final = 3
 _PRIORITIES: Final = {"telephony": 4, "webchat": 3, "whatsapp": 2, "email": 1}
@@ -41,7 +42,7 @@ _COLUMNS: Final = (
     "latest_messaging_channel",
     "channel_priority",
 )
-# What the column holds: a count is loaded, and may be anything.
+# The column's limit: a loaded count may be any number.
 _MOST: Final = 2**31 - 1
 _NO_CASE: Final = "The organization has no case with this id."
 
@@ -289,7 +290,7 @@ def _opened(found: Conversation) -> str:
 
 
 def _stored(case: StoredCase | None) -> StoredCase:
-    # It is locked, so that it is there.
+    # It is locked, so it exists.
     if case is None:
         raise CaseNotFoundError
     return case

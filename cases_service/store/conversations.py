@@ -43,7 +43,7 @@ _SCHEMAS: Final[dict[tuple[Things, bool], type[Schema]]] = {
     ("messages", False): OrganizationMessageSchema,
     ("activities", False): ActivitySchema,
 }
-# The columns of a page: whose it is, the case, what lies before it, and of each row its place, its id, and all of it.
+# The columns of a page: the visitor, the case, whether rows lie before the page, and each row's place, id and content.
 _FOUND: Final = 1
 _HAS_BEFORE: Final = 2
 _POSITION: Final = 3

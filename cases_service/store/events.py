@@ -56,11 +56,11 @@ def add_event(
 
 
 def prune_events(connection: psycopg.Connection[tuple[Any, ...]], *, before: str) -> int:
-    """Remove the events of every organization from before a time, and return how many there were.
+    """Remove every organization's events from before a time, and return how many there were.
 
-    What has been removed before that time is forgotten, too: a delivery that is later than that brings a row back.
-    Those behind the first one that is younger stay, and so does what says up to where events were removed. It is said
-    before they are, and visitors wait for no more than that.
+    Records of removals before that time are deleted, too: a delivery after that brings the row back. Events after the
+    first younger one stay, and so does the position up to which events were removed. That position is committed first,
+    and visitors wait only for that.
     """
     organizations = connection.execute(
         _PRUNING["list_organizations_with_events_before_everywhere"], {"before": before}

@@ -1,4 +1,4 @@
-"""Knows what is asked of the loads and imports that an organization had: a statement each, as in `store`."""
+"""The queries of an organization's loads and imports, with one statement each."""
 
 from typing import Any, Final
 from uuid import UUID
@@ -6,7 +6,7 @@ from uuid import UUID
 from cases_service.cases import timestamps as instants
 from cases_service.cases.schemas import ImportRunSchema, Instant
 from cases_service.cases.serialization import RowDump, compile_row_dump
-from cases_service.database.connection_pool import Connection
+from cases_service.database.connection import Connection
 from cases_service.database.pipeline import Query, Result
 from cases_service.database.statements import numbered, statements
 
@@ -20,7 +20,7 @@ _DUMP: Final[RowDump] = compile_row_dump(ImportRunSchema(), _COLUMNS, converted=
 
 
 def list_runs(*, organization_id: UUID, page_size: int) -> Query[list[dict[str, Any]]]:
-    """Ask for the latest loads and imports of an organization, the newest first, as `ImportRunSchema` dumps them."""
+    """Query an organization's latest loads and imports, newest first, as `ImportRunSchema` dumps them."""
     parameters = {"organization_id": organization_id, "page_size": page_size}
     return Query(_NUMBERED["list_import_runs"], parameters, _runs)
 
@@ -30,6 +30,6 @@ def _runs(result: Result) -> list[dict[str, Any]]:
 
 
 def count_late_feeds(connection: Connection) -> int:
-    """Return how many organizations had a feed that came regularly, and does not any more."""
+    """Return how many organizations have a formerly regular feed that has stopped."""
     row = connection.execute(_SQL["count_late_feeds"]).fetchone()
     return 0 if row is None else int(row[0])

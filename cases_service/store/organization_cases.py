@@ -1,4 +1,4 @@
-"""Knows how one case is read and written on its organization's side: a statement each, as in `store`."""
+"""The queries that read and write one case for its organization, with one statement each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ REFERENCES: Final = {
     "updated_by_user_id": "cases_updated_by_user_fk",
     "case_funnel_stage_id": "cases_funnel_stage_fk",
 }
-"""What a case refers to by a column, in the order of `check_case`, and the constraint that says so."""
+"""The references of a case: each column, in the order of `check_case`, and its constraint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class StoredCase:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a change finds: the time of its transaction, who has the number, and what is not there of what it names."""
+    """The state that a change finds: its transaction's time, the case with its number, and missing references."""
 
     now: str
     holder_id: str | None
@@ -42,7 +42,7 @@ class Situation:
 
 
 def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase | None]:
-    """Ask for a case of the organization, with what it refers to: None where there is no such case."""
+    """Query a case of the organization with its nested objects; None if there is no such case."""
 
     def read(result: Result) -> StoredCase | None:
         if not result.rows:
@@ -55,12 +55,12 @@ def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase
 
 
 def lock_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
-    """Let nobody else change a case until the transaction ends, and tell whether there is such a case."""
+    """Lock a case until the transaction ends, and tell whether it exists."""
     return _query("lock_case", _has_row, organization_id=organization_id, case_id=case_id)
 
 
 def check_case(*, organization_id: UUID, case_id: UUID | None, values: Mapping[str, Any]) -> Query[Situation]:
-    """Ask what stands in the way of values for a case, or for a new one where there is no id."""
+    """Query the conflicts of values for a case, or for a new one without an id."""
     asked = {name: values.get(name) for name in REFERENCES}
 
     def read(result: Result) -> Situation:
@@ -73,23 +73,23 @@ def check_case(*, organization_id: UUID, case_id: UUID | None, values: Mapping[s
 
 
 def add_case(*, organization_id: UUID, case_id: UUID | None, now: str, values: Mapping[str, Any]) -> Query[bool]:
-    """Make a case, and tell whether its id was still free."""
+    """Create a case, and tell whether its id was still free."""
     return _query("add_case", _has_row, organization_id=organization_id, case_id=case_id, now=now, **values)
 
 
 def change_case(*, organization_id: UUID, case_id: UUID | None, now: str, values: Mapping[str, Any]) -> Query[None]:
-    """Write all that may be written of a case."""
+    """Write all writable columns of a case."""
     return _query("change_case", _nothing, organization_id=organization_id, case_id=case_id, now=now, **values)
 
 
 def remove_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
-    """Remove a case, and tell whether it was there."""
+    """Remove a case, and tell whether it existed."""
     return _query("remove_case", _has_row, organization_id=organization_id, case_id=case_id)
 
 
 @lru_cache(maxsize=256)
 def only(fields: frozenset[str]) -> tuple[str, ...]:
-    """Return attributes in the order in which an answer has them."""
+    """Return attributes in their order in an answer."""
     return tuple(name for name in OrganizationCaseSchema().fields if name in fields)
 
 

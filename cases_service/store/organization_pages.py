@@ -50,7 +50,7 @@ _OF_VISITOR: Final = """(
 _OF_CONTACT: Final = f"{_KEY}            and c.contact_id = wanted.id\n"
 _SOURCES: Final[Mapping[Source, Mapping[str, str]]] = {
     "all": {},
-    # At most one case has the number, so that the order of an index would only lead to the wrong one.
+    # At most one case has the number, so an index for the order would only mislead the planner.
     "number": {
         _KEY: f"{_KEY}            and c.case_number = :case_number\n",
         "        order by c.created_at, c.id\n        limit": "        limit",
@@ -59,7 +59,7 @@ _SOURCES: Final[Mapping[Source, Mapping[str, str]]] = {
     "contacts": {_WANTED: "unnest(:contact_ids::uuid[]) as wanted (id)", _KEY: _OF_CONTACT},
     "visitor": {_WANTED: _OF_VISITOR, _KEY: _OF_CONTACT, ":external_id::text is null": "true"},
 }
-"""What leads to the keys, in the place of all cases."""
+"""The sources of keys other than all cases."""
 
 
 @dataclass(frozen=True, slots=True)

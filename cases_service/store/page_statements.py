@@ -1,6 +1,6 @@
 """Renders the statements of pages and of single cases from the templates of queries/cases.sql.
 
-What is put into a template comes from the tables below, and never from a request. As a program it prints the finished
+The templates are filled from the tables below, and never from a request. Run as a program, it prints the finished
 statements for psql: `python -m cases_service.store.page_statements [NAME]`.
 """
 
@@ -64,7 +64,7 @@ _DEFAULTS: Final = {
     **dict.fromkeys(("created_since", "updated_since"), "-infinity"),
     **dict.fromkeys(("created_until", "updated_until"), "infinity"),
 }
-"""What psql is given to begin with; a descending page wants the other infinities."""
+"""Initial values for psql; a descending page needs the opposite infinities."""
 _SAME: Final = re.compile(r"(?m)^ *-- the same (\w+)$")
 _MARK: Final = re.compile(r"^(?P<text>.*?) *-- (?P<word>if|end) ?(?P<parts>[a-z_, ]*)$")
 _PARAMETER: Final = re.compile(r"(?<!:):(\w+)")
@@ -80,11 +80,11 @@ class Rendered(Statement):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageShape:
-    """All that the statement of a page varies by.
+    """Everything that the statement of a page depends on.
 
-    `others` says that there are filters besides the index's, `behind` that there is a cursor. A page of all attributes
-    has the `whole` cases and the `versions` of their rows, one of chosen attributes no versions and some `nested`
-    objects, and one that is only compared with what the caller has the versions alone.
+    `others` means filters besides the index's, `behind` a cursor. A page of all attributes has the `whole` cases and
+    the `versions` of their rows; one of chosen attributes has no versions and some `nested` objects; one that is only
+    compared with the caller's copy has the versions alone.
     """
 
     column: Column
@@ -147,7 +147,7 @@ def with_whole_cases(name: str, template: str, nested: frozenset[str]) -> Render
 
 
 def _page_name(shape: PageShape) -> str:
-    """Return a name that tells the statement from all others; PostgreSQL looks at its first 63 bytes."""
+    """Return a unique name for the statement; PostgreSQL uses its first 63 bytes."""
     subject = "" if shape.index is None else f"_by_{shape.index}"
     by = "" if shape.index is None else f"{shape.index}_and_"
     order = f"{shape.column}_{'ascending' if shape.ascending else 'descending'}"
@@ -156,7 +156,7 @@ def _page_name(shape: PageShape) -> str:
 
 
 def variant(left_out: frozenset[str], *flags: bool) -> str:
-    """Return the end of a statement's name: a number for what it lacks of its template, nothing if it has all."""
+    """Return the suffix of a statement's name: a number for the parts that it lacks, nothing if it has all."""
     bits = [name in left_out for name in NESTED_ATTRIBUTES] + list(flags)
     number_ = sum(bit << place for place, bit in enumerate(bits))
     return f"#{number_:02x}" if number_ else ""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 from flask.testing import FlaskClient
@@ -17,8 +18,12 @@ from psycopg.rows import dict_row
 from werkzeug.test import TestResponse
 
 from cases_service.application import Application
+from cases_service.settings import Settings
 from tests.api.conversations import Sides, message_id
 from tests.factories import Organization
+from tests.pgbouncer import PgBouncer, behind, make_pgbouncer, needs_pgbouncer
+
+__all__ = ["make_pgbouncer"]
 
 PATIENCE = 30.0
 ON_ONE_CASE = 32
@@ -28,13 +33,24 @@ READERS = 4
 PRIORITIES = {"telephony": 4, "webchat": 3, "whatsapp": 2, "email": 1}
 
 
-@pytest.fixture
-def sides(make_client: Callable[..., FlaskClient], writer_url: str, organization: Organization) -> Sides:
-    """A service that lets nobody go who waits; its connections that write can be told from all others."""
-    url = make_conninfo(writer_url, application_name=organization.id.hex)
-    client = make_client(
-        write_database_url=url, pool_size=8, pool_timeout=PATIENCE, graceful_timeout=600, statement_timeout=PATIENCE
+@pytest.fixture(params=["postgresql", pytest.param("pgbouncer", marks=needs_pgbouncer)])
+def place(request: pytest.FixtureRequest, settings: Settings, make_pgbouncer: Callable[..., PgBouncer]) -> Settings:
+    """What is between the service and its database: nothing, or a PgBouncer with fewer connections."""
+    patient = msgspec.structs.replace(
+        settings, pool_size=8, pool_timeout=PATIENCE, graceful_timeout=600, statement_timeout=PATIENCE
     )
+    if request.param == "postgresql":
+        return patient
+    return behind(make_pgbouncer(seconds=PATIENCE), patient, seconds=PATIENCE)
+
+
+@pytest.fixture
+def sides(make_client: Callable[..., FlaskClient], place: Settings, organization: Organization) -> Sides:
+    """A service that lets nobody go who waits; its connections that write can be told from all others."""
+    assert place.write_database_url
+    changes = msgspec.structs.asdict(place)
+    changes["write_database_url"] = make_conninfo(place.write_database_url, application_name=organization.id.hex)
+    client = make_client(**changes)
     visitor = organization.visitor()
     case_id = organization.case(visitor.contact_ids[0], owner_id=organization.user_id)
     return Sides(client, organization, visitor, case_id)
@@ -90,6 +106,27 @@ def killing(organization: Organization, database_url: str, pause: float = 0.15) 
     finally:
         is_over.set()
         thread.join()
+
+
+@contextmanager
+def rolling_back(database_url: str, statement: str, *parameters: Any) -> Iterator[None]:
+    """Change rows that the writers change, hold them for a while, and take it back, again and again."""
+    is_over, chance = threading.Event(), chances(0)
+
+    def change() -> None:
+        with psycopg.connect(database_url) as other:
+            while not is_over.wait(chance.random() / 10):
+                other.execute(statement.encode(), parameters)
+                time.sleep(chance.random() / 20)
+                other.rollback()
+
+    with ThreadPoolExecutor(1) as threads:
+        disturber = threads.submit(change)
+        try:
+            yield
+        finally:
+            is_over.set()
+        disturber.result()
 
 
 Act = Callable[[], TestResponse]
@@ -214,8 +251,12 @@ def test_writers_on_one_case_leave_what_the_model_says(sides: Sides, database_ur
                 if kind in ("say", "answer"):
                     known.append(response.get_json()["id"])
 
+    changed = (
+        "update cases set unread_message_count = unread_message_count + 7, is_waiting = not is_waiting where id = %s"
+    )
     with (
         killing(sides.organization, database_url) if kills else nothing() as killed,
+        rolling_back(database_url, changed, sides.case_id),
         ThreadPoolExecutor(ON_ONE_CASE) as threads,
     ):
         list(threads.map(write, range(ON_ONE_CASE)))
@@ -232,7 +273,7 @@ def nothing() -> Iterator[list[Any]]:
 
 
 class Crowd:
-    """Visitors who write into many cases, whoever gives positions back, and readers of what is committed."""
+    """Visitors who write into many cases, and readers of what is committed."""
 
     def __init__(self, sides: Sides) -> None:
         self.sides = sides
@@ -252,18 +293,6 @@ class Crowd:
                 settled(lambda each=each, closed=closed: each.by_visitor("PATCH", "", closed))  # type: ignore[misc]
             time.sleep(chance.random() / 50)
 
-    def roll_back(self, database_url: str) -> None:
-        """Take positions, hold them for a while, and give them back."""
-        chance = chances(0)
-        with psycopg.connect(database_url) as other:
-            while not self.is_over.wait(chance.random() / 10):
-                other.execute(
-                    "update event_positions set last_position = last_position + 1 where organization_id = %s",
-                    [self.sides.organization.id],
-                )
-                time.sleep(chance.random() / 20)
-                other.rollback()
-
     def read(self, number: int) -> list[tuple[int, str, str | None]]:
         """Return what a reader sees that goes on from `last`; the first one is restarted again and again."""
         each, after = own(self.sides), 0
@@ -282,15 +311,14 @@ class Crowd:
 
 def test_readers_of_events_see_each_once_in_the_same_order(sides: Sides, database_url: str) -> None:
     crowd, organization = Crowd(sides), sides.organization
-    with ThreadPoolExecutor(OVER_MANY + READERS + 1) as threads:
+    taken = "update event_positions set last_position = last_position + 1 where organization_id = %s"
+    with ThreadPoolExecutor(OVER_MANY + READERS) as threads:
         readers = [threads.submit(crowd.read, number) for number in range(READERS)]
-        disturber = threads.submit(crowd.roll_back, database_url)
         try:
-            with killing(organization, database_url):
+            with killing(organization, database_url), rolling_back(database_url, taken, organization.id):
                 list(threads.map(crowd.write, range(OVER_MANY)))
         finally:
             crowd.is_over.set()
-        disturber.result()
         first, *others = (reader.result() for reader in readers)
     assert [position for position, _, _ in first] == list(range(1, len(first) + 1))
     assert sorted(message or "" for _, kind, message in first if kind == "message_created") == sorted(crowd.said)

@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from psycopg import sql
 
-from cases_service.database.connection_pool import query_count
+from cases_service.database.connection import query_count
 from tests.api.lookup3 import text_with_hash
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem, get
 

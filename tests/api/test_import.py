@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ from cases_service.loading.imports import MAXIMUM_LINES
 from cases_service.loading.load import Load
 from tests.documents import block
 from tests.factories import Organization, assert_problem
-from tests.torture import times
-from tests.writing import contents
 
 Fields = dict[str, Any]
 TYPE = "application/x-ndjson"
@@ -69,13 +66,6 @@ class Feed:
             "select id::text, to_jsonb(c) from cases c where organization_id = %s", [self.organization.id]
         )
         return dict(rows.fetchall())
-
-    def versions(self) -> list[Any]:
-        """Return where each case lies: a row that is written again lies elsewhere."""
-        rows = self.organization.connection.execute(
-            "select id::text, ctid::text from cases where organization_id = %s order by id", [self.organization.id]
-        )
-        return rows.fetchall()
 
 
 @pytest.fixture
@@ -262,31 +252,6 @@ class TestRequest:
 
 
 class TestAtOnce:
-    @pytest.mark.parametrize("seed", range(times(3, torture=10)))
-    def test_four_clients_with_shuffled_and_doubled_lines_end_as_in_order(
-        self, make_client: Callable[..., FlaskClient], organization: Organization, seed: int
-    ) -> None:
-        chance = random.Random(seed)  # noqa: S311
-        feed = Feed(make_client(threads=8), organization)
-        other = Organization(organization.connection, organization.box)
-        other.case(None)
-        before = contents(other.connection, other)
-        log = [case(chance.randrange(900), second=second, subject=str(second)) for second in range(5000)]
-        newest = {line["id"]: line["subject"] for line in log}
-        expected = {str(uuid5(organization.id, f"case:{key}")): subject for key, subject in newest.items()}
-        lines = log * 3
-        chance.shuffle(lines)
-        batches = [lines[start : start + 1000] for start in range(0, len(lines), 1000)]
-        with ThreadPoolExecutor(4) as threads:
-            results = list(threads.map(lambda batch: feed.send(*batch, query="if_newer=true"), batches))
-        assert all(result["error_count"] == 0 for result in results)
-        assert {key: row["subject"] for key, row in feed.cases().items()} == expected
-        versions = feed.versions()
-        again = feed.send(*lines[:5000], query="if_newer=true")
-        assert (sum(again["written"].values()), again["stale"]) == (0, 5000)
-        assert feed.versions() == versions
-        assert contents(other.connection, other) == before
-
     def test_another_organizations_import_does_not_wait(self, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
         """One import is held before its commit while another organization's runs."""
         other = Feed(feed.client, Organization(feed.organization.connection, feed.organization.box))

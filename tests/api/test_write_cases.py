@@ -165,6 +165,30 @@ NULLABLE = (
     "contact_id", "contact", "owner_id", "owner", "subject", "description", "latest_messaging_channel",
     "updated_by_user_id", "case_funnel_stage_id", "case_funnel_stage", "channel_priority",
 )  # fmt: skip
+REFERENCES = ("contact", "owner", "created_by_user", "updated_by_user", "case_funnel_stage")
+
+
+def everything(organization: Organization) -> dict[str, Any]:
+    """Return a body with every editable attribute, none of which is null."""
+    return {
+        "case_number": uuid4().hex,
+        "priority": 4,
+        "contact_id": str(organization.visitor().contact_ids[0]),
+        "owner_id": str(organization.user()),
+        "subject": "s",
+        "description": "d",
+        "latest_messaging_channel": "webchat",
+        "is_closed": True,
+        "created_by_user_id": str(organization.user()),
+        "updated_by_user_id": str(organization.user_id),
+        "case_funnel_stage_id": str(organization.stage()),
+        "channel_priority": 3,
+    }
+
+
+def different(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Return what two answers about a case say differently."""
+    return {name for name in before if before[name] != after[name]}
 
 
 class TestBodies:
@@ -186,24 +210,48 @@ class TestBodies:
             assert pointers(writer.send(method, case_id, body)) == [f"/{name}"]
         assert writer.patch(writer.create(), **{name: value})
 
+    @pytest.mark.parametrize("name", ["case_number", "priority"])
+    def test_what_a_case_cannot_be_without_is_named(self, writer: Writer, name: str) -> None:
+        body = {"case_number": "x", "priority": 3}
+        del body[name]
+        for method, case_id in (("POST", None), ("PUT", uuid4()), ("PUT", writer.create()["id"])):
+            assert pointers(writer.send(method, case_id, body)) == [f"/{name}"]
+
     @pytest.mark.parametrize("name", NULLABLE)
     def test_null_is_taken(self, writer: Writer, name: str) -> None:
         column = f"{name}_id" if name in NESTED else name
-        assert writer.create(**{name: None})[column] is None
+        full = everything(writer.organization)
+        if name in NESTED:
+            del full[column]
+        assert writer.create(**full | {name: None})[column] is None
+        case = writer.create(**everything(writer.organization))
+        replaced = writer.send("PUT", case["id"], full | {"case_number": case["case_number"], name: None})
+        assert (replaced.status_code, replaced.get_json()[column]) == (200, None)
+        case = writer.create(**everything(writer.organization))
+        changed = writer.patch(case, **{name: None})
+        assert changed[column] is None
+        assert different(case, changed) <= {column, column.removesuffix("_id"), "updated_at"}
 
-    @pytest.mark.parametrize("name", ["contact", "owner", "created_by_user", "updated_by_user", "case_funnel_stage"])
+    @pytest.mark.parametrize("name", REFERENCES)
     def test_a_reference_to_what_is_not_there_or_anothers_is_named(
         self, writer: Writer, other: Organization, name: str
     ) -> None:
         theirs = {"contact": other.visitor().contact_ids[0], "case_funnel_stage": other.stage()}.get(
             name, other.user_id
         )
+        case = writer.create(**everything(writer.organization))
+        before = contents(writer.organization.connection, writer.organization)
         for value in (NOBODY, str(theirs)):
-            body: dict[str, Any] = {"case_number": "x", "priority": 3, f"{name}_id": value}
-            assert pointers(writer.send("POST", body=body)) == [f"/{name}_id"]
-            if name != "updated_by_user":
-                body = {"case_number": "x", "priority": 3, name: {"id": value}}
-                assert pointers(writer.send("PUT", uuid4(), body)) == [f"/{name}/id"]
+            # `created_by_user` counts only where a case is made, and `updated_by_user` is never looked at.
+            forms: list[dict[str, Any]] = [{f"{name}_id": value}]
+            forms += [] if name == "updated_by_user" else [{name: {"id": value}}]
+            existing = [] if name == "created_by_user" else [("PUT", case["id"]), ("PATCH", case["id"])]
+            for form in forms:
+                wrong = f"/{name}_id" if f"{name}_id" in form else f"/{name}/id"
+                for method, case_id in (("POST", None), ("PUT", uuid4()), *existing):
+                    body = {"case_number": "x", "priority": 3, **form}
+                    assert pointers(writer.send(method, case_id, body)) == [wrong]
+        assert contents(writer.organization.connection, writer.organization) == before
 
     def test_every_wrong_member_is_named_at_once(self, writer: Writer) -> None:
         body = {
@@ -352,6 +400,20 @@ class TestChanging:
             "subject", "priority", "priority_label", "updated_at",
         }  # fmt: skip
         assert changed["updated_at"] > case["updated_at"]
+
+    def test_none_of_the_attributes_has_to_be_named(self, writer: Writer) -> None:
+        given = everything(writer.organization)
+        case = writer.create(**given)
+        # Each of them changes alone, but for what follows from it.
+        fresh: dict[str, Any] = everything(writer.organization) | {"is_closed": False}
+        fresh |= {"priority": 5, "subject": "t", "description": "e"}
+        fresh |= {"latest_messaging_channel": "email", "channel_priority": 1}
+        follows = {"priority": {"priority_label"}, "is_closed": {"status", "closed_at"}}
+        for name in given.keys() - {"created_by_user_id", "updated_by_user_id"}:
+            changed = writer.patch(case, **{name: fresh[name]})
+            shown = {name, name.removesuffix("_id")} & case.keys()
+            assert different(case, changed) == shown | follows.get(name, set()) | {"updated_at"}
+            case = changed
 
     def test_a_change_that_changes_nothing_writes_nothing(self, writer: Writer) -> None:
         owner = str(writer.organization.user_id)

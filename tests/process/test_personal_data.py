@@ -6,16 +6,17 @@ import os
 import pty
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import psycopg
 import pytest
+import requests
 from psycopg.conninfo import make_conninfo
 
 from cases_service.personal_data.erasure import erase_visitor
 from tests.factories import LONG_AGO, Organization, Visitor
-from tests.process.running import COMMAND, environment
+from tests.process.running import COMMAND, Service, environment
 from tests.test_loading import wait_until_blocks
 
 COMMANDS = ("export-visitor", "erase-visitor", "allow-visitor")
@@ -197,3 +198,87 @@ def test_who_is_let_back_in_may_be_loaded(visitor: Visitor, database_url: str, c
     assert (allowed.status, allowed.out) == (0, b"")
     assert load().out == b"9 lines: 1 visitor, 2 contacts, 4 cases, 2 activities\n"
     assert run("export-visitor", visitor, database_url).out == exported
+
+
+class Life:
+    """What a person leaves in an installation, each text of which is found nowhere else."""
+
+    def __init__(self, service: Service, organization: Organization) -> None:
+        names = ("external_id", "first_name", "last_name", "email", "phone", "subject", "description", "case_number")
+        self.texts = {name: f"x{uuid4().hex}" for name in (*names, "said", "answered", "noted", "too_long", "wrong")}
+        self.service = service
+        self.organization = organization
+        self.system = organization.token_with("cases:write")
+        self.portal = organization.token_with("visitors:read", "visitors:write")
+        self.ids = {name: str(uuid4()) for name in ("visitor", "contact", "case", "message")}
+
+    def lines(self) -> bytes:
+        """Return the person's lines, one of which is wrong."""
+        text, ids, at = self.texts, self.ids, dict.fromkeys(("created_at", "updated_at"), "2024-01-01T00:00:00Z")
+        contact = {name: text[name] for name in ("first_name", "last_name", "email", "phone")}
+        case = {name: text[name] for name in ("case_number", "subject", "description")} | {"status": "Open", **at}
+        lines: list[dict[str, Any]] = [
+            {"type": "visitor", "id": ids["visitor"], "external_id": text["external_id"]},
+            {"type": "contact", "id": ids["contact"], "visitor_id": ids["visitor"], **contact, **at},
+            {"type": "case", "id": ids["case"], "contact_id": ids["contact"], "priority": 3, **case},
+            {"type": "case", "id": str(uuid4()), "priority": 3, **case, "subject": text["wrong"]},
+            {"type": "case", "id": str(uuid4()), "priority": text["wrong"], **case},
+        ]
+        return b"\n".join(json.dumps(line).encode() for line in lines)
+
+    def send(self, method: str, path: str, token: str, **options: Any) -> int:
+        jwt = self.organization.jwt(self.texts["external_id"])
+        headers = {"Authorization": f"Bearer {token}", "X-External-Identity": jwt, **options.pop("headers", {})}
+        url = self.service.url(f"/api/v5/orgs/{self.organization.id}{path}")
+        return requests.request(method, url, headers=headers, timeout=60, **options).status_code
+
+    def import_lines(self) -> int:
+        query = {"mode": "each"}
+        headers = {"Content-Type": "application/x-ndjson"}
+        return self.send("POST", "/import", self.system, data=self.lines(), headers=headers, params=query)
+
+    def live(self) -> list[int]:
+        """Come in, talk, and be looked for; by requests that are right, wrong and refused."""
+        text, case = self.texts, f"/cases/{self.ids['case']}"
+        seen = f"/external-visitors/-{case}"
+        said = {"id": self.ids["message"], "text": text["said"]}
+        return [
+            self.import_lines(),
+            self.send("GET", seen, self.portal),
+            self.send("POST", f"{seen}/messages", self.portal, json=said),
+            self.send("POST", f"{seen}/messages", self.portal, json={**said, "text": text["wrong"]}),
+            self.send("POST", f"{seen}/messages", self.portal, json={"text": text["too_long"] * 1000}),
+            self.send("POST", f"{case}/messages", self.system, json={"text": text["answered"], "is_private": False}),
+            self.send("POST", f"{case}/messages", self.system, json={"text": text["noted"], "is_private": True}),
+            self.send("PATCH", seen, self.portal, json={"is_closed": True}),
+            self.send("PATCH", case, self.system, json={"subject": text["subject"], "priority": text["wrong"]}),
+            self.send("POST", "/cases", self.system, json={"case_number": text["case_number"], "priority": 1}),
+            self.send("GET", "/cases", self.system, params={"external_id": text["external_id"]}),
+            self.send("GET", "/cases", self.system, params={"case_number": text["case_number"]}),
+            self.send("GET", "/cases", self.system, params={"status": text["wrong"]}),
+            self.send("GET", "/events", self.system),
+        ]
+
+
+def test_no_text_of_the_erased_is_in_a_log_line_a_metric_or_a_receipt(
+    service: Service, organization: Organization, database_url: str
+) -> None:
+    life = Life(service, organization)
+    assert life.live() == [200, 200, 201, 409, 400, 201, 201, 200, 400, 409, 200, 200, 400, 200]
+    whom = ["--organization", str(organization.id), "--external-id", life.texts["external_id"]]
+    given = environment(DATABASE_URL=database_url)
+    erased = subprocess.run([COMMAND, "erase-visitor", *whom, "--yes"], env=given, capture_output=True, check=False)
+    assert (erased.returncode, json.loads(erased.stdout)["removed"]["message"]) == (0, 3)
+    # What comes late is refused, and the JWT opens nothing.
+    assert life.import_lines() == 200
+    assert life.send("GET", f"/external-visitors/-/cases/{life.ids['case']}", life.portal) == 404
+    metrics = service.curl("/metrics")
+    assert metrics.status == 200
+    told = {
+        "log": service.log.encode() + service.out.encode(),
+        "metrics": metrics.body,
+        "receipt": erased.stdout + erased.stderr,
+    }
+    assert str(organization.id).encode() in told["log"]
+    for where, what in told.items():
+        assert [name for name, text in life.texts.items() if text.encode() in what] == [], where

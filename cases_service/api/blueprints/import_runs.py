@@ -1,4 +1,4 @@
-"""The route that shows what an organization's loads and imports came to."""
+"""The route that lists the results of an organization's loads and imports."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The route by which an organization's rows come in, many at a time."""
+"""The route that imports many of an organization's rows at a time."""
 
 from typing import Any, Final
 

@@ -30,7 +30,7 @@ blueprint = Blueprint("organization_cases", __name__, url_prefix="/api/v5/orgs/<
 
 _COLLECTION: Final = OrganizationCollectionParameters()
 _DETAIL: Final = DetailParameters()
-# No visitor's filters begin like this, so that no cursor of theirs fits here.
+# No visitor's filters begin like this, so no visitor's cursor is valid here.
 _KIND: Final = "organization:"
 _NONE: Final = Parameters()
 _JSON: Final = frozenset({"application/json"})
@@ -82,7 +82,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 @blueprint.post("")
 @for_organization("cases:write")
 def create_case(request: CasesRequest, access: Access) -> Response:
-    """Make a case."""
+    """Create a case."""
     writer = _writer(access)
     case = writer.create(_body(request, _JSON, WHOLE)).case
     response = _whole(case, 201)
@@ -95,7 +95,7 @@ def create_case(request: CasesRequest, access: Access) -> Response:
 @blueprint.put("/<case_id>")
 @for_organization("cases:write")
 def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
-    """Make a case under an id of the caller's, or let it take the place of the one that is there."""
+    """Create a case under the caller's id, or replace the existing one."""
     writer = _writer(access)
     body = _body(request, _JSON, WHOLE)
     written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.headers))
@@ -105,7 +105,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
 @blueprint.patch("/<case_id>")
 @for_organization("cases:write")
 def change_case(request: CasesRequest, access: Access, case_id: str) -> Response:
-    """Change what the body names of a case."""
+    """Change the attributes of a case that the body names."""
     writer = _writer(access)
     body = _body(request, _JSON_OR_PATCH, CHANGE)
     return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.headers)).case, 200)

@@ -1,1 +1,1 @@
-"""The OpenAPI document: what the routes share, what is said of each, and how that becomes a document."""
+"""The OpenAPI document: shared components, the description of each route, and the document made of them."""

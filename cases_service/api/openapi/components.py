@@ -1,4 +1,4 @@
-"""What the operations of the OpenAPI document share: parameters, headers, security schemes, examples, and words."""
+"""The shared components of the OpenAPI document: parameters, headers, security schemes, examples, and texts."""
 
 import json
 from pathlib import Path
@@ -9,36 +9,38 @@ from cases_service.api.authentication import IDENTITY_HEADER, IN_HEADER, MAXIMUM
 Json = dict[str, Any]
 
 DOCS_FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css", "page.js", "page.css")
-"""What the page at /docs is made of."""
+"""The files of the page at /docs."""
 
 EXAMPLES: Final[Json] = json.loads((Path(__file__).parent / "examples.json").read_text(encoding="utf-8"))
-"""What the service answers on the demo's data."""
+"""The service's answers on the demo's data."""
 
 DESCRIPTION: Final = f"""\
 The support cases of your customers, for your own site or app: page by page, in one stable order, each case whole.
 
-Two things open the cases of a visitor. **Your API token** says which organization asks: `Authorization: Bearer cst_…`,
-or `Token` instead of `Bearer`. **The visitor's JWT** says whose cases are asked for: your backend signs it with one of
-your organization's signing keys. It stands in the path or, better, in the header `{IDENTITY_HEADER}` with
-`{IN_HEADER}` in its place in the path, since paths end up in logs. Keep both in your backend.
+A request for a visitor's cases needs two things. **Your API token** says which organization is asking:
+`Authorization: Bearer cst_…`, or `Token` instead of `Bearer`. **The visitor's JWT** says whose cases are requested:
+your backend signs it with one of your organization's signing keys. Put it in the path or, better, in the header
+`{IDENTITY_HEADER}` with `{IN_HEADER}` in its place in the path, because paths end up in logs. Keep both in your
+backend.
 
-The system that holds your organization's cases needs the API token alone, one with the scope `cases:read` or
-`cases:write`: it finds them below `/api/v5/orgs/{{organization_id}}/cases`. Every write can be repeated safely.
+The system that holds your organization's cases needs only an API token with the scope `cases:read` or `cases:write`:
+the cases are below `/api/v5/orgs/{{organization_id}}/cases`. Every write can be repeated safely.
 
 `HEAD` works wherever `GET` does, and a trailing slash is accepted. A query parameter that is wrong, empty, unknown or
-repeated is an error; only a list may be repeated, or come once with commas between its values. Errors are problem
-documents (RFC 9457): program against `code`. GETs may be repeated after 429, 503 and 504.
+repeated is an error; only a list may be repeated, or have commas between its values. Errors are problem documents
+(RFC 9457): program against `code`. GETs may be repeated after 429, 503 and 504.
 
-What never reaches the service is answered without a body, and not listed with the operations: 414 for a request line
-of more than 8,190 bytes, 431 for header fields that are too long or too many, another 4xx or 501 for what is no HTTP.
+Requests that never reach the service are answered without a body, and not listed with the operations: 414 for a
+request line of more than 8,190 bytes, 431 for header fields that are too long or too many, another 4xx or 501 for
+malformed HTTP.
 
-Within v5 attributes, codes and enumeration values may be added: ignore what you do not know.
+Within v5, attributes, codes and enumeration values may be added: ignore those you do not know.
 """
 
 TAGS: Final = [
-    {"name": "Cases", "description": "The cases of all contacts that are assigned to a visitor."},
-    {"name": "Organization", "description": "The organization's own side: all of its cases, read and written."},
-    {"name": "Service", "description": "What operators and tools ask; no credentials are needed."},
+    {"name": "Cases", "description": "The cases of all contacts assigned to a visitor."},
+    {"name": "Organization", "description": "The organization's own side: reads and writes all of its cases."},
+    {"name": "Service", "description": "Routes for operators and tools; no credentials are needed."},
 ]
 
 SECURITY_SCHEMES: Final[dict[str, Json]] = {
@@ -61,7 +63,7 @@ SECURITY_SCHEMES: Final[dict[str, Json]] = {
         "description": f"The visitor's JWT, of at most {MAXIMUM_IN_HEADER} characters, with `{IN_HEADER}` in the path.",
     },
 }
-# The JWT stands in the header or in the path, where no security scheme can.
+# The JWT is in the header or in the path, which no security scheme can describe.
 _SECURITY: Final[list[dict[str, list[str]]]] = [
     {"apiToken": [], "visitorJwt": []},
     {"apiTokenAsToken": [], "visitorJwt": []},
@@ -99,7 +101,7 @@ PATH_PARAMETERS: Final[dict[str, Json]] = {
     },
     "token": {
         "name": "external_id_jwt_token",
-        "description": f"The visitor's JWT, or `{IN_HEADER}` where it is in the header `{IDENTITY_HEADER}`.",
+        "description": f"The visitor's JWT, or `{IN_HEADER}` if it is in the header `{IDENTITY_HEADER}`.",
         "schema": {
             "type": "string",
             "maxLength": MAXIMUM_IN_PATH,
@@ -127,19 +129,19 @@ REQUEST_HEADERS: Final[dict[str, Json]] = {
     "IfNoneMatch": {
         "in": "header",
         "name": "If-None-Match",
-        "description": "The `ETag` of an earlier answer: 304 where it would be the same again.",
+        "description": "The `ETag` of an earlier answer: 304 if the answer would be the same.",
         "schema": {"type": "string"},
     },
     "IfMatch": {
         "in": "header",
         "name": "If-Match",
-        "description": "The `ETag` that the case is expected to have, or `*` for any: 412 where it has changed since.",
+        "description": "The `ETag` that you expect of the case, or `*` for any: 412 if the case has changed since.",
         "schema": {"type": "string"},
     },
     "IfNew": {
         "in": "header",
         "name": "If-None-Match",
-        "description": "`*` only creates: 412 where a case with this id is there.",
+        "description": "`*` only creates: 412 if a case with this id exists.",
         "schema": {"type": "string"},
     },
 }
@@ -160,31 +162,31 @@ ANSWER_HEADERS: Final[dict[str, Json]] = {
         "schema": _REQUEST_ID,
     },
     "Cache-Control": _constant(
-        "Each answer is for one caller; one with an `ETag` may be kept and asked for again.",
+        "Each answer is for one caller; one with an `ETag` may be cached and revalidated.",
         "private, no-store",
         "private, no-cache",
     ),
-    "Vary": _constant("What the answer depends on.", f"Authorization, {IDENTITY_HEADER}"),
+    "Vary": _constant("The headers that the answer depends on.", f"Authorization, {IDENTITY_HEADER}"),
     "Referrer-Policy": _constant("No address is passed on.", "no-referrer"),
-    "X-Content-Type-Options": _constant("The content type is what it says.", "nosniff"),
+    "X-Content-Type-Options": _constant("Clients must not guess the content type.", "nosniff"),
     "ETag": {
-        "description": "Stands for what is shown, weakly: not for the links.",
+        "description": "Weak: covers the content, but not the links.",
         "required": True,
         "schema": {"type": "string", "pattern": '^W/"[0-9a-f]{40}"$'},
     },
     "StrongETag": {
-        "description": "Stands for the case, strongly: another one after every change.",
+        "description": "Strong: differs after every change of the case.",
         "required": True,
         "schema": {"type": "string", "pattern": r'^"[0-9a-f]{32}(\.[0-9a-f]{8})?"$'},
     },
     "Location": {
-        "description": "Where the new case is.",
+        "description": "The URL of the new case.",
         "required": True,
         "schema": {"type": "string", "format": "uri"},
     },
     "Retry-After": {**_seconds("Seconds to wait before the next try."), "required": True},
     "WWW-Authenticate": {
-        "description": "The schemes that the API token may have.",
+        "description": "The schemes accepted for the API token.",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -193,9 +195,9 @@ ANSWER_HEADERS: Final[dict[str, Json]] = {
         "required": True,
         "schema": {"type": "string"},
     },
-    "RateLimit-Limit": _seconds("Requests that the tightest limit allows; there where a limit is configured."),
-    "RateLimit-Remaining": _seconds("Requests that are left of it."),
-    "RateLimit-Reset": _seconds("Seconds until it is whole again."),
+    "RateLimit-Limit": _seconds("Requests that the tightest limit allows; present if a limit is configured."),
+    "RateLimit-Remaining": _seconds("Requests remaining of it."),
+    "RateLimit-Reset": _seconds("Seconds until it is full again."),
 }
 EVERYWHERE: Final = ("X-Request-ID", "Cache-Control", "Vary", "Referrer-Policy", "X-Content-Type-Options")
 RATE_LIMIT: Final = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
@@ -208,12 +210,12 @@ OF_STATUS: Final = {
 STATUS_WORDS: Final = {
     400: "The request is wrong.",
     401: "The API token is missing or not valid.",
-    403: "The API token does not open this organization, or does not let this pass.",
+    403: "The API token gives no access to this organization, or does not allow this request.",
     404: "There is no such thing.",
     405: "The path does not take this method.",
-    409: "Something that is there stands in the way.",
+    409: "The request conflicts with an existing object.",
     410: "It is no longer kept.",
-    412: "The case is not as expected.",
+    412: "The case does not match the conditions.",
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "Too many requests.",

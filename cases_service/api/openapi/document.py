@@ -1,4 +1,4 @@
-"""Describes the interface as an OpenAPI 3.1 document, made from the routes, the schemas and the errors."""
+"""Generates the OpenAPI 3.1 document from the routes, the schemas and the errors."""
 
 import re
 from collections import defaultdict
@@ -39,7 +39,7 @@ from cases_service.errors import ProblemError
 
 
 def describe(routes: Map, server: str, *, writes: bool) -> Json:
-    """Return the document of these routes, of a service that answers under a URL, and writes or only reads."""
+    """Return the document of these routes, for a service with this URL that writes or only reads."""
     marshmallow = MarshmallowPlugin(schema_name_resolver=_schema_name)
     spec = APISpec(
         "Visitor cases",
@@ -121,7 +121,7 @@ def _operation(rule: Rule, operation: Operation) -> Json:
 
 
 def _without_bodies(operation: Json) -> Json:
-    """Return what HEAD does, given what GET does."""
+    """Return the operation of HEAD, given that of GET."""
     responses = {
         status: {name: value for name, value in response.items() if name != "content"}
         for status, response in operation["responses"].items()
@@ -148,7 +148,7 @@ def _request_body(operation: Operation) -> Json:
 
 
 def _body_schema(description: str, kind: Kind, case: Json) -> Json:
-    """Return what a body takes: of each attribute that it may write what an answer shows, and of others anything."""
+    """Return the schema of a body: writable attributes as in an answer, and others with any value."""
     properties = {
         name: _reference(name) if isinstance(kind.schema.fields.get(name), Reference) else schema
         for name, schema in case["properties"].items()
@@ -173,7 +173,7 @@ _BODIES: Final[dict[str, Schema]] = {
 
 
 def _members(schema: Schema) -> Json:
-    """Return what a body takes that is no case."""
+    """Return the schema of a body other than a case."""
     required = [name for name, field in schema.fields.items() if field.required]
     return {
         "type": "object",
@@ -209,7 +209,7 @@ def _responses(operation: Operation, more_headers: tuple[str, ...]) -> dict[int,
         for status in operation.answers
     }
     if "IfNoneMatch" in operation.takes:
-        responses[304] = {"description": "What `If-None-Match` names is what is there.", "headers": headers}
+        responses[304] = {"description": "The current content has the tag in `If-None-Match`.", "headers": headers}
     by_status: dict[int, list[type[ProblemError]]] = defaultdict(list)
     for kind in operation.problems:
         by_status[kind.status].append(kind)
@@ -286,7 +286,7 @@ def _title(kind: type[ProblemError]) -> str:
 
 
 def _property_of(_converter: OpenAPIConverter, field: fields.Field[Any], *, ret: Json) -> Json:
-    """Return what apispec cannot know: the form of the parameters' own fields, and that null is not a text in a URL."""
+    """Return what apispec cannot know: the form of the parameters' own fields, and that a URL has no null."""
     if field.load_default is None:
         ret.pop("default")
         ret["type"] = "string"
@@ -324,14 +324,14 @@ _SOMETIMES: Final = frozenset(
 
 
 def _say_what_is_there(name: str, schema: Json) -> None:
-    """Complete an object's schema: which of its attributes an answer always has, and that there may come more."""
+    """Complete an object's schema: the attributes that an answer always has, and that there may be more."""
     del schema["additionalProperties"]
     schema["description"] = (getattr(schemas, f"{name}Schema").__doc__ or "").strip()
     schema["required"] = [attribute for attribute in schema["properties"] if (name, attribute) not in _SOMETIMES]
 
 
 def _narrowed_by_fields(described: Json) -> Json:
-    """Return the schemas of what `fields` leaves. Were they one with the others, each attribute could be missing."""
+    """Return the schemas of answers with `fields`. In shared schemas, every attribute could be missing."""
     said = "with the attributes that `fields` names, and no others."
     narrowed = {}
     for page, name in (("Page", "Case"), ("OrganizationPage", "OrganizationCase")):

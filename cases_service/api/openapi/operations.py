@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of each route: its words, what it takes, what it answers, and which errors."""
+"""The OpenAPI description of each route: its texts, inputs, answers and errors."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,10 +27,10 @@ from cases_service.loading.load import IMPORTED_TYPES, MAXIMUM_ERRORS
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What is known of a route beside its path: its words, what it takes, and what it answers.
+    """The description of a route apart from its path: its texts, inputs and answers.
 
-    `etag` is the header that describes its ETag, where it has one; `answers` are the statuses of its success, each with
-    what is described of its headers; `body` is the schema of what it takes, and what types that may have.
+    `etag` is the header that describes its ETag, if it has one; `answers` are its success statuses, each with the
+    headers to describe; `body` is the schema of its body, with the media types that it may have.
     """
 
     summary: str
@@ -53,7 +53,7 @@ class Operation:
 
     @property
     def makes_a_case(self) -> bool:
-        """Whether it answers where the case is that it has made."""
+        """Whether it answers with the URL of the case that it created."""
         return self.method == "post" and self.body == "NewCase"
 
     @property
@@ -63,7 +63,7 @@ class Operation:
 
 
 _HEALTH_PROBLEMS: Final = (errors.MethodNotAllowedError, errors.InternalError)
-# Not found where the operators have an address of their own, and this is not it.
+# Not found if operators have a separate address, and this is not it.
 _OPERATION_PROBLEMS: Final = (*_HEALTH_PROBLEMS, errors.NotFoundError)
 _DOCS_PROBLEMS: Final = (errors.HostNotAllowedError, errors.NotFoundError, *_HEALTH_PROBLEMS)
 _STATUS: Final[Json] = {"type": "object", "properties": {"status": {"const": "ok"}}, "required": ["status"]}
@@ -90,7 +90,10 @@ _IMPORT: Final[Json] = {
         "lines": {**_COUNT, "description": "Lines that are not blank. Each of them is counted once below."},
         "written": {**_BY_TYPE, "description": "Rows that were added or changed."},
         "removed": {**_BY_TYPE, "description": "Rows that were removed."},
-        "unchanged": {**_COUNT, "description": "Lines that changed nothing, or that a later line of the row replaced."},
+        "unchanged": {
+            **_COUNT,
+            "description": "Lines that changed nothing, or that a later line of the same row replaced.",
+        },
         "stale": {**_COUNT, "description": "Lines that were not newer than their row."},
         "error_count": {**_COUNT, "description": "Lines that are wrong."},
         "errors": {"type": "array", "maxItems": MAXIMUM_ERRORS, "items": _LINE_ERROR},
@@ -132,8 +135,8 @@ _OF_OWN_PAGES: Final = (*_of_organization(*_OF_BODIES, *_OF_WRITES), errors.Inva
 OPERATIONS: Final[dict[str, Operation]] = {
     "cases.list_cases": Operation(
         summary="List a visitor's cases",
-        description="A page of the cases of all contacts that are assigned to the visitor. To walk on, follow `next`"
-        " as it is: each case is shown exactly once, whatever else changes meanwhile.",
+        description="A page of the cases of all contacts assigned to the visitor. To continue, follow `next`"
+        " unchanged: each case comes exactly once, whatever else changes meanwhile.",
         tag="Cases",
         parameters=parameters.CollectionParameters,
         schema=schemas.PageSchema,
@@ -145,7 +148,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "cases.summarize_cases": Operation(
         summary="Count a visitor's cases",
-        description="The cases that the filters let pass, in a few numbers, for a badge.",
+        description="A summary of the cases that pass the filters, for a badge.",
         tag="Cases",
         parameters=parameters.FilterParameters,
         schema=schemas.SummarySchema,
@@ -156,7 +159,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "cases.get_case": Operation(
         summary="Show one case",
-        description="One case of a contact that is assigned to the visitor.",
+        description="One case of a contact assigned to the visitor.",
         tag="Cases",
         parameters=parameters.DetailParameters,
         schema=schemas.CaseSchema,
@@ -168,8 +171,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.list_cases": Operation(
         summary="List an organization's cases",
-        description="A page of all cases of the organization, with or without a contact, as they are now. To walk on,"
-        " follow `next` as it is. Needs the scope `cases:read`.",
+        description="A page of all cases of the organization, with or without a contact, as they are now. To continue,"
+        " follow `next` unchanged. Needs the scope `cases:read`.",
         tag="Organization",
         parameters=OrganizationCollectionParameters,
         schema=schemas.OrganizationPageSchema,
@@ -184,8 +187,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.get_case": Operation(
         summary="Show one case to its organization",
-        description="One case of the organization, with or without a contact, as it is now: what was answered 201 is"
-        " there in the next request. Needs the scope `cases:read`.",
+        description="One case of the organization, with or without a contact, as it is now: the next request sees a"
+        " case that was answered 201. Needs the scope `cases:read`.",
         tag="Organization",
         parameters=parameters.DetailParameters,
         schema=schemas.OrganizationCaseSchema,
@@ -197,8 +200,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.create_case": Operation(
         summary="Make a case",
-        description="A new case under a new id. Repeated after an answer that was lost, it finds its `case_number`"
-        " taken, and `case_id` names the case that it made. Needs the scope `cases:write`.",
+        description="A new case under a new id. If repeated after a lost answer, it finds its `case_number`"
+        " taken, and `case_id` names the case that it created. Needs the scope `cases:write`.",
         tag="Organization",
         method="post",
         parameters=parameters.Parameters,
@@ -212,8 +215,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.put_case": Operation(
         summary="Make or replace a case",
-        description="A case under an id of yours. Where it is there already, what the body leaves out becomes null or"
-        " its default. Repeating it is harmless. Needs the scope `cases:write`.",
+        description="A case under an id of yours. If it exists, attributes that the body leaves out become null or"
+        " their default. Repeating it is harmless. Needs the scope `cases:write`.",
         tag="Organization",
         method="put",
         parameters=parameters.Parameters,
@@ -228,7 +231,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.change_case": Operation(
         summary="Change a case",
-        description="What the body names is changed, everything else stays (RFC 7396). Needs the scope `cases:write`.",
+        description="Changes only the attributes that the body names (RFC 7396). Needs the scope `cases:write`.",
         tag="Organization",
         method="patch",
         parameters=parameters.Parameters,
@@ -243,7 +246,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_cases.delete_case": Operation(
         summary="Remove a case",
-        description="The case is gone. Repeated, it is not found. Needs the scope `cases:write`.",
+        description="Removes the case. If repeated, it is not found. Needs the scope `cases:write`.",
         tag="Organization",
         method="delete",
         parameters=parameters.Parameters,
@@ -265,7 +268,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "conversations.list_messages": Operation(
         summary="List the messages of a case",
-        description="A page of what was said in a case, to follow as a page of cases is.",
+        description="A page of a case's messages. Follow its links as for a page of cases.",
         tag="Cases",
         parameters=parameters.ConversationParameters,
         schema=schemas.MessagePageSchema,
@@ -276,8 +279,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "conversations.create_message": Operation(
         summary="Say something in a case",
-        description="201 with the message; sent again under the same `id`, 200 with the one that is there. A case that"
-        " is pending or closed opens again. Needs the scope `visitors:write`.",
+        description="201 with the message; sent again under the same `id`, 200 with the existing one. A case that"
+        " is pending or closed reopens. Needs the scope `visitors:write`.",
         tag="Cases",
         method="post",
         parameters=parameters.Parameters,
@@ -290,7 +293,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "conversations.mark_read": Operation(
         summary="Mark messages as read",
-        description="What users wrote up to a message, or all of it, has been read. Repeating it is harmless. Needs the"
+        description="Marks users' messages as read: all, or those up to a message. Repeating it is harmless. Needs the"
         " scope `visitors:write`.",
         tag="Cases",
         method="put",
@@ -338,8 +341,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_conversations.create_message": Operation(
         summary="Answer in a case, or leave a note",
-        description="201 with the message; sent again under the same `id`, 200 with the one that is there. What is not"
-        " private is shown to the visitor. Needs the scope `cases:write`.",
+        description="201 with the message; sent again under the same `id`, 200 with the existing one. A message that"
+        " is not private is visible to the visitor. Needs the scope `cases:write`.",
         tag="Organization",
         method="post",
         parameters=parameters.Parameters,
@@ -352,7 +355,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_conversations.mark_read": Operation(
         summary="Mark a visitor's messages as read",
-        description="What the visitor wrote up to a message, or all of it, has been read. Repeating it is harmless."
+        description="Marks the visitor's messages as read: all, or those up to a message. Repeating it is harmless."
         " Needs the scope `cases:write`.",
         tag="Organization",
         method="put",
@@ -366,8 +369,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "organization_conversations.list_events": Operation(
         summary="List what visitors did",
-        description="Every message, close, reopening and read mark of a visitor, in the order of the commits. Who goes"
-        " on from `last` misses nothing and sees nothing twice. Needs the scope `cases:read`.",
+        description="Every message, close, reopening and read mark of a visitor, in commit order. A client that"
+        " continues from `last` misses nothing and sees nothing twice. Needs the scope `cases:read`.",
         tag="Organization",
         parameters=parameters.EventParameters,
         schema=schemas.EventPageSchema,
@@ -382,8 +385,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         description="Users, visitors, contacts, stages, cases, activities and messages of the organization, a line each"
         " in the load format,"
         f" which docs/load.md describes; `organization_id` may be left out. At most {MAXIMUM_LINES:,} lines, and 16 MiB"
-        " unpacked; `Content-Encoding: gzip` is accepted. An `id`, and each reference to one, may be any text of yours"
-        " of 1 to 128 characters. Repeating an import is harmless. Needs the scope `cases:write`.",
+        " decompressed; `Content-Encoding: gzip` is accepted. An `id`, and each reference to one, may be any text of"
+        " yours of 1 to 128 characters. Repeating an import is harmless. Needs the scope `cases:write`.",
         tag="Organization",
         method="post",
         parameters=parameters.ImportParameters,
@@ -410,7 +413,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "import_runs.list_import_runs": Operation(
         summary="List the latest loads and imports",
-        description="What the latest loads and imports of the organization came to, the newest first; a thousand are"
+        description="The results of the organization's latest loads and imports, newest first; a thousand are"
         " kept. Needs the scope `cases:read`.",
         tag="Organization",
         parameters=parameters.ImportRunParameters,
@@ -428,7 +431,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "health.readyz": Operation(
         summary="Whether the service can answer",
-        description="Answers 200 where the database answers and has the schema that this release needs, to any host."
+        description="Answers 200 if the database answers and has the schema that this release needs, to any host."
         " The answer is kept for a second.",
         tag="Service",
         schema=_STATUS,
@@ -437,7 +440,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "health.show_metrics": Operation(
         summary="What has been counted",
-        description="The metrics of all workers, as Prometheus reads them, to any host.",
+        description="The metrics of all workers in Prometheus' format, to any host.",
         tag="Service",
         media_type="text/plain",
         schema={"type": "string"},
@@ -445,7 +448,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "docs.document": Operation(
         summary="This document",
-        description="The interface as an OpenAPI 3.1 document. It is not there with `CASES_DOCS=off`.",
+        description="The interface as an OpenAPI 3.1 document. Not available with `CASES_DOCS=off`.",
         tag="Service",
         schema={"type": "object", "properties": {"openapi": {"const": "3.1.0"}}, "required": ["openapi"]},
         etag="ETag",
@@ -454,7 +457,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "docs.page": Operation(
         summary="This document as a page",
-        description="A page to read the document on, and to try the interface. Not there with `CASES_DOCS=off`.",
+        description="A page to read the document and try the interface. Not available with `CASES_DOCS=off`.",
         tag="Service",
         media_type="text/html; charset=utf-8",
         schema={"type": "string"},
@@ -462,7 +465,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "docs.file": Operation(
         summary="A file of the page",
-        description="The scripts and styles of the page. Not there with `CASES_DOCS=off`.",
+        description="The scripts and styles of the page. Not available with `CASES_DOCS=off`.",
         tag="Service",
         media_type="text/*",
         schema={"type": "string"},

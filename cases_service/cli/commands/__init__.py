@@ -1,4 +1,4 @@
-"""The commands, a module for each subject: what each takes, and what it says."""
+"""The commands, one module per subject: their arguments, options and output."""
 
 from cases_service.cli.commands import credentials, loading, maintenance, personal_data, serving, visitors
 from cases_service.cli.group import cli

@@ -1,4 +1,4 @@
-"""Commands about API tokens and signing keys, and about the ids that they need."""
+"""Commands for API tokens and signing keys, and for listing the ids that they take."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -57,7 +57,9 @@ def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  c
 
 @cli.command("create-token")
 @organization_option
-@click.option("--user", "user_id", required=True, metavar="ID", callback=accepting(parse_id), help="Whose token it is.")
+@click.option(
+    "--user", "user_id", required=True, metavar="ID", callback=accepting(parse_id), help="The user who owns the token."
+)
 @click.option(
     "--scope",
     "scopes",
@@ -65,19 +67,19 @@ def list_users(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  c
     type=click.Choice(SCOPES),
     default=DEFAULT_SCOPES,
     show_default=True,
-    help="What it may do; may be repeated.",
+    help="What the token may do; may be repeated.",
 )
 @click.option(
     "--description",
     metavar="TEXT",
     callback=accepting(parse_description),
-    help="What it is for, 1 to 256 characters.",
+    help="What the token is for, 1 to 256 characters.",
 )
 @click.option(
     "--expires-at",
     metavar="TIME",
     callback=accepting(parse_future_time),
-    help="When it ends, in ISO 8601 with a zone. Default: when it is revoked.",
+    help="When the token expires, in ISO 8601 with a zone. Default: never, until revoked.",
 )
 def create_token(
     organization_id: UUID,
@@ -86,14 +88,13 @@ def create_token(
     description: str | None,
     expires_at: datetime | None,
 ) -> None:
-    """Make an API token, and print it.
+    """Create an API token, and print it.
 
-    It is printed this once, and kept nowhere. The token stands alone on standard output. Its id, which
-    revoke-token takes, is on standard error.
+    The token is printed only once, alone on standard output, and is not stored. Its id, which
+    revoke-token takes, goes to standard error.
 
-    A token can do what its scopes name, and nothing else: visitors:read shows visitors their cases,
-    cases:read and cases:write are for the system that holds the organization's cases (writing includes
-    reading).
+    A token can do only what its scopes allow: visitors:read shows visitors their cases; cases:read and
+    cases:write are for the system that holds the organization's cases (writing includes reading).
 
     \b
     Examples:
@@ -102,7 +103,7 @@ def create_token(
     """
     from cases_service.credentials import administration
 
-    # Printed before it is there: a token that could not be printed is not made.
+    # Print before the commit: a token that cannot be printed is not created.
     with connected() as (connection, _), connection.transaction():
         token_id, token = administration.create_token(
             connection,
@@ -120,9 +121,9 @@ def create_token(
 @organization_option
 @click.argument("token_id", metavar="TOKEN_ID", callback=accepting(parse_id))
 def revoke_token(organization_id: UUID, token_id: UUID) -> None:
-    """End an API token, from the next request on.
+    """Revoke an API token, from the next request on.
 
-    TOKEN_ID is what create-token said on standard error, not the token.
+    TOKEN_ID is the id that create-token printed on standard error, not the token.
 
     \b
     Example:
@@ -140,7 +141,7 @@ def revoke_token(organization_id: UUID, token_id: UUID) -> None:
 def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
     """Show an organization's API tokens.
 
-    Also when each was last used, which is written down once a minute at the most. Neither a token nor its
+    Includes when each was last used, which is recorded at most once a minute. Neither a token nor its
     hash is shown.
 
     \b
@@ -160,19 +161,19 @@ def list_tokens(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  
     type=click.Choice(ALGORITHMS),
     default="HS256",
     show_default=True,
-    help="How JWTs are signed.",
+    help="The algorithm that signs JWTs.",
 )
 @click.option(
     "--public-key",
     "public_key_file",
     type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
-    help="The public key in PEM: for RS, ES and EdDSA, whose private key stays with you.",
+    help="The public key in PEM, for RS, ES and EdDSA; the private key stays with you.",
 )
 def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | None) -> None:
-    """Make a signing key for visitors' JWTs, and print it.
+    """Create a signing key for visitors' JWTs, and print it.
 
-    It is printed as JSON, this once. An HMAC key (HS256, HS384, HS512) is made here, with its secret. For
-    the other algorithms, register the public key. Up to 10 keys may be live, so that a new one can
+    The key is printed as JSON, only once. For HMAC (HS256, HS384, HS512) this command generates the
+    secret. For the other algorithms, register the public key. Up to 10 keys may be live, so a new one can
     replace an old one without a gap.
 
     \b
@@ -186,7 +187,7 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
         needs = "takes no --public-key" if public_key_file else "needs a --public-key"
         raise click.UsageError(f"--algorithm {algorithm} {needs}.")
     public_key = None if public_key_file is None else public_key_file.read_bytes().decode("ascii", "replace")
-    # Printed before it is there: a key whose secret could not be printed is not made.
+    # Print before the commit: a key whose secret cannot be printed is not created.
     with connected() as (connection, box), connection.transaction():
         key = administration.create_key(
             connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
@@ -199,7 +200,7 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
 @organization_option
 @click.argument("kid", metavar="KID", callback=accepting(parse_id))
 def retire_key(organization_id: UUID, kid: UUID) -> None:
-    """End a signing key, from the next request on.
+    """Retire a signing key, from the next request on.
 
     \b
     Example:
@@ -217,7 +218,7 @@ def retire_key(organization_id: UUID, kid: UUID) -> None:
 def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
     """Show an organization's signing keys.
 
-    Also when each was last used, which is written down once a minute at the most: a key that nobody used
+    Includes when each was last used, which is recorded at most once a minute: a key that nobody has used
     for some time is safe to retire. No secret is shown.
 
     \b
@@ -234,7 +235,7 @@ def list_keys(organization_id: UUID, as_json: bool) -> None:  # noqa: FBT001  cl
 def rotate_secrets() -> None:
     """Encrypt the stored secrets with a new secret key.
 
-    All signing secrets are encrypted anew with the first of the keys in CASES_SECRET_KEY.
+    Re-encrypts all signing secrets with the first of the keys in CASES_SECRET_KEY.
 
     \b
     To replace a secret key:

@@ -1,4 +1,4 @@
-"""The command `load`: its ways to load, which of them go together, and what it says."""
+"""The command `load`: its modes, which options can be combined, and its output."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -35,10 +35,10 @@ _APART: Final = (
     ("--each", "--snapshot"),
     ("--each", "--check"),
 )
-"""Options that do not go together."""
+"""Options that cannot be combined."""
 
 _PARTS: Final = (("--errors", "--each"), ("--interval", "--follow"), ("--max-removals", "--snapshot"))
-"""Options that only another one gives a meaning."""
+"""Options that need another one."""
 
 _LINES_FOLLOWED: Final = 1_000
 _INTERVAL_SECONDS: Final = 1.0
@@ -47,7 +47,7 @@ _MAXIMUM_REMOVALS: Final = 10.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """What a call of `load` says, by the names of its options."""
+    """The options of one call of `load`, by name."""
 
     files: tuple[str, ...]
     wait: float
@@ -69,7 +69,7 @@ class _Call:
         return value is not None and value is not False
 
     def refuse_contradictions(self) -> None:
-        """Refuse options that do not go together, or that mean nothing without another one."""
+        """Refuse options that cannot be combined, or that need another one."""
         for one, other in _APART:
             if self.has(one) and self.has(other):
                 raise click.UsageError(f"{one} and {other} do not go together.")
@@ -80,7 +80,7 @@ class _Call:
             raise click.UsageError("--follow reads standard input: name - and no other file.")
 
     def options(self) -> "LoadOptions":
-        """Return how lines are taken. To report every error, `--check` looks at each line by itself."""
+        """Return the options of the load. To report every error, `--check` checks each line by itself."""
         from cases_service.loading.load import MAXIMUM_ERRORS, LoadOptions
 
         percent = _MAXIMUM_REMOVALS if self.max_removals is None else self.max_removals
@@ -108,38 +108,38 @@ class _Call:
     "errors",
     type=click.Path(dir_okay=False, writable=True),
     metavar="FILE",
-    help="With --each: write the wrong lines, with what is wrong, to FILE.",
+    help="With --each: write the wrong lines and their errors to FILE.",
 )
-@click.option("--if-newer", is_flag=True, help="Leave a case or contact alone that is as new as its line, or newer.")
-@click.option("--keep-left-out", is_flag=True, help="Let a field that a line leaves out stay as it is.")
+@click.option("--if-newer", is_flag=True, help="Skip a line unless it is newer than its stored case or contact.")
+@click.option("--keep-left-out", is_flag=True, help="Keep the stored values of fields missing from a line.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1, max=1_000_000),
     metavar="LINES",
-    help="Commit after so many lines, instead of all at once; 1,000 with --follow.",
+    help="Commit after every LINES lines, instead of once; 1,000 with --follow.",
 )
-@click.option("--follow", "follow", is_flag=True, help="Load standard input as it comes, and tell each commit.")
+@click.option("--follow", "follow", is_flag=True, help="Load standard input as it arrives, and report each commit.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0, max=3600),
     metavar="SECONDS",
-    help="How long a line waits for others with --follow; 1 by default.",
+    help="With --follow: how long a line waits for more; 1 by default.",
 )
-@click.option("--snapshot", is_flag=True, help="Remove what the files do not name, of the organizations in them.")
+@click.option("--snapshot", is_flag=True, help="Remove rows that the files do not name, for the organizations in them.")
 @click.option(
     "--max-removals",
     type=click.FloatRange(min=0, max=100),
     metavar="PERCENT",
-    help="Load nothing where --snapshot would remove more of a type; 10 by default.",
+    help="Load nothing if --snapshot would remove more of a type; 10 by default.",
 )
-@click.option("--check", "check", is_flag=True, help="Do everything but the commit, and name every error.")
+@click.option("--check", "check", is_flag=True, help="Do everything except commit, and report every error.")
 def load_files(**given: Any) -> None:
-    """Load cases, and all that belongs to them, from NDJSON.
+    """Load cases and their related rows from NDJSON.
 
-    A line is one object with its type and fields; docs/load.md describes them. A line whose id exists
-    replaces that row. All files are loaded, or none; with --each, every line that is right, and the exit
-    status is 1 where others were not. FILE may be - for standard input; one that ends in .gz is unpacked.
+    Each line is one object with its type and fields; docs/load.md describes them. A line replaces the row
+    with the same id. All files are loaded, or none; with --each, every right line is loaded, and the exit
+    status is 1 if any line was wrong. FILE may be - for standard input; a .gz file is decompressed.
 
     \b
     Example:
@@ -204,7 +204,7 @@ def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _
 
 
 def _progress(files: tuple[str, ...]) -> Any:
-    """Return a progress bar on a terminal, and elsewhere what does nothing; with a total if all sizes are known."""
+    """Return a progress bar, disabled without a terminal; it has a total if all sizes are known."""
     from tqdm import tqdm
 
     has_size = all(name != "-" and not name.endswith(".gz") and Path(name).is_file() for name in files)
@@ -213,7 +213,7 @@ def _progress(files: tuple[str, ...]) -> Any:
 
 
 def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptLines"]) -> None:
-    """Write each wrong line as JSON: where it stands, what is wrong, and what it is."""
+    """Write each wrong line as JSON: its position, its error and its text."""
     for name, lines in kept.items():
         wrong = {error.line: error for error in summary.errors if error.file == name}
         for number, text in lines.read(wrong):

@@ -1,4 +1,4 @@
-"""Commands for who operates the service."""
+"""Commands for operators of the service."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -23,13 +23,14 @@ _STATUS_WIDTH: Final = 9
     required=True,
     type=click.IntRange(min=1, max=36_500),
     metavar="DAYS",
-    help="How old an event has to be, in days.",
+    help="The age in days from which events are removed.",
 )
 def prune_events(days: int) -> None:
     """Remove old events of every organization.
 
-    Who asks for what was removed is answered 410, with the position to go on from. Cases and messages stay.
-    What a feed has removed before that time is forgotten, too: a later delivery of it would bring it back.
+    A request for removed events is answered 410, with the position to continue from. Cases and messages
+    stay. Records of what feeds removed before that time are deleted, too: a later delivery of such a row
+    would bring it back.
 
     \b
     Example:
@@ -48,15 +49,15 @@ def prune_events(days: int) -> None:
     "--url",
     metavar="URL",
     callback=accepting(parse_url),
-    help="Where the service answers. Default: CASES_BIND, if anybody listens there.",
+    help="The URL of the service. Default: CASES_BIND, if something listens there.",
 )
 @json_option
 def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT001  click's way to pass a flag
-    """Look for what is wrong here, or soon will be.
+    """Look for problems, present or coming.
 
-    Settings, the database and its schema, rights, clocks, keys and tokens about to end, replicas, and the
-    service itself: a line each with what to do. Nothing is changed, and no secret is shown. The status is
-    1 if a check failed; a warning is none.
+    Checks settings, the database and its schema, rights, clocks, keys and tokens about to expire,
+    replicas, and the service itself, and prints a line for each with what to do. It changes nothing and
+    shows no secret. The status is 1 if a check failed; warnings do not count.
 
     \b
     Example, with the variables of the service:

@@ -1,4 +1,4 @@
-"""Commands about the data of a person: all of it exported, or erased."""
+"""Commands that export or erase all data of a person."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -20,8 +20,8 @@ from cases_service.terminal import printable
 def export_visitor(organization_id: UUID, external_id: str) -> None:
     """Print everything about a visitor as lines.
 
-    They are lines that load takes: visitor, contacts, cases, activities, messages and events, but no notes
-    among users. The same data are the same bytes. The status is 1 if there is no such visitor.
+    The output is lines that load accepts: visitor, contacts, cases, activities, messages and events, but
+    no notes among users. The same data gives the same bytes. The status is 1 if there is no such visitor.
 
     \b
     Example:
@@ -30,7 +30,7 @@ def export_visitor(organization_id: UUID, external_id: str) -> None:
     from cases_service.personal_data import export
 
     with connected() as (connection, _):
-        # As bytes: whatever the locale is, the lines are UTF-8.
+        # As bytes: the lines are UTF-8 in every locale.
         for line in export.export_visitor(connection, organization_id=organization_id, external_id=external_id):
             sys.stdout.buffer.write(line)
 
@@ -43,9 +43,9 @@ def export_visitor(organization_id: UUID, external_id: str) -> None:
 def erase_visitor(organization_id: UUID, external_id: str, *, is_sure: bool, wait: float) -> None:
     """Erase everything about a visitor, for good.
 
-    What export-visitor prints, and the notes among users: all of it, or nothing. Prints a receipt as JSON:
-    when, how many rows of each type, and the SHA-256 of the lines that export-visitor would have printed.
-    Later lines of a load or an import that name the visitor are refused, until allow-visitor lets them in.
+    Removes everything that export-visitor prints, and the notes among users, or nothing. Prints a receipt
+    as JSON: the time, the number of rows of each type, and the SHA-256 of the lines that export-visitor
+    would have printed. Later loads and imports that name the visitor are refused until allow-visitor.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def erase_visitor(organization_id: UUID, external_id: str, *, is_sure: bool, wai
         receipt = erasure.erase_visitor(connection, organization_id=organization_id, external_id=external_id, wait=wait)
         click.echo(msgspec.json.encode(receipt).decode())
         if not erasure.renew_statistics(connection):
-            click.echo("the planner may still know values of what was erased: have the", nl=False, err=True)
+            click.echo("the planner's statistics may still hold erased values: have the", nl=False, err=True)
             click.echo(" owner of the tables run analyze", err=True)
 
 
@@ -79,10 +79,9 @@ def _ask(external_id: str, extent: str) -> None:
 @organization_option
 @external_id_option
 def allow_visitor(organization_id: UUID, external_id: str) -> None:
-    """Let a visitor back in who was erased.
+    """Allow an erased visitor to be loaded again.
 
-    What was erased does not come back by that; the next load or import may bring it. The status is 1 if no
-    such visitor was erased.
+    This restores nothing; the next load or import may. The status is 1 if no such visitor was erased.
 
     \b
     Example:
@@ -92,4 +91,4 @@ def allow_visitor(organization_id: UUID, external_id: str) -> None:
 
     with connected() as (connection, _):
         erasure.allow_visitor(connection, organization_id=organization_id, external_id=external_id)
-    click.echo("the next load or import may bring this visitor back", err=True)
+    click.echo("the next load or import may restore this visitor", err=True)

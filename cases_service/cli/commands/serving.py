@@ -1,4 +1,4 @@
-"""Commands that run the service, and make its database."""
+"""Commands that run the service and create its database."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -16,8 +16,8 @@ from cases_service.cli.options import bind_option, wait_option
 def serve(bind: str | None) -> None:
     """Serve the API.
 
-    Starts without a database too, and answers 503 until it is there. Without DATABASE_URL, the
-    embedded server is started and given its schema first.
+    Starts without a database, too, and answers 503 until it is available. Without DATABASE_URL, it first
+    starts the embedded server and creates the schema there.
 
     \b
     Example:
@@ -42,9 +42,9 @@ def serve(bind: str | None) -> None:
 def demo(bind: str | None) -> None:
     """Serve real data, with a page and curl lines.
 
-    Needs no database and no configuration: it brings a PostgreSQL and public data. They are kept in
-    CASES_DATA_DIR (.cases-data) and used again the next time. The page is a hundred ports further on, or
-    where there is one free. Ctrl-C ends everything.
+    Needs no database and no configuration: it comes with a PostgreSQL and public data. They are kept in
+    CASES_DATA_DIR (.cases-data) and reused the next time. The page is a hundred ports higher, or on any
+    free port. Ctrl-C ends everything.
 
     \b
     Example, a second demo beside the first:
@@ -64,8 +64,8 @@ def demo(bind: str | None) -> None:
 def init_db(wait: float) -> None:
     """Create the schema, or upgrade an older one.
 
-    Safe to repeat, and while the service runs: a table is locked for a moment only, and tried again where
-    somebody holds it. What was done is kept, and the next call goes on from there. Where
+    Safe to repeat, and to run while the service does: it locks a table only for a moment, and retries if
+    another session holds it. Finished steps are kept, and the next call continues from there. If
     CASES_ADMIN_DATABASE_URL is set, the role of DATABASE_URL gets the rights to serve.
 
     \b

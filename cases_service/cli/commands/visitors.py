@@ -1,4 +1,4 @@
-"""Commands about one visitor: its JWTs."""
+"""Commands for a visitor's JWTs."""
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
@@ -78,7 +78,7 @@ def _signing_key(keys: "Sequence[StoredKey]", organization_id: UUID, kid: UUID |
         if not fitting:
             raise AdministrationError(
                 f"organization {organization_id} has no live HMAC signing key:"
-                f" make one with cases-service create-key --organization {organization_id}"
+                f" create one with cases-service create-key --organization {organization_id}"
             )
         return fitting[-1]
     key = next((key for key in keys if key.id == kid), None)
@@ -86,7 +86,7 @@ def _signing_key(keys: "Sequence[StoredKey]", organization_id: UUID, kid: UUID |
         raise AdministrationError(f"organization {organization_id} has no live signing key {kid}")
     if key.algorithm not in HMAC_ALGORITHMS:
         raise AdministrationError(
-            f"signing key {kid} is for {key.algorithm}, and its private key is not here: sign where that is"
+            f"signing key {kid} is for {key.algorithm}, and its private key is not here: sign where it is"
         )
     return key
 
@@ -96,10 +96,10 @@ def _signing_key(keys: "Sequence[StoredKey]", organization_id: UUID, kid: UUID |
 @click.argument("token", metavar="[JWT]", required=False)
 @json_option
 def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None:  # noqa: FBT001  as above
-    """Say what the service thinks of a visitor's JWT.
+    """Check whether the service accepts a visitor's JWT.
 
-    The JWT is the argument or on standard input, where other users of the machine cannot see it. The
-    status is 1 for one that the service would refuse.
+    Give the JWT as the argument, or on standard input, where other users of the machine cannot see it.
+    The status is 1 if the service would refuse it.
 
     \b
     Example:
