@@ -114,7 +114,10 @@ class Load:
         It collects errors in both modes: the caller decides whether to commit.
         """
         work = cls(connection, box=SecretBox([]), options=replace(options, mode="each"), deadline=deadline)
-        work._execute("limit_request", milliseconds=lock_timeout(deadline - monotonic()))
+        milliseconds = lock_timeout(deadline - monotonic())
+        work._execute("limit_request", milliseconds=milliseconds)
+        if work._is_on_citus:
+            limit_waiting(connection, milliseconds=milliseconds)
         return work
 
     def stage(self, source: str, lines: Iterable[tuple[int, bytes]]) -> None:
