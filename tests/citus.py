@@ -32,6 +32,9 @@ WAITING_ON_NODES: Final = (
 )
 """How many sessions wait for what this one holds on nodes: the coordinator's own locks do not show that."""
 
+WAITING: Final = "select 1 from citus_lock_waits"
+"""A row for each session that waits for another one, on whatever node."""
+
 _TRIES: Final = 20
 _SETTINGS: Final = {
     "shared_preload_libraries": "citus",

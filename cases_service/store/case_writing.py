@@ -230,7 +230,8 @@ def _no_such(body: CaseBody, name: str) -> Error:
 
 def _dangling(body: CaseBody, error: psycopg.errors.ForeignKeyViolation) -> ProblemError:
     """Return the error for a reference whose object was removed during the write."""
-    # On Citus a constraint is called after its shard.
-    violated = _SHARD.sub("", error.diag.constraint_name or "")
-    names = [name for name, constraint in REFERENCES.items() if constraint == violated]
+    # Citus names it in the message alone, and after its shard.
+    named = re.findall(r"\w+", error.diag.constraint_name or error.diag.message_primary or "")
+    violated = {_SHARD.sub("", name) for name in named}
+    names = [name for name, constraint in REFERENCES.items() if constraint in violated]
     return invalid(*(_no_such(body, name) for name in names)) if names else UnavailableError()

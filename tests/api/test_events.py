@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from flask.testing import FlaskClient
 
 from cases_service.cli.commands import cli
+from tests import citus
 from tests.api.conversations import Sides, sides_of
 from tests.documents import block
 from tests.factories import LONG_AGO, Organization, assert_problem
@@ -169,7 +170,8 @@ class TestPruning:
             command = [COMMAND, "prune-events", "--older-than", "3"]
             with subprocess.Popen(command, env=environment(DATABASE_URL=database_url)) as pruning:
                 waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%for update%'"
-                wait_for(lambda: watch.execute(waiting).fetchone())
+                statement = citus.WAITING if citus.IS_USED else waiting
+                wait_for(lambda: watch.execute(statement.encode()).fetchone())
                 visitor.commit()
             assert pruning.returncode == 0
         assert [event["position"] for event in aged.events("?after=5").get_json()["results"]] == [6]
