@@ -52,6 +52,6 @@ def test_a_scope_that_is_taken_away_is_missing_in_the_next_request(
 
 @pytest.mark.parametrize("scopes", [[], ["cases"], ["visitors:read", "everything"]])
 def test_the_database_keeps_known_scopes_only_and_at_least_one(organization: Organization, scopes: list[str]) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation) as error:
+    # Citus names the constraint in the message alone.
+    with pytest.raises(psycopg.errors.CheckViolation, match='"api_tokens_scopes_known"'):
         organization.update("api_tokens", "id", organization.token_id, scopes=scopes)
-    assert error.value.diag.constraint_name == "api_tokens_scopes_known"
