@@ -141,7 +141,7 @@ def test_an_export_is_loaded_by_the_lines_of_the_recipe(
     again = organization.connection.execute(
         "select written, stale from import_runs where organization_id = %s order by finished_at", [organization.id]
     ).fetchall()
-    assert again[1] == (0, 7), "every contact and case; of the rest nothing changed"
+    assert again[1] == (0, 8), "every contact, case and removal; of the rest nothing changed"
 
 
 @pytest.fixture
