@@ -187,6 +187,11 @@ def use_every_command_and_the_service(run: Run) -> None:
     assert {findings[check]["status"] for check in ("session", "session of commands", "schema", "rights")} == {"ok"}
     do("retire-key", *of, kid)
     do("revoke-token", *of, token["id"])
+    do("prune-events", "--older-than", "1")
+    visitor = (*of, "--external-id", VISITOR)
+    assert '"subject":"😀' in do("export-visitor", *visitor).out
+    assert json.loads(do("erase-visitor", *visitor, "--yes").out)["removed"]["case"] == 1
+    assert run("allow-visitor", *visitor).status == 0
 
 
 @pytest.mark.parametrize(
