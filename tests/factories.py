@@ -21,6 +21,26 @@ from cases_service.credentials.secret_encryption import SecretBox
 SECRET_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 LONG_AGO = datetime(2015, 8, 31, 16, 32, 17, 879123, tzinfo=UTC)
 
+TABLES = (
+    "organizations",
+    "users",
+    "api_tokens",
+    "signing_keys",
+    "visitors",
+    "contacts",
+    "case_funnel_stages",
+    "cases",
+    "activities",
+    "messages",
+    "event_positions",
+    "events",
+    "import_runs",
+    "removed_rows",
+    "erasure_keys",
+    "erased_visitors",
+)
+"""Every table that holds rows of an organization, in the order of schema.sql."""
+
 
 class Organization:
     """A company with an active subscription, one user, one API token and one HS256 key."""

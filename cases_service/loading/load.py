@@ -18,9 +18,7 @@ from cases_service.loading.files import LoadFile, lines_of
 from cases_service.loading.outcome import DEFAULT_OPTIONS, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, list_existing, record_run
 from cases_service.loading.staged_load import SQL, Load
-from cases_service.loading.statements import (
-    TABLES,
-)
+from cases_service.loading.statements import TABLES
 
 
 def _ignore(_bytes_read: int) -> None:

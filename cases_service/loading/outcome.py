@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
-from cases_service.loading.records import (
-    RECORDS,
-    Reading,
-)
+from cases_service.loading.records import RECORDS, Reading
 
 MAXIMUM_ERRORS: Final = 100
 """How many errors a load keeps by default. It counts all of them."""

@@ -32,31 +32,13 @@ from cases_service.settings import Settings
 from tests import citus
 from tests.api.conversations import Sides, sides_of
 from tests.database.test_roles import ROLES, psql
-from tests.factories import SECRET_KEY, Organization, b64, cases_path, get
+from tests.factories import SECRET_KEY, TABLES, Organization, b64, cases_path, get
 from tests.loading.test_loading import wait_until_blocks
 from tests.process.running import COMMAND, environment
 
 pytestmark = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
 
 NEW_KEY = b64(b"n" * 32) + "="
-TABLES = (
-    "organizations",
-    "users",
-    "api_tokens",
-    "signing_keys",
-    "visitors",
-    "contacts",
-    "case_funnel_stages",
-    "cases",
-    "activities",
-    "messages",
-    "event_positions",
-    "events",
-    "import_runs",
-    "removed_rows",
-    "erasure_keys",
-    "erased_visitors",
-)
 # The service reads none of these.
 UNSERVED = TABLES[-3:]
 

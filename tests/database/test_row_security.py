@@ -18,27 +18,9 @@ from cases_service.database.pipeline import Query, Result, preamble
 from cases_service.database.statements import Statement, number, statements
 from cases_service.settings import Settings
 from cases_service.store.page_statements import case_statement, page_shapes, page_statement
-from tests.factories import LONG_AGO, Organization
+from tests.factories import LONG_AGO, TABLES, Organization
 from tests.statements import as_written
 
-TABLES = (
-    "organizations",
-    "users",
-    "api_tokens",
-    "signing_keys",
-    "visitors",
-    "contacts",
-    "case_funnel_stages",
-    "cases",
-    "activities",
-    "messages",
-    "event_positions",
-    "events",
-    "import_runs",
-    "removed_rows",
-    "erasure_keys",
-    "erased_visitors",
-)
 # What has been removed, and whom an organization has erased, is for who writes.
 UNSERVED = ("removed_rows", "erasure_keys", "erased_visitors")
 SERVED = tuple(table for table in TABLES if table not in UNSERVED)

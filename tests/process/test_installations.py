@@ -28,7 +28,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.migrations import init_db
 from cases_service.embedded.server import _find_programs
 from tests.documents import ROOT, block, run
-from tests.factories import LONG_AGO, SECRET_KEY, Organization, Visitor, cases_path
+from tests.factories import LONG_AGO, SECRET_KEY, TABLES, Organization, Visitor, cases_path
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
 from tests.process.running import COMMAND, LOOPBACK, Answer, Service, environment, wait_for
 from tests.process.test_consistency import Walker
@@ -420,26 +420,6 @@ class Move:
     def rows_at(self, installation: Installation) -> dict[str, list[Any]]:
         """Return every row of the organization, without when a token or key was last used."""
         return {table: rows_of(installation.connection, table, self.organization.id) for table in TABLES}
-
-
-TABLES = (
-    "organizations",
-    "users",
-    "api_tokens",
-    "signing_keys",
-    "visitors",
-    "contacts",
-    "case_funnel_stages",
-    "cases",
-    "activities",
-    "messages",
-    "event_positions",
-    "events",
-    "import_runs",
-    "removed_rows",
-    "erasure_keys",
-    "erased_visitors",
-)
 
 
 def rows_of(connection: psycopg.Connection, table: str, organization_id: UUID) -> list[Any]:
