@@ -2,8 +2,8 @@
 --
 -- As a superuser, on the coordinator, after init-db and before the first load; then restart the service:
 --     psql --set ON_ERROR_STOP=1 --single-transaction --file deploy/citus.sql "$DATABASE_URL"
--- It is safe to repeat. Later releases' init-db distributes the tables that it adds. What has to be known besides is in
--- docs/scaling.md.
+-- It is safe to repeat, and to be repeated after an upgrade of the service. Later releases' init-db distributes the
+-- tables that it adds. What has to be known besides is in docs/scaling.md.
 
 create extension if not exists citus;
 
@@ -182,5 +182,77 @@ end
 $body$;
 
 select distribute_tables();
+
+-- Answers a statement about an organization on the node that has it, on the shards of its tables, with a plan that is
+-- kept: Citus passes the call on as it is, where it would plan a statement twice for each request. The service makes the
+-- statement (cases_service/database/node_call.py); whoever calls needs the rights for what it reads.
+--   notes       whether the organization's internal notes are shown
+--   name        tells the statement from others
+--   statement   with %1$s in place of the first of the tables, %2$s of the second, and so on
+--   parameters  its values, as text
+-- A table name that is not there means that the shard has moved away: whoever asks once more, asks the other node.
+create or replace function ask_organization(
+    organization_id uuid, notes boolean, name text, statement text, tables text[], parameters text[]
+) returns bytea[] language plpgsql
+    set search_path from current
+    -- Sessions between nodes know nothing of the service's session: its plans by index, one for all values, and its form
+    -- of text.
+    set plan_cache_mode = 'force_generic_plan'
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+    set row_security = on
+    set timezone = 'UTC'
+    set datestyle = 'ISO'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+    as $body$
+declare
+    prepared text := format('%s %s', get_shard_id_for_distribution_column('organizations', organization_id), name);
+    question text := format(
+        'execute %I(%s)', prepared, (select string_agg(quote_nullable(p.value), ',') from unnest(parameters) as p (value))
+    );
+    answer bytea[];
+    oldest text;
+begin
+    perform set_config('transaction_read_only', 'on', true), set_config('cases.organization_id', organization_id::text, true);
+    if notes then
+        perform set_config('cases.private_notes', 'shown', true);
+    end if;
+    begin
+        execute question into answer;
+        return answer;
+    exception
+        when invalid_sql_statement_name then null; -- the first time in this session
+    end;
+    -- A plan takes a megabyte or more, and nobody else sees to it that a session between nodes keeps so many.
+    for oldest in
+        select p.name from pg_prepared_statements p where p.name ~ '^[0-9]+ [0-9a-f]{32}$'
+        order by p.prepare_time desc
+        offset 99
+    loop
+        execute format('deallocate %I', oldest);
+    end loop;
+    execute format(
+        'prepare %I as %s',
+        prepared,
+        format(statement, variadic array(
+            select shard_name(t.name::regclass, get_shard_id_for_distribution_column(t.name, organization_id))
+            from unnest(tables) with ordinality as t (name, place)
+            order by t.place
+        ))
+    );
+    execute question into answer;
+    return answer;
+end
+$body$;
+
+select create_distributed_function(
+    'ask_organization(uuid, boolean, text, text, text[], text[])', 'organization_id', colocate_with => 'organizations'
+);
 
 -- The views stay what they are: the coordinator puts their tables into a statement before it looks for shards.

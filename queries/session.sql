@@ -24,8 +24,18 @@ where name = 'default_transaction_read_only' and setting = 'on' and source in ('
 
 -- name: get_server
 -- Whether the server follows another one; the process that answers, which behind a pooler differs from the one named at
--- the start; and whether the database uses Citus, which passes statements on to other servers.
-select pg_is_in_recovery(), pg_backend_pid(), to_regclass('pg_catalog.pg_dist_partition') is not null;
+-- the start; whether the database uses Citus, which passes statements on to other servers; and whether this role may
+-- call what deploy/citus.sql makes.
+select
+    pg_is_in_recovery(),
+    pg_backend_pid(),
+    to_regclass('pg_catalog.pg_dist_partition') is not null,
+    coalesce(
+        has_function_privilege(
+            to_regprocedure('ask_organization(uuid, boolean, text, text, text[], text[])'), 'execute'
+        ),
+        false
+    );
 
 -- name: is_citus
 select to_regclass('pg_catalog.pg_dist_partition') is not null;
@@ -49,6 +59,16 @@ select set_config('cases.organization_id', :organization_id, true);
 -- name: show_notes
 -- For the rest of the transaction: an organization sees its users' notes.
 select set_config('cases.private_notes', 'shown', true);
+
+-- name: plan_with_values
+-- For the rest of the transaction: Citus finds the node for a call by the organization's value, not by a parameter.
+select set_config('plan_cache_mode', 'force_custom_plan', true);
+
+-- name: ask_organization
+-- One call for the node of an organization, on Citus: see cases_service/database/node_call.py and deploy/citus.sql.
+select ask_organization(
+    :organization_id::uuid, :notes::boolean, :name::text, :statement::text, :tables::text[], :parameters::text[]
+);
 
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.

@@ -20,6 +20,7 @@ from cases_service.database import session_settings
 from cases_service.database.connection import Connection
 from cases_service.database.fair_turns import THE_SERVICE, FairTurns, Whose
 from cases_service.database.lost_connections import ConnectionLostError, hung_up, repeated, translated
+from cases_service.database.node_call import CallingExchange
 from cases_service.database.pipeline import Exchange, Query
 from cases_service.database.primary import STANDBY
 from cases_service.database.statements import statements
@@ -180,29 +181,30 @@ class Database(Reader):
         connection.adapters.register_loader("uuid", TextLoader)
         connection.adapters.register_loader("timestamptz", TextLoader)
         session_settings.complete(connection)
-        is_citus = self._check_server(connection)
+        is_citus, calls = self._check_server(connection)
         names = [*self._session, *session_settings.PINNED_WHERE_KNOWN]
         found = dict(connection.execute(_SQL["get_session"], {"names": names}, prepare=False).fetchall())
         if dropped := session_settings.dropped_settings(found, self._session):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
         prepares = self._prepare_threshold is not None
-        connection.exchange = Exchange(
+        kind = CallingExchange if is_citus and calls else Exchange
+        connection.exchange = kind(
             connection, answer_timeout=self._answer_timeout, prepares=prepares, is_citus=is_citus
         )
         # Only the first connection checks: the lock is never released.
         if self._row_security_looked_at.acquire(blocking=False):
             self._look_at_row_security(connection)
 
-    def _check_server(self, connection: Connection) -> bool:
-        """Return whether the tables are Citus'."""
+    def _check_server(self, connection: Connection) -> tuple[bool, bool]:
+        """Return whether the tables are Citus', and whether this role may call ask_organization() there."""
         row = connection.execute(_SQL["get_server"], prepare=False).fetchone()
-        is_in_recovery, backend, is_citus = row or (True, 0, False)
+        is_in_recovery, backend, is_citus, calls = row or (True, 0, False, False)
         if is_in_recovery and not self._may_follow:
             log.error("server_in_recovery", advice="see Fail-over in docs/operations.md")
             raise psycopg.OperationalError(f"the server {STANDBY}")
         self._is_pooled = backend != connection.info.backend_pid
-        return bool(is_citus)
+        return bool(is_citus), bool(calls)
 
     @property
     def _prepare_threshold(self) -> int | None:

@@ -19,7 +19,7 @@ from uuid import UUID
 import psycopg
 from psycopg import abc, sql
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from cases_service.database.statements import Statement, numbered
@@ -56,6 +56,8 @@ class Query(Generic[T_co]):
     statement: Statement
     parameters: Mapping[str, Any]
     read: Callable[[Result], T_co]
+    is_binary: bool = False
+    """Whether the result comes in binary form."""
 
 
 class Exchange:
@@ -143,6 +145,18 @@ class Exchange:
         answers = results[len(results) - len(end) - len(queries) : len(results) - len(end)]
         return [query.read(_loaded(transformer, result)) for query, result in zip(queries, answers, strict=True)]
 
+    def describe(self, statement: Statement) -> PGresult:
+        """Return the server's description of a statement's columns, which has no rows.
+
+        Raises:
+            psycopg.Error: As in `ask`.
+
+        """
+        prepare = partial(self._pgconn.send_prepare, b"", statement.text)
+        results = self._run([prepare, partial(self._pgconn.send_describe_prepared, b"")])
+        self._check(results)
+        return results[1]
+
     def _preparations(self, queries: Sequence[Query[Any]]) -> dict[bytes, Send]:
         """Return the sends that prepare the statements not prepared yet."""
         wanted = (query.statement for query in queries if self.prepares)
@@ -161,13 +175,12 @@ class Exchange:
         return [partial(self._pgconn.send_close_prepared, name) for name in surplus]
 
     def _send_query(self, query: Query[Any], transformer: abc.Transformer) -> Send:
-        # Values are sent as text and the server infers their types: one plan for a statement, whatever the numbers'
-        # sizes.
-        values = [query.parameters[name] for name in query.statement.parameters]
-        dumped = transformer.dump_sequence(values, [PyFormat.TEXT] * len(values))
+        values = dumped(query, transformer)
         if self.prepares:
-            return partial(self._pgconn.send_query_prepared, query.statement.name, dumped)
-        return partial(self._pgconn.send_query_params, query.statement.text, dumped)
+            send = partial(self._pgconn.send_query_prepared, query.statement.name, values)
+        else:
+            send = partial(self._pgconn.send_query_params, query.statement.text, values)
+        return partial(send, result_format=Format.BINARY) if query.is_binary else send
 
     def _run(self, commands: Sequence[bytes | Send]) -> list[PGresult]:
         """Send all commands at once, and return the result of each; after a failure the server skips the rest."""
@@ -250,6 +263,15 @@ def _naming(organization_id: UUID, *, notes: bool) -> tuple[Query[Any], ...]:
     """Return the queries that set the same on a server other than Citus."""
     naming = Query(_NAMING, {"organization_id": str(organization_id)}, _nothing)
     return (Query(_SHOWING, {}, _nothing), naming) if notes else (naming,)
+
+
+def dumped(query: Query[Any], transformer: abc.Transformer) -> Sequence[abc.Buffer | None]:
+    """Return a query's values in the order of its statement's parameters.
+
+    They are sent as text and the server infers their types: one plan for a statement, whatever the numbers' sizes.
+    """
+    values = [query.parameters[name] for name in query.statement.parameters]
+    return transformer.dump_sequence(values, [PyFormat.TEXT] * len(values))
 
 
 def _nothing(_: Result) -> None:

@@ -250,6 +250,8 @@ STAND_IN = """
             insert into pg_dist_partition (logicalrelid, together)
             values (name::regclass, key || ' of ' || coalesce(colocate_with, name));
         end;
+    create function create_distributed_function(name regprocedure, argument text, colocate_with text) returns void
+        begin atomic end;
 """
 
 
