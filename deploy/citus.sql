@@ -214,7 +214,9 @@ create or replace function ask_organization(
 declare
     prepared text := format('%s %s', get_shard_id_for_distribution_column('organizations', organization_id), name);
     question text := format(
-        'execute %I(%s)', prepared, (select string_agg(quote_nullable(p.value), ',') from unnest(parameters) as p (value))
+        'execute %I%s',
+        prepared,
+        (select '(' || string_agg(quote_nullable(p.value), ',') || ')' from unnest(parameters) as p (value))
     );
     answer bytea[];
     oldest text;
