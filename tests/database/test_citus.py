@@ -765,9 +765,12 @@ class TestFaults:
         self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
     ) -> None:
         _, made = own
+        with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+            connection.execute(f"alter role {made.name}_service set track_functions = 'pl'".encode())
         app = create_app(made.settings)
         client = app.test_client()
         node, organization = next(iter(places.items()))
+        calls = calls_of(made)
         visitor = organization.visitor()
         visitor.cases(5)
         path, expected = visitor.path, None
@@ -786,8 +789,10 @@ class TestFaults:
             thread.start()
         try:
             with psycopg.connect(made.superuser_url, autocommit=True) as connection:
-                for _ in range(2):
+                for _ in range(4):
                     move(connection, organization.id)
+                    # What it has left behind goes away under those who ask.
+                    connection.execute("call citus_cleanup_orphaned_resources()")
                 assert node_of(connection, organization.id) == node
         finally:
             stop.set()
@@ -797,6 +802,22 @@ class TestFaults:
         assert {status for status, _ in answers} == {200}
         assert all(document == expected for _, document in answers)
         assert len(answers) > 10
+        # Nobody went back to the statements themselves.
+        deadline = time.monotonic() + 20
+        while calls_of(made) - calls < len(answers):
+            assert time.monotonic() < deadline
+
+
+def calls_of(made: Installation) -> int:
+    """Return how often the nodes have answered a call, by sessions that have ended."""
+    with psycopg.connect(made.superuser_url) as connection:
+        row = connection.execute(
+            "select coalesce(sum(result::bigint), 0) from run_command_on_workers("
+            " $$select calls from pg_stat_user_functions where funcname = 'ask_organization'$$)"
+            " where success and result <> ''"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
 
 
 def node_of(connection: psycopg.Connection, organization_id: UUID) -> str:
