@@ -19,6 +19,7 @@ import psycopg
 from cases_service.cases import timestamps as instants
 from cases_service.credentials.secret_encryption import SecretBox, SecretNotOpenedError
 from cases_service.database import server_state, session_settings
+from cases_service.database.command_connection import is_citus
 from cases_service.database.connection import Connection
 from cases_service.database.migrations import SCHEMA_VERSION, version_of
 from cases_service.database.primary import STANDBY, is_standby
@@ -120,6 +121,8 @@ def _examine_database(database: CommandDatabase) -> Iterator[Finding]:
         yield _found("database", partial(_check_server, service))
         yield _found("session", partial(_check_session, service, of_service(settings)))
         yield _found("clock", partial(_check_clock, service))
+        if is_citus(service):
+            yield _found("Citus", partial(_check_calls, service))
         try:
             admin = stack.enter_context(database.connect(with_schema=False))
         except NoDatabaseError as error:
@@ -176,6 +179,17 @@ def _check_session(connection: AnyConnection, asked: dict[str, str]) -> Verdict:
     if dropped := dropped_settings(found, asked):
         return "failure", f"not what was asked for: {', '.join(dropped)}; see PgBouncer in docs/scaling.md"
     return "ok", f"{len(found)} settings are as the statements need them"
+
+
+def _check_calls(connection: AnyConnection) -> Verdict:
+    """Look whether requests are asked by calls that the nodes answer."""
+    *_, calls = connection.execute(_SESSION["get_server"]).fetchone() or (False,)
+    if not calls:
+        return "warning", (
+            "requests take several times as long as they need to, for want of a function: run deploy/citus.sql again,"
+            " and restart the service (docs/scaling.md)"
+        )
+    return "ok", "each request is one call, which the node of its organization answers"
 
 
 def _check_clock(connection: AnyConnection) -> Verdict:

@@ -39,6 +39,7 @@ from tests.process.running import COMMAND, environment
 pytestmark = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
 
 NEW_KEY = b64(b"n" * 32) + "="
+FUNCTION = "ask_organization(uuid, boolean, text, text, text[], text[])"
 # The service reads none of these.
 UNSERVED = TABLES[-3:]
 
@@ -355,6 +356,19 @@ class TestCommands:
         assert found["administration"] == ("ok", "the role of the commands sees every organization")
         assert str(company.id) in found["API tokens"][1]
         assert str(company.id) in found["feeds"][1]
+        assert found["Citus"][0] == "ok"
+
+    def test_doctor_says_that_the_function_of_calls_is_missing(
+        self, installation: Installation, superuser: psycopg.Connection
+    ) -> None:
+        superuser.execute(f"revoke execute on function {FUNCTION} from public".encode())
+        try:
+            said = json.loads(installation.run("doctor", "--json"))
+        finally:
+            superuser.execute(f"grant execute on function {FUNCTION} to public".encode())
+        (found,) = (one for one in said if one["check"] == "Citus")
+        assert found["status"] == "warning"
+        assert "deploy/citus.sql" in found["message"]
 
     def test_a_person_is_exported_and_erased_and_does_not_come_back(
         self, installation: Installation, sides: Sides, superuser: psycopg.Connection, tmp_path: Path

@@ -27,6 +27,7 @@ from tests.statements import rendered_statements, statements_of_requests
 on_citus = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
 
 AT_ONCE = 8
+FUNCTION = "ask_organization(uuid, boolean, text, text, text[], text[])"
 KEPT = 100
 READ_BESIDES = ("conversations", "events", "import_runs")
 AWKWARD = ["", "NULL", 'a "quoted" \\ backslash', "{a,b}", "(1,2)", "Ünï\u2028😀", "%1$s $1 %s", "line\nbreak\ttab"]
@@ -259,19 +260,35 @@ class TestTheCall:
         before.open()
         expected = before.ask(organization.id, query)
         assert expected is not None
-        name = "ask_organization(uuid, boolean, text, text, text[], text[])"
-        connection.execute(f"alter function {name} rename to unknown".encode())
+        connection.execute(f"alter function {FUNCTION} rename to unknown".encode())
         try:
             assert before.ask(organization.id, query) == expected
             after.open()
             assert after.ask(organization.id, query) == expected
             assert after.read(lambda one: type(one.exchange)) is Exchange
         finally:
-            connection.execute(
-                f"alter function {name.replace('ask_organization', 'unknown')} rename to ask_organization".encode()
-            )
+            renamed = FUNCTION.replace("ask_organization", "unknown")
+            connection.execute(f"alter function {renamed} rename to ask_organization".encode())
             before.close()
             after.close()
+
+    def test_where_the_node_has_no_shard_the_statements_are_asked_themselves(
+        self, database: Database, connection: psycopg.Connection, database_url: str, organization: Organization
+    ) -> None:
+        visitor = organization.visitor()
+        query = cases.get_visitor(organization_id=organization.id, external_id=visitor.external_id)
+        expected = database.ask(organization.id, query)
+        assert expected is not None
+        body = "$$ begin raise undefined_table; end $$"
+        names = "organization_id uuid, notes boolean, name text, statement text, tables text[], parameters text[]"
+        connection.execute(
+            f"create or replace function ask_organization({names}) returns bytea[] language plpgsql as {body}".encode()
+        )
+        try:
+            assert database.ask(organization.id, query) == expected
+        finally:
+            citus.distribute(database_url)
+        assert database.ask(organization.id, query) == expected
 
 
 def neighbour_of(organization: Organization, box: Any) -> Organization:
