@@ -2,17 +2,18 @@
 
 Each database is given as NAME=URL, for a superuser, with the schema (and on Citus after deploy/citus.sql). It is
 filled, where it is empty, with 40 organizations of 2,500 cases each. The service's role and its exchange ask for pages
-of 25 with what the API token opens, one at a time over one connection, by turns. It prints the medians of the rounds.
+of 25, single cases and pages of the organization's own, each with what the API token opens, one at a time over one
+connection, by turns. It prints the medians of the rounds.
 """
 
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import median
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -20,10 +21,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cases_service.cases.filters import Filters
+from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import init_db
+from cases_service.database.pipeline import Query
 from cases_service.settings import Settings
-from cases_service.store import cases
+from cases_service.store import cases, organization_pages
 
 ORGANIZATIONS: Final = 40
 VISITORS: Final = 100
@@ -69,28 +72,33 @@ _FILL: Final = (
 
 
 def main() -> None:
-    """Run, and print a line for each database."""
+    """Run, and print a line for each request and database."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.citus", description=__doc__)
     parser.add_argument("databases", nargs="+", metavar="NAME=URL")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--pages", type=int, default=50, help="pages of a round")
+    parser.add_argument("--pages", type=int, default=50, help="requests of a round")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         opened: dict[str, Database] = {}
         for given in arguments.databases:
             name, _, url = given.partition("=")
             opened[name] = stack.enter_context(_opened(url))
-        for database in opened.values():
-            _round(database, arguments.pages)
-        rounds = [
-            {name: _round(database, arguments.pages) for name, database in opened.items()}
-            for _ in range(arguments.rounds)
-        ]
-    first = next(iter(opened))
-    for name in opened:
+        for asked, query in _ASKED.items():
+            for database in opened.values():
+                _round(database, query, max(arguments.pages, ORGANIZATIONS))
+            rounds = [
+                {name: _round(database, query, arguments.pages) for name, database in opened.items()}
+                for _ in range(arguments.rounds)
+            ]
+            _report(asked, rounds)
+
+
+def _report(asked: str, rounds: list[dict[str, float]]) -> None:
+    first = next(iter(rounds[0]))
+    for name in rounds[0]:
         ms = median(one[name] for one in rounds) * 1000
         ratio = median(one[name] / one[first] for one in rounds)
-        sys.stdout.write(f"{name}: {ms:.2f} ms, {ratio:.2f} times {first}\n")
+        sys.stdout.write(f"{asked}, {name}: {ms:.2f} ms, {ratio:.2f} times {first}\n")
 
 
 @contextmanager
@@ -115,15 +123,8 @@ def _opened(url: str) -> Iterator[Database]:
         database.close()
 
 
-def _round(database: Database, pages: int) -> float:
-    """Return the median of the seconds that a page takes."""
-    return median(_seconds(database, number) for number in range(pages))
-
-
-def _seconds(database: Database, number: int) -> float:
-    organization_id = _uuid_of(f"organization {1 + number % ORGANIZATIONS}")
-    access = cases.get_access(organization_id=organization_id, token_hash=b"\0" * 32)
-    page = cases.list_cases(
+def _page(organization_id: UUID, number: int) -> Query[Any]:
+    return cases.list_cases(
         organization_id=organization_id,
         external_id=f"visitor-{1 + number % VISITORS}",
         ordering="-created_at",
@@ -132,11 +133,40 @@ def _seconds(database: Database, number: int) -> float:
         cursor=None,
         page_size=25,
     )
+
+
+def _case(organization_id: UUID, number: int) -> Query[Any]:
+    visitor = 1 + number % VISITORS
+    case_id = _uuid_of(f"case {visitor}-{1 + number % 25}")
+    return cases.get_case(
+        organization_id=organization_id, external_id=f"visitor-{visitor}", case_id=case_id, fields=None
+    )
+
+
+def _organization_page(organization_id: UUID, _: int) -> Query[Any]:
+    filters = OrganizationFilters(common=Filters())
+    return organization_pages.list_cases(
+        organization_id=organization_id, ordering="-created_at", filters=filters, fields=None, cursor=None, page_size=25
+    )
+
+
+_ASKED: Final = {"page": _page, "case": _case, "organization's page": _organization_page}
+
+
+def _round(database: Database, query: Callable[[UUID, int], Query[Any]], number: int) -> float:
+    """Return the median of the seconds that a request takes."""
+    return median(_seconds(database, query, one) for one in range(number))
+
+
+def _seconds(database: Database, query: Callable[[UUID, int], Query[Any]], number: int) -> float:
+    organization_id = _uuid_of(f"organization {1 + number % ORGANIZATIONS}")
+    access = cases.get_access(organization_id=organization_id, token_hash=b"\0" * 32)
+    asked = query(organization_id, number)
     started = perf_counter()
-    _, found = database.ask_both(organization_id, access, page)
+    _, found = database.ask_both(organization_id, access, asked)
     seconds = perf_counter() - started
-    if found is None or len(found.rows) != 25:  # noqa: PLR2004
-        sys.exit("expected a page of 25 cases")
+    if not (found.case if isinstance(found, cases.Found) else len(found.rows) == 25):  # noqa: PLR2004
+        sys.exit("expected a case, or 25 of them")
     return seconds
 
 

