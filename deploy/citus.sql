@@ -190,7 +190,7 @@ select distribute_tables();
 --   name        tells the statement from others
 --   statement   with %1$s in place of the first of the tables, %2$s of the second, and so on
 --   parameters  its values, as text
--- A table name that is not there means that the shard has moved away: whoever asks once more, asks the other node.
+-- An undefined table means that the shard has moved away: whoever asks once more, asks the other node.
 create or replace function ask_organization(
     organization_id uuid, notes boolean, name text, statement text, tables text[], parameters text[]
 ) returns bytea[] language plpgsql
@@ -212,13 +212,15 @@ create or replace function ask_organization(
     set bytea_output = 'hex'
     as $body$
 declare
-    prepared text := format('%s %s', get_shard_id_for_distribution_column('organizations', organization_id), name);
+    shard bigint := get_shard_id_for_distribution_column('organizations', organization_id);
+    prepared text := format('%s %s', shard, name);
     question text := format(
         'execute %I%s',
         prepared,
         (select '(' || string_agg(quote_nullable(p.value), ',') || ')' from unnest(parameters) as p (value))
     );
     answer bytea[];
+    is_new boolean := false;
     oldest text;
 begin
     perform set_config('transaction_read_only', 'on', true), set_config('cases.organization_id', organization_id::text, true);
@@ -227,28 +229,37 @@ begin
     end if;
     begin
         execute question into answer;
-        return answer;
     exception
-        when invalid_sql_statement_name then null; -- the first time in this session
+        when invalid_sql_statement_name then is_new := true; -- in this session
     end;
-    -- A plan takes a megabyte or more, and nobody else sees to it that a session between nodes keeps so many.
-    for oldest in
-        select p.name from pg_prepared_statements p where p.name ~ '^[0-9]+ [0-9a-f]{32}$'
-        order by p.prepare_time desc
-        offset 99
-    loop
-        execute format('deallocate %I', oldest);
-    end loop;
-    execute format(
-        'prepare %I as %s',
-        prepared,
-        format(statement, variadic array(
-            select shard_name(t.name::regclass, get_shard_id_for_distribution_column(t.name, organization_id))
-            from unnest(tables) with ordinality as t (name, place)
-            order by t.place
-        ))
-    );
-    execute question into answer;
+    if is_new then
+        -- A plan takes about a megabyte, and nobody else sees to it that a session between nodes keeps so many.
+        for oldest in
+            select p.name from pg_prepared_statements p where p.name ~ '^[0-9]+ [0-9a-f]{32}$'
+            order by p.prepare_time desc
+            offset 99
+        loop
+            execute format('deallocate %I', oldest);
+        end loop;
+        execute format(
+            'prepare %I as %s',
+            prepared,
+            format(statement, variadic array(
+                select shard_name(t.name::regclass, get_shard_id_for_distribution_column(t.name, organization_id))
+                from unnest(tables) with ordinality as t (name, place)
+                order by t.place
+            ))
+        );
+        execute question into answer;
+    end if;
+    -- The tables of a shard that has moved stay for a while. This comes last: what was read before it was true then.
+    if not exists (
+        select
+        from pg_dist_placement p
+        where p.shardid = shard and p.groupid = (select l.groupid from pg_dist_local_group l)
+    ) then
+        raise undefined_table using message = 'the shard has moved away';
+    end if;
     return answer;
 end
 $body$;
