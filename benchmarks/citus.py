@@ -1,9 +1,10 @@
 """Measures a visitor's page on databases side by side: on Citus, and on the same PostgreSQL without it.
 
-Each database is given as NAME=URL, for a superuser, with the schema (and on Citus after deploy/citus.sql). It is
-filled, where it is empty, with 40 organizations of 2,500 cases each. The service's role and its exchange ask for pages
-of 25, single cases and pages of the organization's own, each with what the API token opens, one at a time over one
-connection, by turns. It prints the medians of the rounds.
+Each database is given as NAME=URL, for a superuser, with the schema (and on Citus after deploy/citus.sql). The name
+"nodes" stands for a Citus whose nodes are connected to, as with CASES_CITUS_NODES. A database is filled, where it is
+empty, with 40 organizations of 2,500 cases each. The service's role and its exchange ask for pages of 25, single cases
+and pages of the organization's own, each with what the API token opens, one at a time over one connection, by turns. It
+prints the medians of the rounds.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from cases_service.cases.filters import Filters
 from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import init_db
+from cases_service.database.nodes import DatabaseOfNodes
 from cases_service.database.pipeline import Query
 from cases_service.settings import Settings
 from cases_service.store import cases, organization_pages
@@ -82,7 +84,7 @@ def main() -> None:
         opened: dict[str, Database] = {}
         for given in arguments.databases:
             name, _, url = given.partition("=")
-            opened[name] = stack.enter_context(_opened(url))
+            opened[name] = stack.enter_context(_opened(url, has_nodes=name == "nodes"))
         for asked, query in _ASKED.items():
             for database in opened.values():
                 _round(database, query, max(arguments.pages, ORGANIZATIONS))
@@ -102,7 +104,7 @@ def _report(asked: str, rounds: list[dict[str, float]]) -> None:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Database]:
+def _opened(url: str, *, has_nodes: bool = False) -> Iterator[Database]:
     """Lend the database as the service opens it, filled."""
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("select from pg_roles where rolname = %s", [_ROLE]).fetchone() is None:
@@ -115,7 +117,8 @@ def _opened(url: str) -> Iterator[Database]:
                 connection.execute(statement.encode(), given)
         generic = connection.execute("select current_setting('cases.generic_plans', true)").fetchone() != ("off",)
     settings = Settings(database_url=url, workers=1, threads=1, pool_size=1, generic_plans=generic)
-    database = Database(make_conninfo(url, user=_ROLE, password=_ROLE), settings)
+    kind = DatabaseOfNodes if has_nodes else Database
+    database = kind(make_conninfo(url, user=_ROLE, password=_ROLE), settings)
     database.open()
     try:
         yield database

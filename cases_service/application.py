@@ -25,6 +25,7 @@ from cases_service.api.request import CasesRequest, current_request
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection import query_count
 from cases_service.database.connection_pool import Database
+from cases_service.database.nodes import DatabaseOfNodes
 from cases_service.observability import metrics, request_log, tracing
 from cases_service.observability.logs import configure, method_label
 from cases_service.problems import NotFoundError, OverloadedError
@@ -90,7 +91,8 @@ def create_app(settings: Settings | None = None, demo_credentials: DemoCredentia
     """
     if settings is None:
         settings, demo_credentials = read_settings(), inherited_demo_credentials()
-    database = Database(settings.require_database_url(), settings)
+    kind = DatabaseOfNodes if settings.citus_nodes else Database
+    database = kind(settings.require_database_url(), settings)
     configure(settings)
     app = Application("cases_service", static_folder=None)
     service = Service(settings, database, SecretBox(settings.secret_keys), demo_credentials)

@@ -174,6 +174,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="Whether a statement has one plan for all its values. On Citus it changes nothing."),
     ] = field(name="CASES_GENERIC_PLANS", default=True)
+    citus_nodes: Annotated[
+        bool,
+        Meta(
+            description="On Citus, whether requests that read connect to the node that has the organization; `true` or"
+            " `false`."
+        ),
+    ] = field(name="CASES_CITUS_NODES", default=False)
     connect_timeout: Annotated[
         int, Meta(ge=2, le=60, description="How long one attempt to reach the database may take, in seconds.")
     ] = field(name="CASES_CONNECT_TIMEOUT", default=2)

@@ -70,6 +70,12 @@ select ask_organization(
     :organization_id::uuid, :notes::boolean, :name::text, :statement::text, :tables::text[], :parameters::text[]
 );
 
+-- name: find_node
+-- The node of Citus that has the shard of an organization.
+select p.nodename, p.nodeport
+from pg_dist_shard_placement p
+where p.shardid = get_shard_id_for_distribution_column('organizations', :organization_id::uuid);
+
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.
 -- Null without a schema.

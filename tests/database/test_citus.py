@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -20,12 +21,13 @@ from click.testing import CliRunner
 from flask.testing import FlaskClient
 from psycopg.conninfo import make_conninfo
 
-from cases_service.application import create_app
+from cases_service.application import Application, create_app
 from cases_service.cli.commands import cli
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database import migrations
 from cases_service.database.migrations import SCHEMA_VERSION
 from cases_service.demo.demo import DEMO_DATA
+from cases_service.embedded import supervisor
 from cases_service.embedded.command_database import CommandDatabase
 from cases_service.personal_data.export import export_visitor
 from cases_service.settings import Settings
@@ -709,25 +711,34 @@ def own() -> Iterator[tuple[citus.Cluster, Installation]]:
         yield cluster, made
 
 
+@pytest.fixture
+def places(own: tuple[citus.Cluster, Installation]) -> Iterator[dict[str, Organization]]:
+    """An organization on each of the workers, by the worker's name."""
+    _, made = own
+    found: dict[str, Organization] = {}
+    with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+        while len(found) < 2:
+            organization = Organization(connection, SecretBox([SECRET_KEY]))
+            found.setdefault(node_of(connection, organization.id), organization)
+        yield found
+
+
+@pytest.fixture(params=[False, True], ids=["coordinator", "nodes"])
+def serving(own: tuple[citus.Cluster, Installation], request: pytest.FixtureRequest) -> Iterator[Application]:
+    """A service that asks the coordinator alone, and one that connects to the nodes, too."""
+    app = create_app(msgspec.structs.replace(own[1].settings, citus_nodes=request.param))
+    yield app
+    app.close()
+
+
 class TestFaults:
     """On a cluster of their own, which has a node stopped."""
 
-    @pytest.fixture
-    def places(self, own: tuple[citus.Cluster, Installation]) -> Iterator[dict[str, Organization]]:
-        """An organization on each of the workers, by the worker's name."""
-        _, made = own
-        found: dict[str, Organization] = {}
-        with psycopg.connect(made.superuser_url, autocommit=True) as connection:
-            while len(found) < 2:
-                organization = Organization(connection, SecretBox([SECRET_KEY]))
-                found.setdefault(node_of(connection, organization.id), organization)
-            yield found
-
     def test_where_a_node_is_down_its_organizations_are_told_so_and_others_are_served(
-        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], serving: Application
     ) -> None:
-        cluster, made = own
-        app = create_app(made.settings)
+        cluster, _ = own
+        app = serving
         client = app.test_client()
         paths = {node: organization.visitor().path for node, organization in places.items()}
         server = cluster.servers[1]
@@ -748,7 +759,6 @@ class TestFaults:
                 assert time.monotonic() < deadline
         finally:
             server.start()
-            app.close()
 
     def test_an_erasure_whose_node_goes_away_leaves_everything(
         self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
@@ -775,13 +785,14 @@ class TestFaults:
         assert made.run("export-visitor", *whom) == before
         assert json.loads(made.run("erase-visitor", "--yes", *whom))["removed"]["case"] == 2
 
+    @pytest.mark.parametrize("nodes", [False, True])
     def test_a_shard_that_moves_is_followed(
-        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], nodes: bool
     ) -> None:
         _, made = own
         with psycopg.connect(made.superuser_url, autocommit=True) as connection:
             connection.execute(f"alter role {made.name}_service set track_functions = 'pl'".encode())
-        app = create_app(made.settings)
+        app = create_app(msgspec.structs.replace(made.settings, citus_nodes=nodes))
         client = app.test_client()
         node, organization = next(iter(places.items()))
         calls = calls_of(made)
@@ -821,6 +832,143 @@ class TestFaults:
         while calls_of(made) - calls < len(answers):
             assert time.monotonic() < deadline
 
+    def test_what_a_moved_shard_has_left_behind_is_not_read(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+    ) -> None:
+        _, made = own
+        node, organization = next(iter(places.items()))
+        _, workers = citus.nodes_of(made.superuser_url)
+        (worker,) = (one for one in workers if one.name == node)
+        # Neither Citus nor the service would call the node itself, which does not look where the shard is.
+        call: Any = (
+            "select ask_organization(%s, false, 'count',"
+            " 'select array[array_send(array[count(*)::text])] from %%1$s', '{cases}', '{}') from generate_series(1, 1)"
+        )
+        with psycopg.connect(worker.url(made.superuser_url), autocommit=True) as old:
+            assert old.execute(call, [organization.id]).fetchone()
+            with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+                move(connection, organization.id)
+                with pytest.raises(psycopg.errors.UndefinedTable, match="moved away"):
+                    old.execute(call, [organization.id])
+                move(connection, organization.id)
+                assert old.execute(call, [organization.id]).fetchone()
+
+
+class TestNodes:
+    """With connections to the nodes themselves (CASES_CITUS_NODES)."""
+
+    @pytest.fixture
+    def app(self, own: tuple[citus.Cluster, Installation]) -> Iterator[Application]:
+        app = create_app(msgspec.structs.replace(own[1].settings, citus_nodes=True))
+        yield app
+        app.close()
+
+    def test_a_node_answers_over_connections_of_the_services_own(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], app: Application
+    ) -> None:
+        _, made = own
+        for node, organization in places.items():
+            assert sessions_at(made, node) == 0
+            visitor = organization.visitor()
+            visitor.cases(3)
+            page = get(app.test_client(), organization, visitor.path).get_json()
+            assert [case["contact"]["id"] for case in page["results"]] == [str(visitor.contact_ids[0])] * 3
+            assert sessions_at(made, node) > 0
+
+    def test_what_is_written_where_a_shard_has_moved_to_is_read_at_once(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], app: Application
+    ) -> None:
+        _, made = own
+        organization = next(iter(places.values()))
+        visitor = organization.visitor()
+        (case_id,) = visitor.cases(1)
+        client = app.test_client()
+        for cleans_up in (False, True, True, False):
+            assert get(client, organization, visitor.path).status_code == 200
+            with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+                move(connection, organization.id)
+                if cleans_up:
+                    connection.execute("call citus_cleanup_orphaned_resources()")
+            subject = f"moved {uuid4()}"
+            organization.update("cases", "id", case_id, subject=subject)
+            (case,) = get(client, organization, visitor.path).get_json()["results"]
+            assert case["subject"] == subject
+
+    def test_a_copy_that_takes_the_place_of_a_node_is_asked(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], app: Application
+    ) -> None:
+        """As a standby that is promoted."""
+        cluster, made = own
+        server = cluster.servers[1]
+        organization = places[str(server.data_dir / "socket")]
+        path = organization.visitor().path
+        client = app.test_client()
+        assert get(client, organization, path).status_code == 200
+        copy = citus.Server(server.data_dir.with_name("promoted"))
+        try:
+            server.stop()
+            shutil.copytree(server.data_dir, copy.data_dir, ignore=shutil.ignore_patterns("socket"))
+            copy.start()
+            assert get(client, organization, path).status_code == 503
+            take_over(made, server, copy)
+            assert get(client, organization, path).status_code == 200
+            assert sessions_at(made, str(copy.data_dir / "socket")) > 0
+        finally:
+            copy.stop()
+            server.start()
+            take_over(made, copy, server)
+
+    def test_a_node_that_is_added_answers_for_what_moves_there(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization], app: Application
+    ) -> None:
+        cluster, made = own
+        node, organization = next(iter(places.items()))
+        path = organization.visitor().path
+        client = app.test_client()
+        expected = get(client, organization, path).get_json()
+        added = citus.Server(cluster.servers[0].data_dir.with_name("added"))
+        name = str(added.data_dir / "socket")
+        try:
+            with psycopg.connect(added.start(), autocommit=True) as server:
+                server.execute(f"create database {made.name} template template0 encoding 'UTF8' locale 'C'".encode())
+            with psycopg.connect(make_conninfo(added.start(), dbname=made.name), autocommit=True) as server:
+                server.execute("create extension citus")
+            with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+                connection.execute("select citus_add_node(%s, %s)", [name, supervisor.PORT])
+                connection.execute("select replicate_reference_tables('block_writes')")
+                move(connection, organization.id, name)
+                assert get(client, organization, path).get_json() == expected
+                app.extensions["cases_service"].database._places.clear()
+                assert get(client, organization, path).get_json() == expected
+                assert sessions_at(made, name) > 0
+                move(connection, organization.id, node)
+                connection.execute("call citus_cleanup_orphaned_resources()")
+                connection.execute("select citus_remove_node(%s, %s)", [name, supervisor.PORT])
+            assert get(client, organization, path).get_json() == expected
+        finally:
+            added.stop()
+
+
+def sessions_at(made: Installation, node: str) -> int:
+    """Return how many of a node's sessions are the service's own."""
+    with psycopg.connect(made.superuser_url) as connection:
+        row = connection.execute(
+            "select result::int from run_command_on_workers($$select count(*) from pg_stat_activity"
+            " where application_name = 'cases-service' and datname = current_database()$$) where nodename = %s",
+            [node],
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def take_over(made: Installation, old: citus.Server, new: citus.Server) -> None:
+    """Tell the cluster that a server has the place of another one."""
+    with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+        connection.execute(
+            "select citus_update_node(nodeid, %s, nodeport) from pg_dist_node where nodename = %s",
+            [str(new.data_dir / "socket"), str(old.data_dir / "socket")],
+        )
+
 
 def calls_of(made: Installation) -> int:
     """Return how often the nodes have answered a call, by sessions that have ended."""
@@ -844,16 +992,17 @@ def node_of(connection: psycopg.Connection, organization_id: UUID) -> str:
     return str(row[0])
 
 
-def move(connection: psycopg.Connection, organization_id: UUID) -> None:
-    """Move the shard of an organization to the other worker."""
+def move(connection: psycopg.Connection, organization_id: UUID, node: str | None = None) -> None:
+    """Move the shard of an organization to a worker, or the other one."""
     before = node_of(connection, organization_id)
     connection.execute(
         "select citus_move_shard_placement("
         " get_shard_id_for_distribution_column('organizations', %s), s.nodename, s.nodeport, t.nodename, t.nodeport,"
         " 'block_writes')"
         " from pg_dist_node s cross join pg_dist_node t"
-        " where s.nodename = %s and t.groupid <> 0 and t.nodename <> s.nodename",
-        [organization_id, before],
+        " where s.nodename = %s and t.groupid <> 0 and t.nodename <> s.nodename"
+        " and t.nodename = coalesce(%s, t.nodename)",
+        [organization_id, before, node],
     )
 
 

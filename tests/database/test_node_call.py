@@ -14,6 +14,7 @@ from cases_service.database import session_settings
 from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.node_call import TABLES, CallingExchange, combined
+from cases_service.database.nodes import DatabaseOfNodes
 from cases_service.database.pipeline import Exchange, Query, Result
 from cases_service.database.statements import Statement, statements
 from cases_service.problems import TimeoutProblemError
@@ -48,6 +49,15 @@ def test_statements_have_their_parameters_one_after_the_other() -> None:
     one, other = (Statement(b"", b"select $1, $2 from cases c where '%' = $1", ("a", "b")) for _ in range(2))
     text = combined((one, other), ((False, True), (False, True))).text
     assert text.count("from %1$s c where '%%' = $1\n") == text.count("select $3, $4 from %1$s c where '%%' = $3\n") == 1
+
+
+@pytest.mark.skipif(citus.IS_USED, reason="the server has nodes")
+def test_a_server_without_nodes_is_asked_itself(settings: Settings) -> None:
+    database = DatabaseOfNodes(settings.require_database_url(), settings)
+    database.open()
+    for _ in range(2):
+        assert database.ask(uuid4(), asked("select 1")) == [(1,)]
+    database.close()
 
 
 @pytest.fixture
