@@ -70,11 +70,27 @@ select ask_organization(
     :organization_id::uuid, :notes::boolean, :name::text, :statement::text, :tables::text[], :parameters::text[]
 );
 
--- name: find_node
--- The node of Citus that has the shard of an organization.
-select p.nodename, p.nodeport
+-- name: find_shard
+-- Where Citus has an organization: the node, the shard's number, and its name of each of the tables.
+select
+    p.nodename,
+    p.nodeport,
+    p.shardid,
+    array(
+        select shard_name(t.name::regclass, get_shard_id_for_distribution_column(t.name, :organization_id::uuid))
+        from unnest(:tables::text[]) with ordinality as t (name, place)
+        order by t.place
+    )
 from pg_dist_shard_placement p
 where p.shardid = get_shard_id_for_distribution_column('organizations', :organization_id::uuid);
+
+-- name: has_shard
+-- Whether this node of Citus has a shard.
+select exists (
+    select
+    from pg_dist_placement p
+    where p.shardid = :shard::bigint and p.groupid = (select l.groupid from pg_dist_local_group l)
+);
 
 -- name: is_bound_by_row_security
 -- False for a superuser, a role that bypasses row security, and the owner of tables that do not force it.

@@ -187,14 +187,15 @@ class Database(Reader):
         if dropped := session_settings.dropped_settings(found, self._session):
             log.error("session_refused", settings=dropped, advice="see PgBouncer in docs/scaling.md")
             raise psycopg.OperationalError("the session is not what the statements rely on")
-        prepares = self._prepare_threshold is not None
-        kind = CallingExchange if is_citus and calls else Exchange
-        connection.exchange = kind(
-            connection, answer_timeout=self._answer_timeout, prepares=prepares, is_citus=is_citus
-        )
+        connection.exchange = self._exchange(connection, is_citus=is_citus, calls=calls)
         # Only the first connection checks: the lock is never released.
         if self._row_security_looked_at.acquire(blocking=False):
             self._look_at_row_security(connection)
+
+    def _exchange(self, connection: Connection, *, is_citus: bool, calls: bool) -> Exchange:
+        prepares = self._prepare_threshold is not None
+        kind = CallingExchange if is_citus and calls else Exchange
+        return kind(connection, answer_timeout=self._answer_timeout, prepares=prepares, is_citus=is_citus)
 
     def _check_server(self, connection: Connection) -> tuple[bool, bool]:
         """Return whether the tables are Citus', and whether this role may call ask_organization() there."""

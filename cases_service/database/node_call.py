@@ -9,7 +9,7 @@ loaders of their columns' types.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -78,9 +78,13 @@ def combined(statements: tuple[Statement, ...], booleans: tuple[tuple[bool, ...]
         first += len(statement.parameters)
     text = "select array[\n" + ",\n".join(parts) + "\n]"
     tables = list(dict.fromkeys(match[2] for match in _TABLE.finditer(text)))
-    places = {table: f"%{place}$s" for place, table in enumerate(tables, 1)}
-    placed = _TABLE.sub(lambda match: f"{match[1]} {places[match[2]]}", text.replace("%", "%%"))
+    placed = with_tables(text.replace("%", "%%"), {table: f"%{place}$s" for place, table in enumerate(tables, 1)})
     return NodeStatement(blake2b(placed.encode(), digest_size=16).hexdigest(), placed, f"{{{','.join(tables)}}}")
+
+
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return a statement with other names for its tables."""
+    return _TABLE.sub(lambda match: f"{match[1]} {tables[match[2]]}", text)
 
 
 def _as_bytes(statement: Statement, are_booleans: Sequence[bool], first: int) -> str:

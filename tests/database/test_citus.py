@@ -827,9 +827,10 @@ class TestFaults:
         assert {status for status, _ in answers} == {200}
         assert all(document == expected for _, document in answers)
         assert len(answers) > 10
-        # Nobody went back to the statements themselves.
+        # Nobody went back to the statements themselves. Where nodes are connected to, a shard that has just moved is
+        # asked by a call, too.
         deadline = time.monotonic() + 20
-        while calls_of(made) - calls < len(answers):
+        while calls_of(made) - calls < (1 if nodes else len(answers)):
             assert time.monotonic() < deadline
 
     def test_what_a_moved_shard_has_left_behind_is_not_read(
@@ -938,7 +939,7 @@ class TestNodes:
                 connection.execute("select replicate_reference_tables('block_writes')")
                 move(connection, organization.id, name)
                 assert get(client, organization, path).get_json() == expected
-                app.extensions["cases_service"].database._places.clear()
+                app.extensions["cases_service"].database._shards.clear()
                 assert get(client, organization, path).get_json() == expected
                 assert sessions_at(made, name) > 0
                 move(connection, organization.id, node)

@@ -69,6 +69,14 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
+def of_nodes(settings: Settings) -> Iterator[DatabaseOfNodes]:
+    database = DatabaseOfNodes(settings.require_database_url(), msgspec.structs.replace(settings, pool_size=1))
+    database.open()
+    yield database
+    database.close()
+
+
+@pytest.fixture
 def awkward(organization: Organization) -> tuple[Organization, str, list[UUID]]:
     """An organization with a visitor whose cases have all kinds of values, and their ids."""
     visitor = organization.visitor(contacts=3)
@@ -126,6 +134,27 @@ class TestAnswers:
             assert called == itself
             seen += sum(len(rows) for _, rows in called)
         assert seen > 2 * len(chosen)
+
+    def test_every_statement_says_the_same_of_the_shards_own_tables(
+        self, database: Database, of_nodes: DatabaseOfNodes, awkward: tuple[Organization, str, list[UUID]]
+    ) -> None:
+        organization, external_id, ids = awkward
+        queries = [
+            Query(one, parameters_of(one, organization.id, external_id, ids), everything)
+            for one in rendered_statements()
+            if b"#" not in one.name
+        ]
+        hashes = organization.connection.execute(
+            "select token_hash from api_tokens where organization_id = %s", [organization.id]
+        ).fetchall()
+        for (one,) in hashes:
+            access = cases.get_access(organization_id=organization.id, token_hash=one)
+            queries.append(Query(access.statement, access.parameters, everything))
+        for place in range(0, len(queries), AT_ONCE):
+            some = queries[place : place + AT_ONCE]
+            assert of_nodes.ask_all(organization.id, *some) == database.ask_all(organization.id, *some)
+        assert len(of_nodes._nodes) == 1
+        assert of_nodes._left_out == {}
 
     def test_what_a_token_opens_and_the_summary_are_the_same(
         self, database: Database, awkward: tuple[Organization, str, list[UUID]]
@@ -193,28 +222,30 @@ def asked(text: str, **parameters: Any) -> Query[Any]:
 @on_citus
 class TestTheCall:
     def test_a_request_for_one_organization_with_the_setting_of_another_sees_nothing(
-        self, database: Database, organization: Organization, box: Any
+        self, database: Database, of_nodes: DatabaseOfNodes, organization: Organization, box: Any
     ) -> None:
         visitor = organization.visitor()
         visitor.cases(3)
         query = cases.summarize_cases(
             organization_id=organization.id, external_id=visitor.external_id, filters=Filters()
         )
-        found = database.ask(organization.id, query)
-        assert found is not None
-        assert found["total"] == 3
         # Another one on the same shard: there is only the policy that hides these rows.
         other = neighbour_of(organization, box)
-        assert database.ask(other.id, query) is None
+        for one in (database, of_nodes):
+            found = one.ask(organization.id, query)
+            assert found is not None
+            assert found["total"] == 3
+            assert one.ask(other.id, query) is None
 
     def test_no_row_of_another_organization_is_seen_on_its_shard(
-        self, database: Database, organization: Organization, box: Any
+        self, database: Database, of_nodes: DatabaseOfNodes, organization: Organization, box: Any
     ) -> None:
         other = neighbour_of(organization, box)
-        for table in TABLES:
-            rows = database.ask(other.id, asked(f"select distinct c.organization_id from {table} c"))
-            assert {UUID(one) for (one,) in rows} <= {other.id}, table
-        assert database.ask(other.id, asked("select count(*) from users u")) == [(1,)]
+        for one in (database, of_nodes):
+            for table in TABLES:
+                rows = one.ask(other.id, asked(f"select distinct c.organization_id from {table} c"))
+                assert {UUID(name) for (name,) in rows} <= {other.id}, table
+            assert one.ask(other.id, asked("select count(*) from users u")) == [(1,)]
 
     def test_notes_are_seen_by_those_who_may(self, database: Database) -> None:
         query = asked("select coalesce(current_setting('cases.private_notes', true), '')")
