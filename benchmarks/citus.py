@@ -4,7 +4,7 @@ Each database is given as NAME=URL, for a superuser, with the schema (and on Cit
 "nodes" stands for a Citus whose nodes are connected to, as with CASES_CITUS_NODES. A database is filled, where it is
 empty, with 40 organizations of 2,500 cases each. The service's role and its exchange ask for pages of 25, single cases
 and pages of the organization's own, each with what the API token opens, one at a time over one connection, by turns. It
-prints the medians of the rounds.
+prints the medians of the rounds, and, where all servers run on this machine, the CPU time that their sessions took.
 """
 
 import argparse
@@ -12,9 +12,11 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -23,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.cases.filters import Filters
 from cases_service.cases.organization_filters import OrganizationFilters
+from cases_service.database.command_connection import is_citus
 from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import init_db
 from cases_service.database.nodes import DatabaseOfNodes
@@ -33,6 +36,8 @@ from cases_service.store import cases, organization_pages
 ORGANIZATIONS: Final = 40
 VISITORS: Final = 100
 _ROLE: Final = "cases_benchmark"
+_SESSIONS: Final = f"select string_agg(pid::text, ',') from pg_stat_activity where usename = '{_ROLE}'"  # noqa: S608
+_SESSIONS_ON_CITUS: Final = f"select result from run_command_on_all_nodes($${_SESSIONS}$$)"  # noqa: S608
 _FILL: Final = (
     """
     insert into organizations (organization_id, name, subscription_status)
@@ -73,6 +78,29 @@ _FILL: Final = (
 )
 
 
+class _Round(NamedTuple):
+    """What a request took in one round: seconds until its answer, and of the CPU in all servers."""
+
+    time: float
+    cpu: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Contestant:
+    """A database as the service opens it, and a connection of a superuser."""
+
+    database: Database
+    superuser: psycopg.Connection[Any]
+    is_citus: bool
+
+    def cpu(self) -> float:
+        """Return the seconds that the role's sessions have taken on all servers."""
+        statement = _SESSIONS_ON_CITUS if self.is_citus else _SESSIONS
+        rows = self.superuser.execute(statement.encode()).fetchall()
+        pids = [pid for (listed,) in rows for pid in (listed or "").split(",") if pid]
+        return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
+
+
 def main() -> None:
     """Run, and print a line for each request and database."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.citus", description=__doc__)
@@ -81,30 +109,33 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=50, help="requests of a round")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        opened: dict[str, Database] = {}
+        opened: dict[str, _Contestant] = {}
         for given in arguments.databases:
             name, _, url = given.partition("=")
             opened[name] = stack.enter_context(_opened(url, has_nodes=name == "nodes"))
         for asked, query in _ASKED.items():
-            for database in opened.values():
-                _round(database, query, max(arguments.pages, ORGANIZATIONS))
+            for contestant in opened.values():
+                _round(contestant, query, max(arguments.pages, ORGANIZATIONS))
             rounds = [
-                {name: _round(database, query, arguments.pages) for name, database in opened.items()}
+                {name: _round(contestant, query, arguments.pages) for name, contestant in opened.items()}
                 for _ in range(arguments.rounds)
             ]
             _report(asked, rounds)
 
 
-def _report(asked: str, rounds: list[dict[str, float]]) -> None:
+def _report(asked: str, rounds: list[dict[str, _Round]]) -> None:
     first = next(iter(rounds[0]))
     for name in rounds[0]:
-        ms = median(one[name] for one in rounds) * 1000
-        ratio = median(one[name] / one[first] for one in rounds)
-        sys.stdout.write(f"{asked}, {name}: {ms:.2f} ms, {ratio:.2f} times {first}\n")
+        figures = []
+        for figure in _Round._fields:
+            ms = median(getattr(one[name], figure) for one in rounds) * 1000
+            ratio = median(getattr(one[name], figure) / getattr(one[first], figure) for one in rounds)
+            figures.append(f"{ms:.2f} ms of {figure} ({ratio:.2f} times {first})")
+        sys.stdout.write(f"{asked}, {name}: {', '.join(figures)}\n")
 
 
 @contextmanager
-def _opened(url: str, *, has_nodes: bool = False) -> Iterator[Database]:
+def _opened(url: str, *, has_nodes: bool = False) -> Iterator[_Contestant]:
     """Lend the database as the service opens it, filled."""
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("select from pg_roles where rolname = %s", [_ROLE]).fetchone() is None:
@@ -120,10 +151,11 @@ def _opened(url: str, *, has_nodes: bool = False) -> Iterator[Database]:
     kind = DatabaseOfNodes if has_nodes else Database
     database = kind(make_conninfo(url, user=_ROLE, password=_ROLE), settings)
     database.open()
-    try:
-        yield database
-    finally:
-        database.close()
+    with psycopg.connect(url, autocommit=True) as superuser:
+        try:
+            yield _Contestant(database, superuser, is_citus(superuser))
+        finally:
+            database.close()
 
 
 def _page(organization_id: UUID, number: int) -> Query[Any]:
@@ -156,9 +188,11 @@ def _organization_page(organization_id: UUID, _: int) -> Query[Any]:
 _ASKED: Final = {"page": _page, "case": _case, "organization's page": _organization_page}
 
 
-def _round(database: Database, query: Callable[[UUID, int], Query[Any]], number: int) -> float:
-    """Return the median of the seconds that a request takes."""
-    return median(_seconds(database, query, one) for one in range(number))
+def _round(contestant: _Contestant, query: Callable[[UUID, int], Query[Any]], number: int) -> _Round:
+    """Return the median of the times of requests, and the mean of their CPU times."""
+    before = contestant.cpu()
+    seconds = median(_seconds(contestant.database, query, one) for one in range(number))
+    return _Round(seconds, (contestant.cpu() - before) / number)
 
 
 def _seconds(database: Database, query: Callable[[UUID, int], Query[Any]], number: int) -> float:
