@@ -26,8 +26,8 @@ from cases_service.loading.erased_visitors import hash_external_id
 from cases_service.loading.load import load
 from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
 from cases_service.loading.records import RECORDS
-from cases_service.loading.staged_load import take_turns
 from cases_service.loading.statements import TABLES
+from cases_service.loading.turns import take_turns
 from cases_service.personal_data import erasure
 from cases_service.personal_data.erasure import ErasureBusyError, Receipt, allow_visitor, erase_visitor
 from cases_service.personal_data.export import EXPORTS, PersonalDataError, export_visitor
