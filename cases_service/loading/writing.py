@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import psycopg
+
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.line_errors import Fault
 from cases_service.loading.session import LoadSession
@@ -24,10 +26,27 @@ def write_rows(session: LoadSession, record_type: str, conversations: StagedConv
         conversations.hide()
     if record_type == "message":
         conversations.place()
+        return _write_messages(session, conversations)
     written = session.count_written(f"write {table}")
     if record_type == "activity" and session.is_on_citus:
         session.execute("follow_activities")
     return written
+
+
+def _write_messages(session: LoadSession, conversations: StagedConversations) -> int:
+    """Write messages, and know for each that was stored which activity counts it.
+
+    A request may write a message with the id of a line at the same moment, into a case that no line is about.
+    """
+    while True:
+        try:
+            with session.savepoint():
+                added = session.count_written("write_new messages")
+        except psycopg.errors.UniqueViolation:
+            # At least one more message is known each time.
+            conversations.find_counted()
+        else:
+            return added + session.count_written("write messages")
 
 
 def exclude_closed_without_time(session: LoadSession) -> list[int]:

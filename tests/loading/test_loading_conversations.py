@@ -526,6 +526,7 @@ def many_messages(database_url: str, box: SecretBox) -> Iterator[Company]:
         "fill_cases",
         "exclude_without_parent messages.activity_id",
         "exclude_still_needed messages.activity_id",
+        "write_new messages",
         "write messages",
         "remove messages",
         "write_counts",
