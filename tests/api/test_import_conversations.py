@@ -280,9 +280,9 @@ def test_a_message_that_a_request_writes_into_another_case_meanwhile_is_counted_
     load(sides.organization.connection, [file_of(call | about)], box=SecretBox([]))
     lines = file_of(call | about | {"ended_at": at(9)}, (removal(line) if is_removal else line) | about)
     with (
-        psycopg.connect(database_url) as holder,
         psycopg.connect(database_url, autocommit=True) as connection,
         ThreadPoolExecutor(1) as threads,
+        psycopg.connect(database_url) as holder,
     ):
         whose = [sides.organization.id, call["id"]]
         holder.execute("select 1 from activities where organization_id = %s and id = %s for update", whose)
