@@ -13,7 +13,17 @@ import pytest
 
 from tests.factories import SECRET_KEY, Organization
 from tests.process.conftest import killed_at_end, serve_arguments, short_path
-from tests.process.running import LOOPBACK, PATIENCE, PROJECT, Service, environment, read_all, read_answer, wait_for
+from tests.process.running import (
+    LOOPBACK,
+    PATIENCE,
+    PROJECT,
+    Service,
+    clients,
+    environment,
+    read_all,
+    read_answer,
+    wait_for,
+)
 from tests.torture import times
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -30,16 +40,6 @@ def single(database_url: str) -> Iterator[Service]:
         with killed_at_end([service]):
             service.wait_until_ready()
             yield service
-
-
-@contextmanager
-def clients(service: Service, number: int, request: bytes) -> Iterator[list[socket.socket]]:
-    """Connect clients that send this and nothing else for now."""
-    with ExitStack() as stack:
-        connected = [stack.enter_context(service.connect()) for _ in range(number)]
-        for client in connected:
-            client.sendall(request)
-        yield connected
 
 
 @contextmanager
