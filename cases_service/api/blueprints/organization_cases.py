@@ -99,7 +99,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Create a case under the caller's id, or replace the existing one."""
     writer = _writer(access)
     body = _body(request, _JSON, WHOLE)
-    written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.headers))
+    written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.environ))
     return _whole(written.case, 201 if written.is_new else 200)
 
 
@@ -109,7 +109,7 @@ def change_case(request: CasesRequest, access: Access, case_id: str) -> Response
     """Change the attributes of a case that the body names."""
     writer = _writer(access)
     body = _body(request, _JSON_OR_PATCH, CHANGE)
-    return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.headers)).case, 200)
+    return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.environ)).case, 200)
 
 
 @blueprint.delete("/<case_id>")
@@ -118,7 +118,7 @@ def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response
     """Remove a case."""
     writer = _writer(access)
     read_parameters(_NONE, request.query_string)
-    writer.remove(uuid_or_none(case_id), Preconditions.of(request.headers))
+    writer.remove(uuid_or_none(case_id), Preconditions.of(request.environ))
     return Response(status=204)
 
 
