@@ -1,14 +1,16 @@
 """Creates the WSGI application; every request gets an id, the common headers and a line in the log."""
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from flask import Flask, Request, Response
+from flask import Flask, Request
+from flask.sessions import NullSession, SessionInterface
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, UUIDConverter
 
 from cases_service.api import error_handlers
 from cases_service.api.blueprints import (
@@ -22,6 +24,7 @@ from cases_service.api.blueprints import (
     organization_conversations,
 )
 from cases_service.api.request import CasesRequest, current_request
+from cases_service.api.response import Response
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection import query_count
 from cases_service.database.connection_pool import Database
@@ -43,10 +46,28 @@ _HEADERS: Final = (
 )
 
 
+class _NoSessions(SessionInterface):
+    """Gives every request the same session, which is empty and cannot be changed: the API has none."""
+
+    _null = NullSession()
+
+    def open_session(self, _app: Flask, _request: Request) -> NullSession:
+        """Return it."""
+        return self._null
+
+
+class _OrganizationId(UUIDConverter):
+    """A UUID in a path. The same organizations come again and again, and a UUID takes a while to make."""
+
+    to_python = staticmethod(lru_cache(maxsize=1024)(UUID))
+
+
 class Application(Flask):
     """Flask with its own rules for host and target, and without Flask's error log, which would have the path."""
 
     request_class = CasesRequest
+    response_class = Response
+    session_interface = _NoSessions()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request. The host of an absolute target replaces Host (RFC 9112, section 3.2.2)."""
@@ -65,6 +86,10 @@ class Application(Flask):
         if request is None:
             return super().create_url_adapter(request)
         return MapAdapter(self.url_map, "", "/", "", request.scheme, request.path, request.method)
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function: none of the service's is asynchronous, and Flask would look at each for each request."""
+        return func
 
     def log_exception(self, exc_info: object) -> None:
         """Log an exception that escaped the error handlers, without the path."""
@@ -116,6 +141,7 @@ def add_routes(app: Flask, *, with_docs: bool, with_demo: bool = False) -> None:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    app.url_map.converters["uuid"] = _OrganizationId
     for module in (cases, conversations, organization_cases, organization_conversations, imports, import_runs, health):
         app.register_blueprint(module.blueprint)
     if with_docs:

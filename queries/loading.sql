@@ -236,10 +236,22 @@ with written as (  -- on Citus
 insert into {table} ({written})
 select {written}
 from staged_{table}
-where not deleted
+where not deleted{if_known}
 on conflict ({key}) do update
 set ({attributes}) = row ({excluded_attributes})
 where ({stored_attributes}) is distinct from ({excluded_attributes})
+returning organization_id  -- on Citus
+)  -- on Citus
+select count(*) from written  -- on Citus
+;
+
+-- name: write_new
+-- The rows that were not stored when that was looked up. If a request has added one of them meanwhile, this fails.
+with written as (  -- on Citus
+insert into {table} ({written})
+select {written}
+from staged_{table}
+where not deleted and counted_in is null
 returning organization_id  -- on Citus
 )  -- on Citus
 select count(*) from written  -- on Citus
@@ -294,6 +306,8 @@ alter table staged_messages add column counted_in uuid, add column counted_priva
 create index on staged_messages (organization_id, activity_id);
 
 -- name: fill_counted!
+-- A request may add a message with the id of a line until the line is written. So lines of messages that are not known
+-- here are only inserted, and remove nothing: what counts a message is always known before the message changes.
 with known as materialized (  -- on Citus
     select m.* from staged_messages s join messages m on m.organization_id = s.organization_id and m.id = s.id  -- on Citus
 )  -- on Citus
@@ -666,7 +680,7 @@ where t.organization_id = any (:organizations::uuid[]) and {unnamed};
 -- name: remove!
 delete from {table} t
 using staged_{table} s
-where s.deleted and t.organization_id = s.organization_id and t.id = s.id;
+where s.deleted{if_known} and t.organization_id = s.organization_id and t.id = s.id;
 
 -- name: find_still_needed
 -- The first line that removes a row of {parent} to which a row of {table} still refers.

@@ -102,17 +102,19 @@ def server_url() -> str:
 @pytest.fixture(scope="session")
 def service_role(server_url: str) -> Iterator[str]:
     """The role that serves: row security holds for it, so that a read without its organization finds nothing."""
-    name = f"service_{uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(f"create role {name} login password '{name}'")
+    with _new_role(server_url, f"service_{uuid4().hex[:12]}") as name:
         yield name
-        server.execute(f"drop role {name}")
 
 
 @pytest.fixture(scope="session")
 def writer_role(server_url: str) -> Iterator[str]:
     """The role that writes cases for the service."""
-    name = f"writer_{uuid4().hex[:12]}"
+    with _new_role(server_url, f"writer_{uuid4().hex[:12]}") as name:
+        yield name
+
+
+@contextmanager
+def _new_role(server_url: str, name: str) -> Iterator[str]:
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(f"create role {name} login password '{name}'")
         yield name
@@ -123,7 +125,7 @@ def writer_role(server_url: str) -> Iterator[str]:
 def database_url(server_url: str, service_role: str, writer_role: str) -> Iterator[str]:
     """The tests' own database, for one who may do everything."""
     name = f"cases_test_{uuid4().hex[:12]}"
-    with citus.database(server_url, name) if citus.IS_USED else _database(server_url, name) as url:
+    with citus.database(server_url, name) if citus.IS_USED else new_database(server_url, name) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             init_db(connection, service_role=service_role, writer_role=writer_role)
         if citus.IS_USED:
@@ -132,7 +134,8 @@ def database_url(server_url: str, service_role: str, writer_role: str) -> Iterat
 
 
 @contextmanager
-def _database(server_url: str, name: str) -> Iterator[str]:
+def new_database(server_url: str, name: str) -> Iterator[str]:
+    """Make an empty database, give its URL, and drop it in the end."""
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(f"create database {name} template template0 encoding 'UTF8'")
         try:

@@ -211,6 +211,7 @@ class Case(Unmanaged):
     closed_at = models.DateTimeField(null=True)
     is_waiting = models.BooleanField()
     unread_message_count = models.IntegerField()
+    visitor_unread_message_count = models.IntegerField()
     created_at = models.DateTimeField()
     updated_at = models.DateTimeField()
     created_by_user_id = models.UUIDField(null=True)
@@ -317,6 +318,7 @@ class CaseSerializer(serializers.ModelSerializer):
             "case_funnel_stage",
             "case_funnel_stage_id",
             "channel_priority",
+            "visitor_unread_message_count",
         )
 
 

@@ -166,6 +166,7 @@ class Case(Base):
     closed_at: Mapped[datetime | None]
     is_waiting: Mapped[bool]
     unread_message_count: Mapped[int]
+    visitor_unread_message_count: Mapped[int]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     created_by_user_id: Mapped[UUID | None]
@@ -262,6 +263,7 @@ class CaseOut(FromAttributes):
     case_funnel_stage: CaseFunnelStageOut | None
     case_funnel_stage_id: UUID | None
     channel_priority: int | None
+    visitor_unread_message_count: int
 
 
 class PageOut(BaseModel):

@@ -7,8 +7,9 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from flask import Request, Response
+from flask import Request
 
+from cases_service.api.response import Response
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.api_tokens import ApiToken
 from cases_service.credentials.last_use import LastUse
@@ -187,7 +188,7 @@ def _begin(access: Access, view: View) -> _Begun:
 
 def api_token(request: Request) -> ApiToken:
     """Return the API token of a request. Only its form and checksum are verified."""
-    credentials = _CREDENTIALS.fullmatch(request.headers.get("Authorization", "").strip())
+    credentials = _CREDENTIALS.fullmatch(request.environ.get("HTTP_AUTHORIZATION", "").strip())
     if credentials is None:
         raise AuthenticationRequiredError
     token = _parsed(credentials[1])
@@ -206,7 +207,7 @@ def _access_query(token: ApiToken) -> Query[Access | None]:
 
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> Identity:
     """Return the identity that the request's JWT proves to this organization, by the keys of `access`."""
-    token = visitor_token(token_in_path, request.headers.get(IDENTITY_HEADER))
+    token = visitor_token(token_in_path, request.environ.get("HTTP_X_EXTERNAL_IDENTITY"))
     signed = _signed_claims(token, access.organization_id, access.keys, box)
     return Identity(visitor_tokens.subject(signed.claims, rules), signed.key_id)
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import wraps
 from uuid import UUID
 
-from flask import Response
-
 from cases_service.api.authentication import Identity, Steps, identify
 from cases_service.api.request import CasesRequest, current_request
+from cases_service.api.response import Response
 from cases_service.credentials.scopes import Scope, check_scope
 from cases_service.database.connection_pool import Database
 from cases_service.problems import ReadOnlyDeploymentError

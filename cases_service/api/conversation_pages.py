@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-from flask import Response
+import orjson
 
 from cases_service.api.etag import answer
 from cases_service.api.request import CasesRequest
+from cases_service.api.response import Response
 from cases_service.cases.pagination import Collection, Cursor
 from cases_service.store import conversations as store
 from cases_service.store.conversations import Page, Things
@@ -39,7 +39,9 @@ def respond_with_page(
     """Return a page with its links, and an ETag of its content."""
     following, preceding = (None if each is None else each.encode(collection) for each in (page.next, page.previous))
 
-    def document() -> bytes:
-        return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.results})
+    results = orjson.dumps(page.results)
 
-    return answer(request, document, msgspec.json.encode(page.results), f"{following} {preceding}".encode())
+    def document() -> bytes:
+        return orjson.dumps({"next": link(following), "previous": link(preceding), "results": orjson.Fragment(results)})
+
+    return answer(request, document, results, f"{following} {preceding}".encode())

@@ -1,11 +1,12 @@
 """Turns every error of a request into a problem document (RFC 9457)."""
 
-import msgspec
+import orjson
 import structlog
-from flask import Flask, Response
+from flask import Flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from cases_service.api.request import current_request
+from cases_service.api.response import Response
 from cases_service.cases.schemas import ProblemSchema
 from cases_service.credentials.secret_encryption import SecretNotOpenedError
 from cases_service.problems import InternalError, MethodNotAllowedError, NotFoundError, ProblemError
@@ -28,7 +29,7 @@ def respond(problem: ProblemError) -> Response:
     request = current_request()
     request.code = problem.code
     document = _SCHEMA.dump(problem.as_dict() | {"request_id": request.id})
-    body = msgspec.json.encode(document)
+    body = orjson.dumps(document)
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
 
 

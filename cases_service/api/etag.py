@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from flask import Request, Response
+from flask import Request
 
 from cases_service import __version__
+from cases_service.api.response import Response
 
 # The hashed values are data, which another release may serialize differently.
 _RELEASE: Final = __version__.encode()
@@ -47,6 +48,8 @@ def _headers(digest: str) -> list[tuple[str, str]]:
 
 def _has(request: Request, digest: str) -> bool:
     """Tell whether If-None-Match has the ETag, perhaps with the suffix of a compressing proxy."""
+    if "HTTP_IF_NONE_MATCH" not in request.environ:
+        return False
     known = request.if_none_match
     return any(known.contains_weak(digest + suffix) for suffix in _SUFFIXES) if known else known.star_tag
 

@@ -18,13 +18,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
-from flask import Response, g, request
+from flask import g, request
 from limits import RateLimitItem, parse, parse_many
 from limits.errors import StorageError
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from cases_service.api.memory_counters import MemoryCounters
+from cases_service.api.response import Response
 from cases_service.problems import RateLimitedError, UnauthorizedError, VisitorNotFoundError
 from cases_service.settings import Settings
 

@@ -2,10 +2,12 @@
 
 import zlib
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 from flask import Request
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import parse_options_header
 
 from cases_service.problems import (
     BodyTooLargeError,
@@ -56,14 +58,16 @@ def read_body(
 
 
 def _checked(request: Request, *, media_types: Collection[str], maximum: int, most: str, unpacks: bool) -> bytes:
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower()
     is_packed = unpacks and encoding in ("gzip", "x-gzip")
-    if request.mimetype not in media_types or not (is_packed or encoding in ("", "identity")):
+    if _media_type(request.environ.get("CONTENT_TYPE", "")) not in media_types or not (
+        is_packed or encoding in ("", "identity")
+    ):
         types = " or ".join(sorted(media_types))
         raise UnsupportedMediaTypeError(f"Send {types}, as it is or packed by gzip." if unpacks else "")
     if request.environ.get(OVERLOADED):
         raise OverloadedError
-    if request.environ.get(TOO_LARGE) or (request.content_length or 0) > maximum:
+    if request.environ.get(TOO_LARGE):
         raise BodyTooLargeError(most)
     try:
         body = _read(request, maximum + 1)
@@ -73,6 +77,11 @@ def _checked(request: Request, *, media_types: Collection[str], maximum: int, mo
     if len(body) > maximum:
         raise BodyTooLargeError(most)
     return body
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: str) -> str:
+    return parse_options_header(content_type)[0].lower()
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
@@ -96,7 +105,9 @@ def _read(request: Request, most: int) -> bytes:
     """Return the body, or the first `most` bytes of a longer one. It arrives in parts."""
     parts: list[bytes] = []
     missing = most
-    while missing and (part := request.stream.read(missing)):
+    # The service's own worker hands over a body that ends by itself.
+    stream = request.environ["wsgi.input"] if request.environ.get("wsgi.input_terminated") else request.stream
+    while missing and (part := stream.read(missing)):
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)

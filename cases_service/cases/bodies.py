@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from marshmallow import Schema, ValidationError, fields
@@ -103,6 +104,7 @@ class Kind(NamedTuple):
 
     schema: Schema
     read_only: frozenset[str]
+    is_partial: bool
 
 
 def _strict(field: fields.Field[Any], *, required: bool) -> Strict:
@@ -153,7 +155,7 @@ def _kind(*, creates: bool, is_partial: bool = False) -> Kind:
         for name, field in described.items()
         if field.metadata.get("editable") in ("required", "optional", *(["on creation"] if creates else []))
     }
-    return Kind(Schema.from_dict(dict(written))(), frozenset(described) - frozenset(written))
+    return Kind(Schema.from_dict(dict(written))(), frozenset(described) - frozenset(written), is_partial)
 
 
 WHOLE: Final = _kind(creates=True)
@@ -174,7 +176,9 @@ def read_case_body(body: bytes, kind: Kind) -> CaseBody:
     twice = [_error(path, "Expected once.") for path in _repeated(given)]
     asked = {name: value for name, value in given.items() if name not in kind.read_only}
     known = {name: value for name, value in asked.items() if name in kind.schema.fields}
-    values, found = _load(kind.schema, known)
+    # Where nothing is required, the fields that a body leaves out need no look.
+    schema = _of_some(type(kind.schema), frozenset(known)) if kind.is_partial else kind.schema
+    values, found = _load(schema, known)
     unknown = [_error((name,), "There is no such attribute.") for name in asked if name not in known]
     return _settled(values, [*found, *twice, *unknown])
 
@@ -199,6 +203,12 @@ def read_members(body: bytes, schema: Schema) -> dict[str, Any]:
 def invalid(*errors: Error) -> InvalidBodyError:
     """Return the error for a body, with at most the first hundred errors."""
     return InvalidBodyError(errors=list(errors[:_MOST_ERRORS]))
+
+
+@lru_cache(maxsize=256)
+def _of_some(schema: type[Schema], names: frozenset[str]) -> Schema:
+    """Return a schema of some of its fields."""
+    return schema(only=names)
 
 
 def _load(schema: Schema, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Error]]:
@@ -259,9 +269,12 @@ def _no_number(_text: str) -> Any:
     raise ValueError
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)
+
+
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
+        given = _DECODER.decode(body.decode())
     except (ValueError, RecursionError):
         # Not UTF-8, not JSON, a number of thousands of digits, or nested too deeply.
         raise invalid({"pointer": "", "detail": "Expected JSON in UTF-8."}) from None

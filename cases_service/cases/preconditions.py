@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from zlib import crc32
 
 import msgspec
-from werkzeug.datastructures import ETags, Headers
+from werkzeug.datastructures import ETags
 from werkzeug.http import parse_etags
 
 from cases_service import __version__
@@ -42,9 +42,9 @@ class Preconditions:
     if_none_match: ETags | None = None
 
     @classmethod
-    def of(cls, headers: Headers) -> Self:
+    def of(cls, environ: Mapping[str, Any]) -> Self:
         """Return the conditions that a request's headers set. A header that cannot be read matches nothing."""
-        given = (headers.get(name) for name in ("If-Match", "If-None-Match"))
+        given = (environ.get(name) for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"))
         return cls(*(None if text is None else parse_etags(text) for text in given))
 
     @property

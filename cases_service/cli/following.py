@@ -1,15 +1,14 @@
 """Loads standard input as it arrives, and reports each commit."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
 import psycopg
 
+from cases_service.cli.output import show_json
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.follow import LineFeed
 from cases_service.loading.load import load_lines
@@ -40,7 +39,7 @@ def follow(
         for batch in LineFeed(descriptor, size=size, seconds=seconds, stop=stop).batches():
             given: dict[str, Any] = {"box": box, "options": options, "wait": wait}
             summary = load_lines(connection, "standard input", batch.lines, **given)
-            click.echo(json.dumps(_told(summary, through=batch.through)))
+            show_json(_told(summary, through=batch.through))
             yield summary
 
 

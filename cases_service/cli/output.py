@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -12,11 +12,16 @@ from cases_service.cases import timestamps
 from cases_service.terminal import printable
 
 
+def show_json(value: Any, file: TextIO | None = None) -> None:
+    """Print a value as one line of JSON in ASCII, which no terminal takes for a control sequence."""
+    click.echo(json.dumps(value), file=file)
+
+
 def show(things: Sequence[Any], *, as_json: bool) -> None:
     """Print what was listed: as an array of objects, or as a table with a line of headings."""
     rows = [{name: _shown(value) for name, value in dataclasses.asdict(thing).items()} for thing in things]
     if as_json:
-        click.echo(json.dumps(rows))
+        show_json(rows)
     elif rows:
         lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

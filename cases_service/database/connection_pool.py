@@ -38,6 +38,8 @@ _AWAY_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.1
 _MOMENT_SECONDS: Final = 0.001
 _UNPREPARED_SECONDS: Final = 60.0
+_CHECK_OF_SETTING: Final = "call_bool_check_hook"
+_STANDBY_REFUSES: Final = "cannot set transaction read-write mode during recovery"
 
 
 class Reader(ABC):
@@ -164,7 +166,8 @@ class Database(Reader):
         except TimeoutProblemError:
             raise TimeoutProblemError("Nothing was changed. Try again.") from None
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
-            # A server in recovery rejects read-write transactions.
+            if not _takes_no_writes(error):
+                raise
             log.warning("database_takes_no_writes", sqlstate=error.sqlstate)
             raise UnavailableError("The database takes no writes now. Nothing was changed.") from None
         except ConnectionLostError:
@@ -254,6 +257,17 @@ class Database(Reader):
                 return connection
             connection.close()
             self._pool.putconn(connection)
+
+
+def _takes_no_writes(error: psycopg.Error) -> bool:
+    """Tell whether the server is read-only, or a standby, to which a pooler or a node's address may lead.
+
+    A standby refuses `begin … read write` as an invalid setting, with the code of an unsupported feature. Citus passes
+    on only the code and the message of its node.
+    """
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return True
+    return error.diag.source_function == _CHECK_OF_SETTING or error.diag.message_primary == _STANDBY_REFUSES
 
 
 def _left(deadline: float) -> float:

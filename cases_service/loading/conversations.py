@@ -15,7 +15,10 @@ Execute = Callable[..., psycopg.Cursor[tuple[Any, ...]]]
 
 
 class StagedConversations:
-    """The staged activities and messages of one load. Call the methods in their order here."""
+    """The staged activities and messages of one load. Call the methods in their order here.
+
+    Only `find_counted` may be repeated, until the messages are written.
+    """
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
@@ -29,6 +32,10 @@ class StagedConversations:
         """Read what is stored of them, once it can no longer change."""
         self._execute("create_staging_of_counts")
         self._execute("index_messages")
+        self.find_counted()
+
+    def find_counted(self) -> None:
+        """Find the stored messages, and which activities count them."""
         self._execute("fill_counted")
 
     def skip_taken_along(self, *, unnamed: int) -> int:

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 from uuid import UUID
@@ -36,45 +37,55 @@ def import_lines(database: Database, body: bytes, options: LoadOptions, *, api_t
     """
     organization_id = options.organization_id
     assert organization_id is not None  # noqa: S101  for the type checker
+    work = _Import(body, options, organization_id, api_token_id, started=monotonic())
+    try:
+        return database.change(work.store, whose=Whose(organization_id))
+    except LoadError as error:
+        raise UnavailableError(f"Nothing was stored: {error.reason}.") from None
 
-    started = monotonic()
 
-    def work(connection: Connection) -> LoadSummary:
+@dataclass(frozen=True, slots=True)
+class _Import:
+    """The lines of a request, and what its record says of it."""
+
+    body: bytes
+    options: LoadOptions
+    organization_id: UUID
+    api_token_id: UUID
+    started: float
+
+    def store(self, connection: Connection) -> LoadSummary:
+        """Store the lines with their record; if that is refused, only record it."""
         connection.answer_timeout = connection.exchange.answer_timeout = IMPORT_SECONDS + 1
-        with Transaction(connection, organization_id, notes=True) as transaction:
+        with Transaction(connection, self.organization_id, notes=True) as transaction:
             transaction.begin()
-            lines = Load.of_request(connection, options, deadline=monotonic() + IMPORT_SECONDS)
-            lines.stage(_SOURCE, _lines(body))
+            lines = Load.of_request(connection, self.options, deadline=monotonic() + IMPORT_SECONDS)
+            lines.stage(_SOURCE, _lines(self.body))
             summary = lines.write()
-            if not (summary.error_count and options.mode == "all"):
-                record_run(connection, run_of(summary, is_stored=True))
+            if not (summary.error_count and self.options.mode == "all"):
+                record_run(connection, self._run(summary, is_stored=True))
                 transaction.commit()
                 return summary
-        with Transaction(connection, organization_id) as transaction:
+        with Transaction(connection, self.organization_id) as transaction:
             transaction.begin()
             begin(connection)
-            record_run(connection, run_of(summary, is_stored=False))
+            record_run(connection, self._run(summary, is_stored=False))
             transaction.commit()
         return summary
 
-    def run_of(summary: LoadSummary, *, is_stored: bool) -> Run:
+    def _run(self, summary: LoadSummary, *, is_stored: bool) -> Run:
         return Run(
-            organization_id=organization_id,
+            organization_id=self.organization_id,
             source="import",
-            api_token_id=api_token_id,
+            api_token_id=self.api_token_id,
             is_stored=is_stored,
             lines=summary.lines,
             written=sum(summary.written.values()) if is_stored else 0,
             removed=sum(summary.removed.values()) if is_stored else 0,
             stale=summary.stale,
             wrong=summary.error_count,
-            duration_ms=round((monotonic() - started) * 1000),
+            duration_ms=round((monotonic() - self.started) * 1000),
         )
-
-    try:
-        return database.change(work, whose=Whose(organization_id))
-    except LoadError as error:
-        raise UnavailableError(f"Nothing was stored: {error.reason}.") from None
 
 
 def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -17,7 +17,8 @@ from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_h
 from cases_service.loading.files import LoadFile, lines_of
 from cases_service.loading.outcome import DEFAULT_OPTIONS, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, list_existing, record_run
-from cases_service.loading.staged_load import SQL, Load
+from cases_service.loading.session import SQL
+from cases_service.loading.staged_load import Load
 from cases_service.loading.statements import TABLES
 
 

@@ -59,6 +59,18 @@ class LoadOptions:
 DEFAULT_OPTIONS: Final = LoadOptions()
 
 
+class Changes(NamedTuple):
+    """How many rows a load wrote and removed, by type."""
+
+    written: dict[str, int]
+    removed: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """The number of rows that changed."""
+        return sum(self.written.values()) + sum(self.removed.values())
+
+
 @dataclass(frozen=True, slots=True)
 class LoadSummary:
     """The result of a load.

@@ -81,6 +81,9 @@ NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "extern
 CONVERSATION: Final = ("activity", "message")
 """The types of a case's contents, which are removed with the case."""
 
+_IF_KNOWN: Final = {"messages": " and counted_in is not null"}
+"""What restricts the lines of a table to rows that were stored when that was looked up."""
+
 TIMED: Final = ("contact", "activity")
 """The types whose lines may leave out times."""
 
@@ -114,6 +117,7 @@ def _marks(table: Table) -> dict[str, str]:
         "key": _list(table.key),
         "last": "place desc",
         "staged_is_stored": " and ".join(f"t.{column} = s.{column}" for column in table.key),
+        "if_known": _IF_KNOWN.get(table.name, ""),
         "kept": ", ".join(
             f"{column} = case when s.left_out & {bit} <> 0 then t.{column} else s.{column} end"
             for bit, column in optional
@@ -154,6 +158,7 @@ def _statements() -> Iterator[tuple[str, str]]:
     yield from _dated_statements()
     for name, template in product(TIMED, ("fill_times", "fill_new_times")):
         yield _filled(template, TABLES[name].name, **_marks(TABLES[name]))
+    yield _filled("write_new", "messages", **_marks(TABLES["message"]))
     yield from (_filled("skip_taken_along", TABLES[name].name, **_marks(TABLES[name])) for name in CONVERSATION)
     yield from _snapshot_statements()
     for reference in REFERENCES:

@@ -23,13 +23,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from cases_service.settings import Settings
 
 _SYSTEM_ERROR: Final = re.compile(r"\[Errno \d+\] [A-Za-z ]+")
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=str)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
 def configure(settings: Settings) -> None:
     """Make structlog write directly to standard error: the standard logging is too slow for a line each request."""
     structlog.configure(
-        processors=[*_shared(), _renderer(settings), _as_bytes],
+        processors=[*_shared(), *_renderers_to_bytes(settings)],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.BytesLoggerFactory(_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
@@ -153,12 +154,23 @@ def _renderer(settings: Settings) -> Processor:
     return structlog.processors.JSONRenderer(serializer=_encode)
 
 
+def _renderers_to_bytes(settings: Settings) -> list[Processor]:
+    renderer = _renderer(settings)
+    if isinstance(renderer, structlog.processors.JSONRenderer):
+        return [structlog.processors.JSONRenderer(serializer=_encode_to_bytes)]
+    return [renderer, _as_bytes]
+
+
 def _as_bytes(_logger: WrappedLogger, _name: str, line: Any) -> bytes:
     return str(line).encode("utf-8", "backslashreplace")
 
 
 def _encode(event: EventDict, **_options: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    return _encode_to_bytes(event).decode()
+
+
+def _encode_to_bytes(event: EventDict, **_options: Any) -> bytes:
+    return _ENCODER.encode(event)
 
 
 def _frames_of_exception(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

@@ -1,6 +1,6 @@
 """Erases everything about a visitor, and allows an erased visitor again.
 
-A keyed hash of the external id stays, so no feed brings the visitor back (`loading.erased`).
+A keyed hash of the external id stays, so no feed brings the visitor back (`loading/erased_visitors.py`).
 
 An erasure takes its turn among the organization's loads. A request locks the case that it writes into, and then refers
 to the case's contact. So an erasure locks all cases, then the contacts, and starts again if a contact got another case
@@ -22,7 +22,7 @@ from cases_service.database.migrations import DEFAULT_WAIT, list_holders, lock_t
 from cases_service.database.statements import statements
 from cases_service.loading.erased_visitors import KEY_BYTES, hash_external_id
 from cases_service.loading.load import update_statistics
-from cases_service.loading.staged_load import take_turns
+from cases_service.loading.turns import take_turns
 from cases_service.personal_data.export import NO_VISITOR, Connection, PersonalDataError, lines
 
 T = TypeVar("T")

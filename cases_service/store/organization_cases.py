@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cases_service.cases.preconditions import tag_of
 from cases_service.cases.schemas import OrganizationCaseSchema
-from cases_service.database.pipeline import Query, Result
+from cases_service.database.pipeline import Query, Result, Row
 from cases_service.database.statements import numbered
 from cases_service.store.organization_pages import case_statement, compiled
 
@@ -26,10 +26,15 @@ REFERENCES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StoredCase:
-    """A case as its organization sees it, and its ETag."""
+    """A case as its organization sees it, and the row that it was made from."""
 
     document: dict[str, Any]
-    tag: str
+    row: Row
+
+    @property
+    def tag(self) -> str:
+        """Its ETag."""
+        return tag_of(self.row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase
         if not result.rows:
             return None
         (row,) = result.rows
-        return StoredCase(compiled(statement.columns).dump([row])[0], tag_of(row))
+        return StoredCase(compiled(statement.columns).dump([row])[0], row)
 
     statement = case_statement()
     return Query(statement, {"organization_id": organization_id, "case_id": case_id}, read)

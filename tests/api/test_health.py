@@ -19,20 +19,15 @@ from cases_service.application import create_app
 from cases_service.database.migrations import SCHEMA_VERSION, init_db
 from cases_service.service import Readiness
 from cases_service.settings import Settings
-from tests.conftest import LogLines
+from tests.conftest import LogLines, new_database
 from tests.factories import assert_problem
 from tests.process.running import wait_for
 
 
 @pytest.fixture
 def empty_database(server_url: str) -> Iterator[str]:
-    name = f"cases_test_{uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(f"create database {name} template template0 encoding 'UTF8'")
-        try:
-            yield make_conninfo(server_url, dbname=name)
-        finally:
-            server.execute(f"drop database {name} with (force)")
+    with new_database(server_url, f"cases_test_{uuid4().hex[:12]}") as url:
+        yield url
 
 
 def test_health_needs_nothing(client: FlaskClient) -> None:

@@ -3,21 +3,22 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from uuid import UUID, uuid5
+from typing import Any, Literal
+from uuid import UUID, uuid4, uuid5
 
+import psycopg
 import pytest
 from flask.testing import FlaskClient
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.load import load
-from cases_service.loading.outcome import IMPORTED_TYPES
-from tests.api.conversations import Sides, sides_of
+from cases_service.loading.outcome import IMPORTED_TYPES, LoadOptions
+from tests.api.conversations import Sides, message_id, sides_of
 from tests.api.test_import import Feed, Fields, at, case, encode
 from tests.api.test_notes_stay_private import everything
 from tests.factories import Organization, assert_problem
 from tests.loading.test_imports import NEEDED, NO_PARENT
-from tests.loading.test_loading import file_of
+from tests.loading.test_loading import file_of, wait_until_blocks
 from tests.torture import times
 
 MODES = ("mode=all", "mode=each")
@@ -265,6 +266,41 @@ class TestAtOnce:
         ).fetchall()
         assert len(rows) >= 2
         assert all(row[:2] == row[2:4] and row[4] for row in rows), rows
+
+
+@pytest.mark.parametrize("is_removal", [False, True], ids=["written", "removed"])
+@pytest.mark.parametrize("mode", ["all", "each"])
+def test_a_message_that_a_request_writes_into_another_case_meanwhile_is_counted_once(
+    sides: Sides, database_url: str, mode: Literal["all", "each"], is_removal: bool
+) -> None:
+    """The load waits for its activity, after it has looked up which of its messages are stored."""
+    about = {"organization_id": str(sides.organization.id)}
+    call = activity(uuid4(), sides.organization.case(sides.visitor.contact_ids[0]))
+    line = message(message_id(), call["id"])
+    load(sides.organization.connection, [file_of(call | about)], box=SecretBox([]))
+    lines = file_of(call | about | {"ended_at": at(9)}, (removal(line) if is_removal else line) | about)
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        ThreadPoolExecutor(1) as threads,
+        psycopg.connect(database_url) as holder,
+    ):
+        whose = [sides.organization.id, call["id"]]
+        holder.execute("select 1 from activities where organization_id = %s and id = %s for update", whose)
+        loading = threads.submit(load, connection, [lines], box=SecretBox([]), options=LoadOptions(mode=mode))
+        wait_until_blocks(holder)
+        own_activity = sides.say(id=line["id"])["activity_id"]
+        holder.rollback()
+        summary = loading.result()
+    assert (summary.written["message"], summary.removed["message"]) == (not is_removal, 0)
+    counted = sides.organization.connection.execute(
+        "select id::text, message_count from activities where organization_id = %s", [sides.organization.id]
+    ).fetchall()
+    place = own_activity if is_removal else call["id"]
+    assert dict(counted) == {own_activity: 0, call["id"]: 0} | {place: 1}
+    stored = sides.organization.connection.execute(
+        "select activity_id::text from messages where organization_id = %s", [sides.organization.id]
+    ).fetchall()
+    assert stored == [(place,)]
 
 
 def test_events_can_be_loaded_and_are_shown_as_before(sides: Sides, organization: Organization) -> None:

@@ -31,6 +31,7 @@ from cases_service.cli.commands import cli
 from cases_service.credentials import visitor_jwt as visitor_tokens
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.settings import read_settings
+from tests.conftest import new_database
 from tests.documents import block
 from tests.factories import LONG_AGO, SECRET_KEY, Organization, b64, cases_path, get
 from tests.process.running import COMMAND, environment
@@ -188,14 +189,8 @@ class TestAllCommands:
 
 class TestInitDb:
     def test_it_may_be_repeated(self, run: Run, server_url: str) -> None:
-        name = f"init_{uuid4().hex}"
-        with psycopg.connect(server_url, autocommit=True) as server:
-            server.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
-            try:
-                url = make_conninfo(server_url, dbname=name)
-                first, second = run("init-db", DATABASE_URL=url), run("init-db", DATABASE_URL=url)
-            finally:
-                server.execute(f"drop database {name}".encode())
+        with new_database(server_url, f"init_{uuid4().hex}") as url:
+            first, second = run("init-db", DATABASE_URL=url), run("init-db", DATABASE_URL=url)
         assert first.status == second.status == 0
         assert re.fullmatch(r"schema version \d+\n", first.out)
         assert first == second
@@ -470,23 +465,17 @@ class TestKeys:
         assert_fails(run("retire-key", "--organization", organization.id, uuid4()), 1, "has no signing key")
 
     def test_secrets_are_rotated_for_a_new_secret_key(self, run: Run, server_url: str, box: SecretBox) -> None:
-        name = f"rotate_{uuid4().hex}"
-        with psycopg.connect(server_url, autocommit=True) as server:
-            server.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
-            url = make_conninfo(server_url, dbname=name)
-            try:
-                run("init-db", DATABASE_URL=url)
-                with psycopg.connect(url, autocommit=True) as connection:
-                    organization = Organization(connection, box)
-                sign = ("sign", "--organization", organization.id, "--external-id", "me")
-                both = f"{NEW_KEY},{SECRET_KEY}"
-                assert_fails(run(*sign, DATABASE_URL=url, CASES_SECRET_KEY=NEW_KEY), 1, "opens with none of the keys")
-                rotated = run("rotate-secrets", DATABASE_URL=url, CASES_SECRET_KEY=both)
-                assert rotated == Result(0, "1 secret encrypted with the first secret key\n", "")
-                assert run(*sign, DATABASE_URL=url, CASES_SECRET_KEY=NEW_KEY).status == 0
-                assert_fails(run("rotate-secrets", DATABASE_URL=url), 1, "opens with none of the keys")
-            finally:
-                server.execute(f"drop database {name}".encode())
+        with new_database(server_url, f"rotate_{uuid4().hex}") as url:
+            run("init-db", DATABASE_URL=url)
+            with psycopg.connect(url, autocommit=True) as connection:
+                organization = Organization(connection, box)
+            sign = ("sign", "--organization", organization.id, "--external-id", "me")
+            both = f"{NEW_KEY},{SECRET_KEY}"
+            assert_fails(run(*sign, DATABASE_URL=url, CASES_SECRET_KEY=NEW_KEY), 1, "opens with none of the keys")
+            rotated = run("rotate-secrets", DATABASE_URL=url, CASES_SECRET_KEY=both)
+            assert rotated == Result(0, "1 secret encrypted with the first secret key\n", "")
+            assert run(*sign, DATABASE_URL=url, CASES_SECRET_KEY=NEW_KEY).status == 0
+            assert_fails(run("rotate-secrets", DATABASE_URL=url), 1, "opens with none of the keys")
 
 
 class TestLists:

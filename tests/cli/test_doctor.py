@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.migrations import SCHEMA_VERSION, init_db
+from tests.conftest import new_database
 from tests.factories import SECRET_KEY, Organization, b64
 from tests.process.conftest import data_dir, place, serve, start, template  # noqa: F401  fixtures
 from tests.process.running import COMMAND, LOOPBACK, Service, environment
@@ -82,17 +83,13 @@ def let_somebody_in(connection: psycopg.Connection) -> None:
 
 @pytest.fixture
 def installation(server_url: str, service_role: str) -> Iterator[Installation]:
-    name = f"doctor_{uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
-        url = make_conninfo(server_url, dbname=name)
-        try:
-            with psycopg.connect(url, autocommit=True) as connection:
-                init_db(connection, service_role=service_role)
-                let_somebody_in(connection)
-                yield Installation(variables_of(url, service_role), connection)
-        finally:
-            server.execute(f"drop database {name} with (force)".encode())
+    with (
+        new_database(server_url, f"doctor_{uuid4().hex[:12]}") as url,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        init_db(connection, service_role=service_role)
+        let_somebody_in(connection)
+        yield Installation(variables_of(url, service_role), connection)
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

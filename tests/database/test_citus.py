@@ -34,9 +34,10 @@ from cases_service.settings import Settings
 from tests import citus
 from tests.api.conversations import Sides, sides_of
 from tests.database.test_roles import ROLES, psql
-from tests.factories import SECRET_KEY, TABLES, Organization, b64, cases_path, get
+from tests.factories import SECRET_KEY, TABLES, Organization, assert_problem, b64, cases_path, get
 from tests.loading.test_loading import wait_until_blocks
 from tests.process.running import COMMAND, environment
+from tests.writing import Writer
 
 pytestmark = pytest.mark.skipif(not citus.IS_USED, reason=citus.SKIP_REASON)
 
@@ -759,6 +760,31 @@ class TestFaults:
                 assert time.monotonic() < deadline
         finally:
             server.start()
+
+    def test_where_a_node_is_a_standby_its_organizations_are_told_that_nothing_is_written(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+    ) -> None:
+        cluster, made = own
+        app = create_app(made.settings)
+        server = cluster.servers[1]
+        writers = {node: Writer(app.test_client(), organization) for node, organization in places.items()}
+        server.stop()
+        signal = server.data_dir / supervisor.CLUSTER / "standby.signal"
+        try:
+            signal.touch()
+            server.start()
+            for node, writer in writers.items():
+                answer = writer.send("POST", body={"case_number": "C-1", "priority": 3})
+                if node == str(server.data_dir / "socket"):
+                    detail = assert_problem(answer, 503, "unavailable")["detail"]
+                    assert detail == "The database takes no writes now. Nothing was changed."
+                else:
+                    assert answer.status_code == 201
+        finally:
+            server.stop()
+            signal.unlink()
+            server.start()
+            app.close()
 
     def test_an_erasure_whose_node_goes_away_leaves_everything(
         self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]

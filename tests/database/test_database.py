@@ -256,3 +256,14 @@ def test_an_error_of_the_statement_is_no_outage(small: Database) -> None:
     with pytest.raises(psycopg.errors.DivisionByZero):
         small.read(lambda given: given.execute("select 1 / 0"))
     assert small.read(backend)
+
+
+def test_a_server_that_is_read_only_takes_no_writes(small: Database) -> None:
+    with pytest.raises(UnavailableError) as refused:
+        small.change(lambda given: given.execute("create table never (id int)"))
+    assert "takes no writes" in refused.value.detail
+
+
+def test_a_statement_that_the_server_does_not_support_is_no_outage(small: Database) -> None:
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        small.change(lambda given: given.execute("select id from cases group by id for update"))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
@@ -21,11 +21,12 @@ from cases_service.application import Application, create_app
 from cases_service.credentials import administration
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection import Connection, query_count
+from cases_service.database.connection_pool import Database
 from cases_service.database.migrations import init_db
 from cases_service.database.replicas import Replicas, name_of, single_hosts
 from cases_service.embedded.server import SERVICE_ROLE, EmbeddedServer
 from cases_service.observability import metrics
-from cases_service.problems import OverloadedError
+from cases_service.problems import OverloadedError, UnavailableError
 from cases_service.settings import Settings, SettingsError, read_settings
 from tests.conftest import LogLines
 from tests.documents import block, run
@@ -520,3 +521,16 @@ def test_a_server_that_takes_no_writes_is_unavailable_to_them(
     for method, body in (("PATCH", {"priority": 1}), ("DELETE", None)):
         assert_problem(writer.send(method, case_id, body), 503, "unavailable")
     assert writer.get(case_id).status_code == 200
+
+
+def test_a_standby_to_which_a_pooler_leads_is_unavailable_to_writes(make_app: Callable[..., Application]) -> None:
+    """Connections to it are let through here, as a pooler lets through those that it had before."""
+    settings = make_app(max_lag=60).extensions["cases_service"].settings
+    pool = Database(settings.read_database_url, settings, may_follow=True)
+    pool.open()
+    try:
+        with pytest.raises(UnavailableError) as refused:
+            pool.change(lambda connection: connection.write(uuid4()))
+        assert "takes no writes" in refused.value.detail
+    finally:
+        pool.close()

@@ -35,6 +35,8 @@ EACH = LoadOptions(mode="each")
 NEWER = LoadOptions(if_newer=True)
 KEEP = LoadOptions(keeps_left_out=True)
 SEEDS = range(times(3, torture=10))
+# The sessions of requests join by nested loops alone.
+JOINS = ("any join", "nested loops")
 NO_PARENT = "there is no such row in this organization when all files are read"
 NEEDED = "other rows still refer to this one when all files are read"
 TAKEN = "another case of the organization has this number"
@@ -429,6 +431,33 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(part)
 
 
+def scanned(plan: dict[str, Any]) -> set[str | None]:
+    """Return the tables that a plan reads from end to end."""
+    return {node.get("Relation Name") for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
+
+
+def create_staging(connection: psycopg.Connection, *tables: str, joins: str) -> None:
+    for setting in ("hashjoin", "mergejoin", "bitmapscan") if joins == "nested loops" else ():
+        connection.execute(f"set local enable_{setting} = off".encode())
+    for table in tables:
+        connection.execute(STATEMENTS[f"create_staging {table}"].encode())
+
+
+def index_staging(connection: psycopg.Connection, *tables: str) -> None:
+    for table in tables:
+        connection.execute(STATEMENTS[f"index_staging {table}"].encode())
+        connection.execute(STATEMENTS[f"analyze_staging {table}"].encode())
+
+
+def plan_of(company: Company, name: str) -> dict[str, Any]:
+    """Run a statement of a load, and return its plan with what it read."""
+    explain = f"explain (analyze, buffers, format json) {STATEMENTS[name]}"
+    given = {"organization_id": company.id} if "%(" in explain else None
+    ((explained,),) = company.connection.execute(explain.encode(), given, prepare=False).fetchall()
+    plan: dict[str, Any] = explained[0]["Plan"]
+    return plan
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -444,14 +473,11 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "exclude_still_needed cases.contact_id",
     ],
 )
-@pytest.mark.parametrize("joins", ["any join", "nested loops"])
+@pytest.mark.parametrize("joins", JOINS)
 def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Company, joins: str, name: str) -> None:
     connection = many_cases.connection
     with connection.transaction(force_rollback=True):
-        for setting in ("hashjoin", "mergejoin", "bitmapscan") if joins == "nested loops" else ():
-            connection.execute(f"set local enable_{setting} = off".encode())
-        for table in ("contacts", "cases"):
-            connection.execute(STATEMENTS[f"create_staging {table}"].encode())
+        create_staging(connection, "contacts", "cases", joins=joins)
         connection.execute(
             "insert into staged_cases (place, deleted, left_out, organization_id, id, case_number, contact_id,"
             " owner_id, status, priority, is_waiting, unread_message_count, visitor_unread_message_count, created_at,"
@@ -465,17 +491,11 @@ def test_a_hundred_changed_cases_among_many_are_found_by_index(many_cases: Compa
             " select 1, true, 0, organization_id, id from contacts where organization_id = %s limit 100",
             [many_cases.id],
         )
-        for table in ("contacts", "cases"):
-            connection.execute(STATEMENTS[f"index_staging {table}"].encode())
-            connection.execute(STATEMENTS[f"analyze_staging {table}"].encode())
+        index_staging(connection, "contacts", "cases")
         connection.execute(STATEMENTS["index_claims cases.case_number"].encode())
-        explain = f"explain (analyze, buffers, format json) {STATEMENTS[name]}"
-        given = {"organization_id": many_cases.id} if "%(" in explain else None
-        ((plan,),) = connection.execute(explain.encode(), given, prepare=False).fetchall()
-    found = list(nodes(plan[0]["Plan"]))
-    scanned = {node.get("Relation Name") for node in found if node["Node Type"] == "Seq Scan"}
-    assert "cases" not in scanned
-    assert buffers(plan[0]["Plan"]) < 100 * 60
+        plan = plan_of(many_cases, name)
+    assert "cases" not in scanned(plan)
+    assert buffers(plan) < 100 * 60
 
 
 class TestKeptLines:

@@ -11,7 +11,18 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.load import load
 from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
 from cases_service.loading.statements import STATEMENTS
-from tests.loading.test_imports import NEEDED, NO_PARENT, buffers, load_with, nodes, wrong
+from tests.loading.test_imports import (
+    JOINS,
+    NEEDED,
+    NO_PARENT,
+    buffers,
+    create_staging,
+    index_staging,
+    load_with,
+    plan_of,
+    scanned,
+    wrong,
+)
 from tests.loading.test_loading import (
     LATER,
     TIME,
@@ -526,19 +537,17 @@ def many_messages(database_url: str, box: SecretBox) -> Iterator[Company]:
         "fill_cases",
         "exclude_without_parent messages.activity_id",
         "exclude_still_needed messages.activity_id",
+        "write_new messages",
         "write messages",
         "remove messages",
         "write_counts",
     ],
 )
-@pytest.mark.parametrize("joins", ["any join", "nested loops"])
+@pytest.mark.parametrize("joins", JOINS)
 def test_a_hundred_messages_among_many_are_found_by_index(many_messages: Company, joins: str, name: str) -> None:
     connection = many_messages.connection
     with connection.transaction(force_rollback=True):
-        for setting in ("hashjoin", "mergejoin", "bitmapscan") if joins == "nested loops" else ():
-            connection.execute(f"set local enable_{setting} = off".encode())
-        for table in ("activities", "messages"):
-            connection.execute(STATEMENTS[f"create_staging {table}"].encode())
+        create_staging(connection, "activities", "messages", joins=joins)
         connection.execute(
             "insert into staged_messages (place, deleted, left_out, organization_id, id, activity_id, case_id,"
             " sender_type, text, created_at, is_private) select row_number() over (), n %% 2 = 0, 16,"
@@ -552,14 +561,9 @@ def test_a_hundred_messages_among_many_are_found_by_index(many_messages: Company
             " select 1, true, 0, organization_id, id from activities where organization_id = %s limit 10",
             [many_messages.id],
         )
-        for table in ("activities", "messages"):
-            connection.execute(STATEMENTS[f"index_staging {table}"].encode())
-            connection.execute(STATEMENTS[f"analyze_staging {table}"].encode())
+        index_staging(connection, "activities", "messages")
         for prepared in ("create_staging_of_counts", "index_messages", "fill_counted", "create_counts"):
             connection.execute(STATEMENTS[prepared].encode())
-        explain = f"explain (analyze, buffers, format json) {STATEMENTS[name]}"
-        given = {"organization_id": many_messages.id} if "%(" in explain else None
-        ((plan,),) = connection.execute(explain.encode(), given, prepare=False).fetchall()
-    scanned = {node.get("Relation Name") for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "Seq Scan"}
-    assert "messages" not in scanned
-    assert buffers(plan[0]["Plan"]) < 100 * 60
+        plan = plan_of(many_messages, name)
+    assert "messages" not in scanned(plan)
+    assert buffers(plan) < 100 * 60

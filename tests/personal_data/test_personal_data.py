@@ -26,8 +26,8 @@ from cases_service.loading.erased_visitors import hash_external_id
 from cases_service.loading.load import load
 from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
 from cases_service.loading.records import RECORDS
-from cases_service.loading.staged_load import take_turns
 from cases_service.loading.statements import TABLES
+from cases_service.loading.turns import take_turns
 from cases_service.personal_data import erasure
 from cases_service.personal_data.erasure import ErasureBusyError, Receipt, allow_visitor, erase_visitor
 from cases_service.personal_data.export import EXPORTS, PersonalDataError, export_visitor
@@ -37,6 +37,7 @@ from tests.api.test_import import Feed
 from tests.database.test_roles import Roles, make_roles, roles
 from tests.factories import LONG_AGO, Organization, Visitor, assert_problem
 from tests.loading.test_loading import Fields, content_of, file_of, wait_until_blocks
+from tests.process.running import wait_for
 from tests.torture import times
 from tests.writing import contents
 
@@ -44,6 +45,10 @@ __all__ = ["make_roles", "roles"]
 
 ERASED = "erased: the organization has erased this visitor, whom cases-service allow-visitor would let back in"
 NO_PARENT = "there is no such row in this organization when all files are read"
+WAITING_FOR_A_TURN = (
+    "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
 
 
 class Person:
@@ -279,6 +284,36 @@ class TestErasure:
                     [person.organization.id, uuid4(), person.visitor.id],
                 )
             assert erased.result().removed["contact"] == 3
+
+    def test_a_contact_that_a_load_moves_to_another_visitor_meanwhile_stays_there(
+        self, person: Person, connection: psycopg.Connection, database_url: str
+    ) -> None:
+        """The load has its turn and waits for the contact; the erasure waits for the load, and looks afterwards."""
+        heir, moved = person.organization.visitor(contacts=0), person.visitor.contact_ids[0]
+        times = {"created_at": LONG_AGO.isoformat(), "updated_at": LONG_AGO.isoformat()}
+        about = {"organization_id": str(person.organization.id), "visitor_id": str(heir.id)}
+        line = {"type": "contact", "id": str(moved), **about, **times}
+        with (
+            psycopg.connect(database_url, autocommit=True) as loading,
+            ThreadPoolExecutor(2) as threads,
+            psycopg.connect(database_url) as holder,
+        ):
+            whose = [person.organization.id, moved]
+            holder.execute("select 1 from contacts where organization_id = %s and id = %s for update", whose)
+            loaded = threads.submit(load_with, loading, line)
+            wait_until_blocks(holder)
+            erased = threads.submit(person.erase, connection)
+            with psycopg.connect(database_url, autocommit=True) as observer:
+                wait_for(lambda: observer.execute(WAITING_FOR_A_TURN).fetchone() == (1,))
+            holder.rollback()
+            assert loaded.result().written["contact"] == 1
+            assert (erased.result().removed["contact"], erased.result().removed["case"]) == (1, 1)
+        left = connection.execute(
+            "select x.id, x.visitor_id, count(*) from contacts x join cases c on c.organization_id = %s"
+            " and c.contact_id = x.id where x.organization_id = %s group by x.organization_id, x.id",
+            [person.organization.id] * 2,
+        ).fetchall()
+        assert left == [(moved, heir.id, 2)]
 
     def test_who_waits_in_vain_erases_nothing_and_says_for_whom(
         self, person: Person, connection: psycopg.Connection, database_url: str

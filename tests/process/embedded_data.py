@@ -54,7 +54,7 @@ def make_template(data_dir: Path, *, bin_dir: Path | None = None) -> Template:
 
 def stop(server: EmbeddedServer) -> None:
     server.leave()
-    assert server.wait_stopped(20)
+    assert server.wait_stopped(60)
 
 
 def crash(data_dir: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -196,3 +196,13 @@ def is_alive(number: int) -> bool:
     except ProcessLookupError:
         return False
     return state != "Z"
+
+
+@contextlib.contextmanager
+def clients(service: Service, number: int, request: bytes) -> Iterator[list[socket.socket]]:
+    """Connect clients that send this and nothing else for now."""
+    with contextlib.ExitStack() as stack:
+        connected = [stack.enter_context(service.connect()) for _ in range(number)]
+        for client in connected:
+            client.sendall(request)
+        yield connected

@@ -3,14 +3,23 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.factories import SECRET_KEY
 from tests.process.conftest import killed_at_end, short_path
-from tests.process.running import GUNICORN, LOOPBACK, PROJECT, Service, environment, parse_answer, read_all, read_answer
+from tests.process.running import (
+    GUNICORN,
+    LOOPBACK,
+    PROJECT,
+    Service,
+    clients,
+    environment,
+    parse_answer,
+    read_all,
+    read_answer,
+)
 
 MIB = 1024 * 1024
 MANY = 30
@@ -65,15 +74,6 @@ def length(number: int, path: str = "/") -> bytes:
 
 
 CHUNKED = head("Transfer-Encoding: chunked")
-
-
-@contextmanager
-def clients(service: Service, number: int, request: bytes) -> Iterator[list[socket.socket]]:
-    with ExitStack() as stack:
-        connected = [stack.enter_context(service.connect()) for _ in range(number)]
-        for client in connected:
-            client.sendall(request)
-        yield connected
 
 
 def others_are_answered(service: Service) -> None:

@@ -11,11 +11,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.embedded.server import _find_programs
 from cases_service.personal_data.erasure import erase_visitor
+from tests.conftest import new_database
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.embedded_data import make_template
@@ -47,19 +47,13 @@ def test_a_backup_with_its_secret_key_is_the_service_again(
         place,
         SUPERUSER_URL=database_url,
     )
-    name = f"cases_restored_{uuid4().hex[:12]}"
-    restored = make_conninfo(server_url, dbname=name)
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(f"create database {name} template template0 encoding 'UTF8'")
-        try:
-            run(block(DAY_TWO, "bash", '--dbname "$SUPERUSER_URL'), place, SUPERUSER_URL=restored)
-            run("cases-service init-db", place, DATABASE_URL=restored)
-            service = serve(DATABASE_URL=restored)
-            service.wait_until_ready()
-            assert page(service, organization, jwt) == before
-            assert service.end(signal.SIGTERM) == 0
-        finally:
-            server.execute(f"drop database {name} with (force)")
+    with new_database(server_url, f"cases_restored_{uuid4().hex[:12]}") as restored:
+        run(block(DAY_TWO, "bash", '--dbname "$SUPERUSER_URL'), place, SUPERUSER_URL=restored)
+        run("cases-service init-db", place, DATABASE_URL=restored)
+        service = serve(DATABASE_URL=restored)
+        service.wait_until_ready()
+        assert page(service, organization, jwt) == before
+        assert service.end(signal.SIGTERM) == 0
 
 
 def rows(connection: psycopg.Connection, organization: Organization) -> dict[str, int]:

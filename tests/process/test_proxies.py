@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.factories import Organization, Visitor
-from tests.process.running import LOOPBACK, PROJECT, Service, environment, read_answer, wait_for
-from tests.process.test_slow_clients import HEAD, clients
+from tests.process.running import LOOPBACK, PROJECT, Service, clients, environment, read_answer, wait_for
+from tests.process.test_slow_clients import HEAD
 from tests.torture import times
 
 SLOW = times(200, torture=2000)

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from cases_service.demo.demo import DEMO_DATA
+from tests.conftest import new_database
 from tests.documents import block, run
 from tests.factories import SECRET_KEY, Organization, cases_path
 from tests.process.running import COMMAND, LOOPBACK, PATIENCE, SCRIPTS, Service, environment, wait_for
@@ -22,14 +22,9 @@ NYPD = "65f33228-72e5-5b5b-a48f-152fe9c2e8d8"
 
 
 @pytest.fixture
-def new_database(server_url: str) -> Iterator[str]:
-    name = f"cases_first_{uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
-        try:
-            yield make_conninfo(server_url, dbname=name)
-        finally:
-            server.execute(f"drop database {name} with (force)".encode())
+def empty_database(server_url: str) -> Iterator[str]:
+    with new_database(server_url, f"cases_first_{uuid4().hex[:12]}") as url:
+        yield url
 
 
 def test_the_first_requests_are_answered_as_the_documents_show(start: Callable[..., Service], place: Path) -> None:
@@ -94,11 +89,11 @@ def test_the_paths_of_the_api_document_are_answered(service: Service, organizati
         assert service.curl(path, "--header", f"Authorization: Token {organization.token}").status == 200
 
 
-def test_ones_own_data_are_loaded_and_served(start: Callable[..., Service], new_database: str, place: Path) -> None:
+def test_ones_own_data_are_loaded_and_served(start: Callable[..., Service], empty_database: str, place: Path) -> None:
     (place / "cases.ndjson").write_bytes(DEMO_DATA.read_bytes())
     script = block("README.md", "sh", "cases-service load cases.ndjson")
     for old, new in {
-        "postgresql://cases@db.internal/cases": f"'{new_database}'",
+        "postgresql://cases@db.internal/cases": f"'{empty_database}'",
         "--organization ID": f"--organization {NYC_311}",
         "--user ID": f"--user {NYPD}",
         "cases-service serve --bind 0.0.0.0:8000": f"exec cases-service serve --bind {LOOPBACK}:0",
@@ -116,13 +111,13 @@ def test_ones_own_data_are_loaded_and_served(start: Callable[..., Service], new_
     assert service.end() == 0
 
 
-def test_load_takes_files_and_standard_input(new_database: str, place: Path) -> None:
+def test_load_takes_files_and_standard_input(empty_database: str, place: Path) -> None:
     organization, *others = DEMO_DATA.read_text().splitlines(keepends=True)
     (place / "organizations.ndjson").write_text(organization)
     (place / "cases.ndjson").write_text("".join(others))
     (place / "export.ndjson.gz").write_bytes(gzip.compress("".join(others[-200:]).encode()))
-    given = {"DATABASE_URL": new_database, "CASES_SECRET_KEY": SECRET_KEY}
+    given = {"DATABASE_URL": empty_database, "CASES_SECRET_KEY": SECRET_KEY}
     run("cases-service init-db", place, **given)
     run(block("docs/load.md", "sh", "cases-service load"), place, **given)
-    with psycopg.connect(new_database) as connection:
+    with psycopg.connect(empty_database) as connection:
         assert connection.execute("select count(*) from cases").fetchone() == (1000,)

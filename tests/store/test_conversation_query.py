@@ -1,6 +1,6 @@
 """The cost of a page of messages, counted in buffers: it depends on the page, not on how many messages there are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,6 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.pipeline import Query, preamble
-from cases_service.settings import Settings
 from cases_service.store.conversations import Page, Things, count_unread, list_things
 from tests.factories import Organization, Visitor
 
@@ -68,14 +67,6 @@ def long(session_connection: psycopg.Connection, box: SecretBox) -> Long:
     for table in ("activities", "messages"):
         session_connection.execute(f"vacuum analyze {table}".encode())
     return made
-
-
-@pytest.fixture(scope="module")
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url or "", settings)
-    database.open()
-    yield database
-    database.close()
 
 
 def cost(database: Database, long: Long, query: Query[Any]) -> tuple[Any, int]:

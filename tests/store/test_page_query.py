@@ -86,14 +86,6 @@ def fill(visitor: Visitor, number: int, contacts: list[UUID] | None = None) -> N
     )
 
 
-@pytest.fixture(scope="module")
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url or "", settings)
-    database.open()
-    yield database
-    database.close()
-
-
 def cursors(visitor: Visitor) -> list[Cursor | None]:
     """Return the first page, one in the middle and ones at the ends, in both directions."""
     tag = visitor_tag(visitor.id)

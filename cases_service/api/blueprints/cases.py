@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 
 from cases_service.api.authentication import Steps, VisitorQuery
 from cases_service.api.authorization import for_visitor, identified
@@ -18,6 +18,7 @@ from cases_service.api.parameters import (
     read_parameters,
 )
 from cases_service.api.request import CasesRequest
+from cases_service.api.response import Response
 from cases_service.cases.filters import Filters
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.pagination import Collection, Cursor
@@ -126,9 +127,9 @@ def _etag_input(page: Page, cursors: tuple[str | None, str | None]) -> tuple[byt
 
 def _document(page: Page, cursors: tuple[str | None, str | None], link: Callable[[str | None], str | None]) -> bytes:
     following, preceding = cursors
-    return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
+    return orjson.dumps({"next": link(following), "previous": link(preceding), "results": page.cases})
 
 
 def _whole(request: CasesRequest, document: dict[str, Any]) -> Response:
-    body = msgspec.json.encode(document)
+    body = orjson.dumps(document)
     return answer(request, lambda: body, body)

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 from marshmallow import Schema
 
 from cases_service.api.authentication import Steps, VisitorQuery
@@ -16,6 +16,7 @@ from cases_service.api.page_links import link_of_visitor
 from cases_service.api.parameters import ConversationParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.response import Response
 from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
@@ -153,4 +154,4 @@ def _case(case: StoredCase) -> Response:
 
 
 def _document(document: dict[str, Any], status: int) -> Response:
-    return Response(msgspec.json.encode(document), status, content_type="application/json")
+    return Response(orjson.dumps(document), status, content_type="application/json")

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import msgspec
-from flask import Blueprint, Response, current_app, render_template, request
+import orjson
+from flask import Blueprint, current_app, render_template, request
 from werkzeug.routing import Map
 
 from cases_service.api.etag import answer
 from cases_service.api.openapi.components import DOCS_FILES
 from cases_service.api.openapi.document import describe
 from cases_service.api.request import current_request
+from cases_service.api.response import Response
 from cases_service.problems import NotFoundError
 from cases_service.service import current_service
 
@@ -33,9 +34,7 @@ demo = Blueprint("demo", __name__)
 @demo.get("/")
 def root() -> Response:
     """Redirect the root of a demo to the page."""
-    response = Response(status=303, headers={"Location": f"{urlsplit(current_request().service_url).path}/docs"})
-    del response.headers["Content-Type"]
-    return response
+    return Response(status=303, headers={"Location": f"{urlsplit(current_request().service_url).path}/docs"})
 
 
 @blueprint.get("/openapi.json")
@@ -71,7 +70,7 @@ def file(name: str) -> Response:
 
 @lru_cache(maxsize=2)
 def _document(routes: Map, server: str, *, writes: bool) -> bytes:
-    return msgspec.json.encode(describe(routes, server, writes=writes))
+    return orjson.dumps(describe(routes, server, writes=writes))
 
 
 @lru_cache(maxsize=len(DOCS_FILES))

@@ -2,9 +2,10 @@
 
 from typing import Final
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 
+from cases_service.api.response import Response
 from cases_service.observability import metrics
 from cases_service.service import OPERATOR_PATHS, current_service
 
@@ -13,7 +14,7 @@ blueprint = Blueprint("health", __name__)
 PATHS: Final = ("/healthz", *OPERATOR_PATHS)
 """The paths that are served for any host name."""
 
-_OK: Final = msgspec.json.encode({"status": "ok"})
+_OK: Final = orjson.dumps({"status": "ok"})
 
 
 @blueprint.get("/healthz")

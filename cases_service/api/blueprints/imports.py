@@ -2,13 +2,14 @@
 
 from typing import Any, Final
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 
 from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.parameters import ImportParameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.response import Response
 from cases_service.loading.imports import MAXIMUM_LINES, import_lines
 from cases_service.loading.outcome import LoadOptions, LoadSummary
 from cases_service.observability.metrics import count_import
@@ -44,7 +45,7 @@ def import_rows(request: CasesRequest, access: Access) -> Response:
     count_import(lines=summary.lines, stale=summary.stale, wrong=summary.error_count, is_stored=is_stored)
     if not is_stored:
         raise InvalidLinesError(result["errors"], error_count=summary.error_count)
-    return Response(msgspec.json.encode(result), content_type="application/json")
+    return Response(orjson.dumps(result), content_type="application/json")
 
 
 def _document(summary: LoadSummary) -> dict[str, Any]:

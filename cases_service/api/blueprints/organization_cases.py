@@ -3,8 +3,8 @@
 from functools import partial
 from typing import Final
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 
 from cases_service.api.authorization import for_organization, writing_database
 from cases_service.api.etag import answer
@@ -13,6 +13,7 @@ from cases_service.api.page_links import link_of_organization
 from cases_service.api.parameters import DetailParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.response import Response
 from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.organization_filters import OrganizationFilters
@@ -58,7 +59,7 @@ def list_cases(request: CasesRequest, access: Access) -> Response:
 
     def document() -> bytes:
         link = partial(link_of_organization, request, access.organization_id)
-        return msgspec.json.encode({"next": link(following), "previous": link(preceding), "results": page.cases})
+        return orjson.dumps({"next": link(following), "previous": link(preceding), "results": page.cases})
 
     return answer(request, document, page.etag_input, f"{following} {preceding}".encode())
 
@@ -76,7 +77,7 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     if is_known(request.if_none_match, tag):
         return _tagged(Response(status=304), tag)
     document = case.document if fields is None else {name: case.document[name] for name in case_store.only(fields)}
-    return _tagged(Response(msgspec.json.encode(document), content_type="application/json"), tag)
+    return _tagged(Response(orjson.dumps(document), content_type="application/json"), tag)
 
 
 @blueprint.post("")
@@ -98,7 +99,7 @@ def put_case(request: CasesRequest, access: Access, case_id: str) -> Response:
     """Create a case under the caller's id, or replace the existing one."""
     writer = _writer(access)
     body = _body(request, _JSON, WHOLE)
-    written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.headers))
+    written = writer.put(uuid_or_none(case_id), body, Preconditions.of(request.environ))
     return _whole(written.case, 201 if written.is_new else 200)
 
 
@@ -108,7 +109,7 @@ def change_case(request: CasesRequest, access: Access, case_id: str) -> Response
     """Change the attributes of a case that the body names."""
     writer = _writer(access)
     body = _body(request, _JSON_OR_PATCH, CHANGE)
-    return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.headers)).case, 200)
+    return _whole(writer.patch(uuid_or_none(case_id), body, Preconditions.of(request.environ)).case, 200)
 
 
 @blueprint.delete("/<case_id>")
@@ -117,7 +118,7 @@ def delete_case(request: CasesRequest, access: Access, case_id: str) -> Response
     """Remove a case."""
     writer = _writer(access)
     read_parameters(_NONE, request.query_string)
-    writer.remove(uuid_or_none(case_id), Preconditions.of(request.headers))
+    writer.remove(uuid_or_none(case_id), Preconditions.of(request.environ))
     return Response(status=204)
 
 
@@ -131,7 +132,7 @@ def _body(request: CasesRequest, media_types: frozenset[str], kind: Kind) -> Cas
 
 
 def _whole(case: StoredCase, status: int) -> Response:
-    body = msgspec.json.encode(case.document)
+    body = orjson.dumps(case.document)
     return _tagged(Response(body, status, content_type="application/json"), case.tag)
 
 

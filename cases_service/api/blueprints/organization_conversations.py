@@ -4,8 +4,8 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-from flask import Blueprint, Response
+import orjson
+from flask import Blueprint
 from marshmallow import Schema
 
 from cases_service.api.authorization import for_organization, writing_database
@@ -14,6 +14,7 @@ from cases_service.api.page_links import link_of_organization
 from cases_service.api.parameters import ConversationParameters, EventParameters, Parameters, read_parameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
+from cases_service.api.response import Response
 from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
@@ -56,7 +57,7 @@ def create_message(request: CasesRequest, access: Access, case_id: str) -> Respo
     given = _given(request, NEW_ORGANIZATION_MESSAGE)
     writer = _writer(database, access, case_id)
     said = writer.say(NewMessage(**{"sender_user_id": str(access.user_id), **given}))
-    body = msgspec.json.encode(said.message)
+    body = orjson.dumps(said.message)
     return Response(body, 201 if said.is_new else 200, content_type="application/json")
 
 
@@ -68,7 +69,7 @@ def mark_read(request: CasesRequest, access: Access, case_id: str) -> Response:
     given = _given(request, READ_MARK)
     case = _writer(database, access, case_id).mark_read(given.get("until"))
     headers = {"ETag": f'"{case.tag}"', "Cache-Control": "private, no-cache"}
-    return Response(msgspec.json.encode(case.document), 200, headers, content_type="application/json")
+    return Response(orjson.dumps(case.document), 200, headers, content_type="application/json")
 
 
 @blueprint.get("/events")
@@ -82,7 +83,7 @@ def list_events(request: CasesRequest, access: Access) -> Response:
     if after < events.pruned_position:
         raise EventsGoneError(events.pruned_position)
     document = {"results": events.results, "last": events.last, "has_more": events.has_more}
-    return Response(msgspec.json.encode(document), content_type="application/json")
+    return Response(orjson.dumps(document), content_type="application/json")
 
 
 def _list(things: Things, request: CasesRequest, access: Access, case_id: str) -> Response:

@@ -2,7 +2,6 @@
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
-import json
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -19,7 +18,7 @@ from cases_service.cli.options import (
     parse_future_time,
     parse_id,
 )
-from cases_service.cli.output import counted, show
+from cases_service.cli.output import counted, show, show_json
 from cases_service.credentials.algorithms import ALGORITHMS, HMAC_ALGORITHMS
 from cases_service.credentials.scopes import DEFAULT_SCOPES, SCOPES
 
@@ -193,7 +192,7 @@ def create_key(organization_id: UUID, algorithm: str, public_key_file: Path | No
             connection, organization_id=organization_id, algorithm=algorithm, public_key=public_key, box=box
         )
         shown = {"kid": str(key.kid), "algorithm": key.algorithm, "secret": key.secret}
-        click.echo(json.dumps({name: value for name, value in shown.items() if value is not None}))
+        show_json({name: value for name, value in shown.items() if value is not None})
 
 
 @cli.command("retire-key")

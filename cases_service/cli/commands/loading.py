@@ -3,7 +3,6 @@
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from cases_service.cli.connection import connected
 from cases_service.cli.files import opened, standard_input
 from cases_service.cli.group import NAME, cli
 from cases_service.cli.options import wait_option
-from cases_service.cli.output import counted
+from cases_service.cli.output import counted, show_json
 from cases_service.terminal import printable
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptL
     for name, lines in kept.items():
         wrong = {error.line: error for error in summary.errors if error.file == name}
         for number, text in lines.read(wrong):
-            click.echo(json.dumps(wrong[number]._asdict() | text), file=report)
+            show_json(wrong[number]._asdict() | text, file=report)
 
 
 def _say_what_is_wrong(summary: "LoadSummary") -> None:
@@ -233,7 +232,10 @@ def _say_what_was_done(summary: "LoadSummary", call: _Call) -> None:
     from cases_service.loading.outcome import MAXIMUM_ERRORS
 
     summary = dataclasses.replace(summary, errors=summary.errors[:MAXIMUM_ERRORS])
-    click.echo(json.dumps(summary.as_dict()) if call.as_json else _summary(summary))
+    if call.as_json:
+        show_json(summary.as_dict())
+    else:
+        click.echo(_summary(summary))
     if call.errors is None and not call.as_json:
         _echo_errors(summary.errors)
     if summary.without_statistics:

@@ -63,10 +63,10 @@ def examine_installation(url: str | None, as_json: bool) -> None:  # noqa: FBT00
     Example, with the variables of the service:
       cases-service doctor --url http://10.0.0.7:8000
     """
-    from cases_service.cli import doctor
+    from cases_service.cli.doctor.examination import examine
 
     findings = []
-    for finding in doctor.examine(url):
+    for finding in examine(url):
         findings.append(finding)
         if not as_json:
             click.echo(printable(f"{finding.status:{_STATUS_WIDTH}}{finding.check}: {finding.message}"))

@@ -10,7 +10,7 @@ import click
 from cases_service.cli.connection import connected
 from cases_service.cli.group import cli
 from cases_service.cli.options import external_id_option, organization_option, wait_option
-from cases_service.cli.output import counted
+from cases_service.cli.output import counted, show_json
 from cases_service.terminal import printable
 
 
@@ -62,7 +62,7 @@ def erase_visitor(organization_id: UUID, external_id: str, *, is_sure: bool, wai
             extent = erasure.measure(connection, organization_id=organization_id, external_id=external_id)
             _ask(external_id, f"{counted(extent.contacts, 'contact')} and {counted(extent.cases, 'case')}")
         receipt = erasure.erase_visitor(connection, organization_id=organization_id, external_id=external_id, wait=wait)
-        click.echo(msgspec.json.encode(receipt).decode())
+        show_json(msgspec.to_builtins(receipt))
         if not erasure.renew_statistics(connection):
             click.echo("the planner's statistics may still hold erased values: have the", nl=False, err=True)
             click.echo(" owner of the tables run analyze", err=True)

@@ -2,7 +2,6 @@
 
 # ruff: noqa: D301  click wants a real backspace above the lines that it must not fold
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from cases_service.cli.connection import connected
 from cases_service.cli.files import standard_input
 from cases_service.cli.group import cli
 from cases_service.cli.options import accepting, external_id_option, json_option, organization_option, parse_id
+from cases_service.cli.output import show_json
 from cases_service.credentials.algorithms import HMAC_ALGORITHMS
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def check_token(organization_id: UUID, token: str | None, as_json: bool) -> None
     problem = report.problem
     status, code = (200, None) if problem is None else (problem.status, problem.code)
     if as_json:
-        click.echo(json.dumps({"status": status, "code": code, "findings": dict(report.findings)}))
+        show_json({"status": status, "code": code, "findings": dict(report.findings)})
     else:
         for label, finding in [*report.findings, ("answer", f"{status} {code or ''}".rstrip())]:
             click.echo(f"{label:{_LABEL_WIDTH}}{finding}")

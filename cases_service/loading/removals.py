@@ -1,0 +1,63 @@
+"""What a load removes, and what it remembers of that.
+
+A line with `deleted` removes its row, and a snapshot also removes the rows that no line names. With `if_newer`, the
+time of each removal of a contact or case is remembered (`removed_rows`): an older line does not bring the row back.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from cases_service.loading.line_errors import UNNAMED
+from cases_service.loading.outcome import LoadError, LoadOptions
+from cases_service.loading.records import RECORDS
+from cases_service.loading.session import LoadSession
+from cases_service.loading.statements import DATED, TABLES
+
+REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.removable)
+"""The types of rows that a line can remove."""
+
+
+def remove_rows(session: LoadSession, record_type: str, *, if_newer: bool) -> int:
+    """Remove the rows of a type that lines remove, and return how many existed.
+
+    With `if_newer`, the times of the removals of contacts and cases are remembered.
+    """
+    if record_type not in REMOVABLE:
+        return 0
+    table = TABLES[record_type].name
+    removed = session.execute(f"remove {table}").rowcount
+    if record_type in DATED and if_newer:
+        session.execute(f"remember_removed {table}")
+    return removed
+
+
+def skip_removed(session: LoadSession, record_type: str) -> int:
+    """Exclude the lines that are older than the removal of their row, and return how many."""
+    return session.execute(f"skip_removed {TABLES[record_type].name}").rowcount
+
+
+def remember_named(session: LoadSession, record_type: str) -> None:
+    """Remember which rows the lines of a snapshot name, before stale lines are excluded."""
+    session.execute(f"remember_named {TABLES[record_type].name}")
+
+
+def stage_unnamed(session: LoadSession, record_type: str, *, organizations: Iterable[str], options: LoadOptions) -> int:
+    """Stage the removal of the rows of a type that no line of a snapshot names, and return how many.
+
+    Raises:
+        LoadError: They are a larger share of an organization's rows than the options allow.
+
+    """
+    table = TABLES[record_type].name
+    given = {"organizations": list(organizations), "spares_newer": options.if_newer}
+    share = options.maximum_removals or 0.0
+    for organization_id, rows, unnamed in session.execute(f"count_unnamed {table}", **given).fetchall():
+        if unnamed > share * rows:
+            raise LoadError(
+                None,
+                None,
+                None,
+                f"nothing was loaded: the files name all but {unnamed:,} of the {rows:,} {table} of organization"
+                f" {organization_id}, and more than {share:.4g} of them are not removed (--max-removals)",
+            )
+    return session.execute(f"stage_unnamed {table}", place=UNNAMED, **given).rowcount
