@@ -172,7 +172,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = field(name="CASES_PREPARED_STATEMENTS", default=True)
     generic_plans: Annotated[
         bool,
-        Meta(description="Whether a statement has one plan for all its values. On Citus it changes nothing."),
+        Meta(
+            description="Whether a statement has one plan for all its values. On Citus it counts with `CASES_CITUS_NODES` only."
+        ),
     ] = field(name="CASES_GENERIC_PLANS", default=True)
     citus_nodes: Annotated[
         bool,
