@@ -173,7 +173,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     generic_plans: Annotated[
         bool,
         Meta(
-            description="Whether a statement has one plan for all its values. On Citus it counts with `CASES_CITUS_NODES` only."
+            description="Whether a statement has one plan for all its values."
+            " On Citus it counts with `CASES_CITUS_NODES` only."
         ),
     ] = field(name="CASES_GENERIC_PLANS", default=True)
     citus_nodes: Annotated[
