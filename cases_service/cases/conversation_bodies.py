@@ -4,8 +4,8 @@ from typing import Final
 
 from marshmallow import Schema
 
-from cases_service.cases.bodies import Identifier, flag, one_of, text
 from cases_service.cases.schemas import ACTIVITY_CHANNELS, MAXIMUM_TEXT, says
+from cases_service.cases.write_bodies import Identifier, flag, one_of, text
 
 
 class NewMessageSchema(Schema):

@@ -1,37 +1,17 @@
-"""The strong ETag of a case for its organization, and the conditional headers of writes (RFC 9110, section 13.1)."""
+"""The conditional headers of writes, by the strong ETag of a case (RFC 9110, section 13.1)."""
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
-from zlib import crc32
 
-import msgspec
 from werkzeug.datastructures import ETags
 from werkzeug.http import parse_etags
 
-from cases_service import __version__
 from cases_service.problems import PreconditionFailedError
 
-_RELEASE: Final = __version__.encode()
-_DIGEST_BYTES: Final = 16
 # The case's own tag, the shown attributes, and a suffix that compressing proxies append.
 _TAG: Final = re.compile(r"(([0-9a-f]{32})(?:\.[0-9a-f]{8})?)(?:-gzip|-br|-zstd|;gzip|--gzip)?")
-
-
-def tag_of(row: Sequence[Any]) -> str:
-    """Return the ETag of a case: it differs after every change of the answer, however small and however quick.
-
-    The hashed values have times to the microsecond, of which an answer shows three decimals. The hash is cryptographic,
-    because a person who writes cases could search for two with the same digest.
-    """
-    return hashlib.blake2b(_RELEASE + msgspec.msgpack.encode(row), digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def tag_of_some(tag: str, fields: frozenset[str] | None) -> str:
-    """Return the ETag of an answer with some attributes; a condition accepts it like the case's own."""
-    return tag if fields is None else f"{tag}.{crc32(','.join(sorted(fields)).encode()):08x}"
 
 
 @dataclass(frozen=True, slots=True)

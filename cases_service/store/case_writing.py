@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from cases_service.cases.bodies import CaseBody, Error, invalid
 from cases_service.cases.preconditions import Preconditions
+from cases_service.cases.write_bodies import CaseBody, Error, invalid
 from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose

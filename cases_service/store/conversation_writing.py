@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from cases_service.cases.bodies import invalid
+from cases_service.cases.write_bodies import invalid
 from cases_service.database.connection import Connection
 from cases_service.database.connection_pool import Database
 from cases_service.database.fair_turns import Whose

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
-from cases_service.cases.preconditions import tag_of
 from cases_service.cases.schemas import OrganizationCaseSchema
+from cases_service.cases.strong_etag import tag_of
 from cases_service.database.pipeline import Query, Result, Row
 from cases_service.database.statements import numbered
 from cases_service.store.organization_pages import case_statement, compiled

@@ -17,10 +17,10 @@ from cases_service.api.parameters import ConversationParameters, Parameters, rea
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
 from cases_service.api.response import Response
-from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.schemas import CaseSchema, MessageSchema
+from cases_service.cases.write_bodies import MAXIMUM_BODY, read_members
 from cases_service.problems import CaseNotFoundError, VisitorNotFoundError
 from cases_service.service import current_service
 from cases_service.store import conversations as store

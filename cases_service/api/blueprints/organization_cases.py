@@ -14,11 +14,12 @@ from cases_service.api.parameters import DetailParameters, Parameters, read_para
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
 from cases_service.api.response import Response
-from cases_service.cases.bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.cases.identifiers import uuid_or_none
 from cases_service.cases.organization_filters import OrganizationFilters
 from cases_service.cases.pagination import Collection, Cursor
-from cases_service.cases.preconditions import Preconditions, is_known, tag_of_some
+from cases_service.cases.preconditions import Preconditions, is_known
+from cases_service.cases.strong_etag import tag_of_some
+from cases_service.cases.write_bodies import CHANGE, MAXIMUM_BODY, WHOLE, CaseBody, Kind, read_case_body
 from cases_service.problems import CaseNotFoundError
 from cases_service.service import current_service
 from cases_service.store import organization_cases as case_store

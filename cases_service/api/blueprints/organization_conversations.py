@@ -15,9 +15,9 @@ from cases_service.api.parameters import ConversationParameters, EventParameters
 from cases_service.api.request import CasesRequest
 from cases_service.api.request_body import read_body
 from cases_service.api.response import Response
-from cases_service.cases.bodies import MAXIMUM_BODY, read_members
 from cases_service.cases.conversation_bodies import NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.identifiers import uuid_or_none
+from cases_service.cases.write_bodies import MAXIMUM_BODY, read_members
 from cases_service.database.connection_pool import Database
 from cases_service.problems import CaseNotFoundError, EventsGoneError
 from cases_service.service import current_service

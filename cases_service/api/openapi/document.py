@@ -32,9 +32,9 @@ from cases_service.api.openapi.components import (
 from cases_service.api.openapi.operations import OPERATIONS, Operation
 from cases_service.api.organization_parameters import Identifiers
 from cases_service.cases import schemas
-from cases_service.cases.bodies import CHANGE, WHOLE, Identifier, Kind, Reference
 from cases_service.cases.conversation_bodies import CASE_STATE, NEW_MESSAGE, NEW_ORGANIZATION_MESSAGE, READ_MARK
 from cases_service.cases.organization_filters import NONE
+from cases_service.cases.write_bodies import CHANGE, WHOLE, Identifier, Kind, Reference
 from cases_service.problems import ProblemError
 
 
