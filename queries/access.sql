@@ -28,9 +28,13 @@ order by k.created_at, k.id;
 
 -- name: get_visitor
 -- The visitor of an external id with their contacts, in order. No row: no such visitor.
-select v.id, array_agg(x.id order by x.id)::text
+select
+    v.id,
+    (
+        select array_agg(x.id order by x.id)::text
+        from contacts x
+        where x.organization_id = :organization_id and x.visitor_id = v.id
+    )
 from visitors v
-left join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
 where v.organization_id = :organization_id
-    and v.external_id = :external_id
-group by v.id;
+    and v.external_id = :external_id;

@@ -3,7 +3,9 @@
 -- A page is found in these steps, so that its cost depends on the number of contacts and the size of the page, and
 -- not on how many cases there are or how deep the page lies:
 --   streams  the sources of keys in order, each from an index: one per contact, or one per contact and value that a
---            filter lists. A stream's share is the number of keys it would give if all gave the same.
+--            filter lists. A stream's share is the number of keys it would give if all gave the same. The contacts are
+--            found by themselves (offset 0): in a join, the planner reads all contacts of the organization first where
+--            most organizations have only one.
 --   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. If there are
 --            that many, no key of the page lies beyond the last of them.
 --   page     these keys, and further keys of the streams that gave their whole share, up to that last one: the bound,
@@ -40,7 +42,12 @@ streams as materialized (
         wanted.value,  -- if index
         (count(*) over () + :row_limit - 1) / count(*) over () as share
     from visitor v
-    join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
+    cross join lateral (
+        select o.id
+        from contacts o
+        where o.organization_id = :organization_id and o.visitor_id = v.id
+        offset 0
+    ) x
     cross join unnest(:statuses::text[]) as wanted (value)  -- if index
 ),
 nearest as materialized (
@@ -270,8 +277,14 @@ with visitor as materialized (
 page as materialized (
     select c.id
     from visitor v
-    join cases c on c.organization_id = :organization_id and c.id = :case_id::uuid
-    join contacts x on x.organization_id = :organization_id and x.id = c.contact_id and x.visitor_id = v.id
+    cross join cases c
+    where c.organization_id = :organization_id
+        and c.id = :case_id::uuid
+        and (
+            select true
+            from contacts x
+            where x.organization_id = :organization_id and x.visitor_id = v.id and x.id = c.contact_id
+        )
 )
 select
     v.id as visitor_id,

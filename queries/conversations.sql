@@ -17,8 +17,13 @@ with found as materialized (
         (
             select c.id
             from cases c
-            join contacts x on x.organization_id = :organization_id and x.id = c.contact_id and x.visitor_id = v.id
-            where c.organization_id = :organization_id and c.id = :case_id::uuid
+            where c.organization_id = :organization_id
+                and c.id = :case_id::uuid
+                and (
+                    select true
+                    from contacts x
+                    where x.organization_id = :organization_id and x.visitor_id = v.id and x.id = c.contact_id
+                )
         ) as case_id
     from visitors v
     where v.organization_id = :organization_id and v.external_id = :external_id
@@ -83,8 +88,13 @@ with found as materialized (
         (
             select c.id
             from cases c
-            join contacts x on x.organization_id = :organization_id and x.id = c.contact_id and x.visitor_id = v.id
-            where c.organization_id = :organization_id and c.id = :case_id::uuid
+            where c.organization_id = :organization_id
+                and c.id = :case_id::uuid
+                and (
+                    select true
+                    from contacts x
+                    where x.organization_id = :organization_id and x.visitor_id = v.id and x.id = c.contact_id
+                )
         ) as case_id
     from visitors v
     where v.organization_id = :organization_id and v.external_id = :external_id
@@ -251,8 +261,13 @@ select
     (
         select c.id
         from cases c
-        join contacts x on x.organization_id = :organization_id and x.id = c.contact_id and x.visitor_id = v.id
-        where c.organization_id = :organization_id and c.id = :case_id::uuid
+        where c.organization_id = :organization_id
+            and c.id = :case_id::uuid
+            and (
+                select true
+                from contacts x
+                where x.organization_id = :organization_id and x.visitor_id = v.id and x.id = c.contact_id
+            )
     ) as case_id
 from visitors v
 where v.organization_id = :organization_id and v.external_id = :external_id;
@@ -261,10 +276,20 @@ where v.organization_id = :organization_id and v.external_id = :external_id;
 -- Other writers to the case wait here, and later statements see what the previous writer wrote. No row: the case is not
 -- the visitor's.
 select c.id
-from visitors v
-join contacts x on x.organization_id = :organization_id and x.visitor_id = v.id
-join cases c on c.organization_id = :organization_id and c.contact_id = x.id and c.id = :case_id::uuid
-where v.organization_id = :organization_id and v.external_id = :external_id
+from cases c
+where c.organization_id = :organization_id
+    and c.id = :case_id::uuid
+    and (
+        select true
+        from contacts x
+        where x.organization_id = :organization_id
+            and x.visitor_id = (
+                select v.id
+                from visitors v
+                where v.organization_id = :organization_id and v.external_id = :external_id
+            )
+            and x.id = c.contact_id
+    )
 for update of c;
 
 -- name: get_conversation
