@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.dataset import FOLDER, Size, database
 from benchmarks.measures import Bench, Plan
 
 _LOGS: Final = FOLDER / "run"
+_FLOORS: Final = frozenset({"service", "floor", "floor_plain"})
 _FULL: Final = Size(4_000_000, 400_000)
 _SMALL: Final = Size(200_000, 20_000)
 _QUICK: Final = Plan(
@@ -42,7 +44,11 @@ def main() -> None:
     """Make the data, measure, write the results, and exit with 1 where something promised is missed."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    results = _measure(_size(arguments), _plan(arguments))
+    if arguments.throughput:
+        loads = _measure(_size(arguments), _plan(arguments), measures.throughput, only=_FLOORS)
+        sys.stdout.write(report.throughput(loads))
+        return
+    results = _measure(_size(arguments), _plan(arguments), _results)
     folder = arguments.output or (_LOGS / "quick" if arguments.quick else FOLDER / "results")
     sys.stdout.write(report.write(results, folder))
     missed = report.missed(results)
@@ -54,6 +60,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small data set and short rounds: about five minutes")
+    parser.add_argument(
+        "--throughput", action="store_true", help="only requests a second beside the floors, printed: ten minutes"
+    )
     parser.add_argument("--cases", type=int, help=f"cases in all (default {_FULL.cases:,})")
     parser.add_argument("--heavy", type=int, help=f"cases of a heavy visitor (default {_FULL.heavy:,})")
     parser.add_argument("--rounds", type=int, help=f"rounds of throughput (default {Plan.rounds})")
@@ -75,7 +84,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return replace(plan, rounds=arguments.rounds or plan.rounds, seconds=arguments.seconds or plan.seconds)
 
 
-def _measure(size: Size, plan: Plan) -> dict[str, Any]:
+def _measure(
+    size: Size, plan: Plan, measure: Callable[[Bench], dict[str, Any]], *, only: Container[str] | None = None
+) -> dict[str, Any]:
     with ExitStack() as stack:
         url = stack.enter_context(database(size))
         connection = stack.enter_context(psycopg.connect(url, autocommit=True))
@@ -92,9 +103,9 @@ def _measure(size: Size, plan: Plan) -> dict[str, Any]:
                 )
             )
             for contestant in CONTESTANTS
+            if only is None or contestant.name in only
         }
-        bench = Bench(plan, size, running, credentials, connection)
-        return _results(bench)
+        return measure(Bench(plan, size, running, credentials, connection))
 
 
 def _results(bench: Bench) -> dict[str, Any]:
