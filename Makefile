@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo programs test test-pythons queries torture soak fuzz lint lint-openapi format check audit bench bench-pages \
-	bench-quick bench-indexes bench-memory bench-row-security load-statements docs image lock openapi package sbom swagger-ui .venv
+	bench-quick bench-throughput bench-indexes bench-memory bench-row-security load-statements docs image lock openapi package sbom swagger-ui .venv
 
 # A newcomer's first command: the service on an embedded PostgreSQL with real data.
 demo: .venv
@@ -80,6 +80,10 @@ bench: $(VENV)/benchmarks
 # The same in about five minutes, with little data: for a try, its figures are not kept.
 bench-quick: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks --quick
+
+# Only the requests a second beside the floors, printed: ten minutes, and three more to make the data.
+bench-throughput: $(VENV)/benchmarks
+	$(BIN)/python -m benchmarks --throughput
 
 # What each index of cases costs those who write and gives those who read: ten minutes, and one more to make the data.
 bench-indexes: $(VENV)/benchmarks

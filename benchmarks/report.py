@@ -145,22 +145,16 @@ def paired(
     return _spread(measure, values, bound, at_least=at_least, gated=gated)
 
 
-def throughput(loads: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """Return the service's requests a second and CPU time beside those of the others, a line each."""
-    lines = []
-    for kind, by_name in loads.items():
-        own = by_name["service"]
-        for name in by_name.keys() - {"service", "postgres"}:
-            pairs = list(zip(own, by_name[name], strict=False))
-            rate = median(mine["rate"] / other["rate"] for mine, other in pairs)
-            cpu = median(_cpu(mine) / _cpu(other) for mine, other in pairs)
-            lines.append(f"{kind}: {rate:.2f} of the requests a second of {name}, {cpu:.2f} times its CPU time\n")
-    return "".join(lines)
-
-
-def _cpu(sample: dict[str, Any]) -> float:
-    """Return the milliseconds of CPU of a request, in the workers and where it is known in PostgreSQL."""
-    return float(sample["cpu_ms"]) + float(sample["postgres_cpu_ms"] or 0)
+def throughput(loads: dict[str, dict[str, Rounds]]) -> str:
+    """Return the service's requests a second and CPU times to those of the floors, a line each."""
+    found = [
+        paired(f"{title}, {kind}, service : {TITLES[name]}", rounds, name, None, figure=figure, gated=False)
+        for kind, rounds in loads.items()
+        for name in ("floor", "floor_plain")
+        if name in rounds
+        for figure, title in _FIGURES.items()
+    ]
+    return "".join(f"{ratio.measure}: {ratio.value}\n" for ratio in found)
 
 
 def missed(results: Results) -> list[str]:
