@@ -8,10 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, missing
 
 from cases_service.cases.schemas import OrganizationCaseSchema
 from cases_service.problems import InvalidBodyError
@@ -176,9 +175,7 @@ def read_case_body(body: bytes, kind: Kind) -> CaseBody:
     twice = [_error(path, "Expected once.") for path in _repeated(given)]
     asked = {name: value for name, value in given.items() if name not in kind.read_only}
     known = {name: value for name, value in asked.items() if name in kind.schema.fields}
-    # Where nothing is required, the fields that a body leaves out need no look.
-    schema = _of_some(type(kind.schema), frozenset(known)) if kind.is_partial else kind.schema
-    values, found = _load(schema, known)
+    values, found = _load(kind.schema, known, is_partial=kind.is_partial)
     unknown = [_error((name,), "There is no such attribute.") for name in asked if name not in known]
     return _settled(values, [*found, *twice, *unknown])
 
@@ -205,20 +202,21 @@ def invalid(*errors: Error) -> InvalidBodyError:
     return InvalidBodyError(errors=list(errors[:_MOST_ERRORS]))
 
 
-@lru_cache(maxsize=256)
-def _of_some(schema: type[Schema], names: frozenset[str]) -> Schema:
-    """Return a schema of some of its fields."""
-    return schema(only=names)
-
-
-def _load(schema: Schema, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Error]]:
-    try:
-        return schema.load(given), []
-    except ValidationError as error:
-        valid = error.valid_data
-        values = dict(valid) if isinstance(valid, dict) else {}
-        messages = error.messages_dict
-        return values, [each for name in schema.fields if name in messages for each in _errors((name,), messages[name])]
+def _load(schema: Schema, given: Mapping[str, Any], *, is_partial: bool = False) -> tuple[dict[str, Any], list[Error]]:
+    """Return the values of a schema's fields, and the errors. `Schema.load` would also look for hooks: it has none."""
+    values: dict[str, Any] = {}
+    errors: list[Error] = []
+    for name, field in schema.fields.items():
+        if is_partial and name not in given:
+            continue
+        try:
+            value = field.deserialize(given.get(name, missing), name, given)
+        except ValidationError as error:
+            errors += _errors((name,), error.messages)
+        else:
+            if value is not missing:
+                values[name] = value
+    return values, errors
 
 
 def _errors(path: tuple[str, ...], messages: Any) -> Iterator[Error]:

@@ -181,7 +181,8 @@ class _Change:
         self.body.check(*self._missing(found, situation))
         if found is None and not self.creates:
             raise CaseNotFoundError(_NOT_FOUND)
-        self.conditions.check(None if found is None else found.tag)
+        if self.conditions.are_set:
+            self.conditions.check(None if found is None else found.tag)
         if situation.holder_id is not None:
             raise CaseNumberTakenError(situation.holder_id)
         return self._values(None if found is None else _written(found.document))

@@ -1,7 +1,8 @@
 """The routes of an organization's own cases. The order of the calls in a view is the order of the checks."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from flask import Blueprint
@@ -76,9 +77,9 @@ def get_case(request: CasesRequest, access: Access, case_id: str) -> Response:
         raise CaseNotFoundError("The organization has no case with this id.")
     tag = tag_of_some(case.tag, fields)
     if is_known(request.if_none_match, tag):
-        return _tagged(Response(status=304), tag)
+        return _tagged(None, 304, tag)
     document = case.document if fields is None else {name: case.document[name] for name in case_store.only(fields)}
-    return _tagged(Response(orjson.dumps(document), content_type="application/json"), tag)
+    return _tagged(document, 200, tag)
 
 
 @blueprint.post("")
@@ -133,11 +134,11 @@ def _body(request: CasesRequest, media_types: frozenset[str], kind: Kind) -> Cas
 
 
 def _whole(case: StoredCase, status: int) -> Response:
-    body = orjson.dumps(case.document)
-    return _tagged(Response(body, status, content_type="application/json"), case.tag)
+    return _tagged(case.document, status, case.tag)
 
 
-def _tagged(response: Response, tag: str) -> Response:
-    response.headers["ETag"] = f'"{tag}"'
-    response.headers["Cache-Control"] = "private, no-cache"
-    return response
+def _tagged(document: Mapping[str, Any] | None, status: int, tag: str) -> Response:
+    headers = [("ETag", f'"{tag}"'), ("Cache-Control", "private, no-cache")]
+    if document is None:
+        return Response(status=status, headers=headers)
+    return Response(orjson.dumps(document), status, headers, content_type="application/json")
