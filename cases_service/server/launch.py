@@ -25,7 +25,7 @@ from cases_service.settings import UNIX, DemoCredentials, Settings, inherited_lo
 _BACKLOG: Final = 2048
 _NOT_FOR_OTHERS: Final = 0o117
 _FIRST_SOCKET: Final = 3
-_PREDECESSOR_SECONDS: Final = 2.0
+_PREDECESSOR_SECONDS: Final = 5.0
 _SERVER_STOP_SECONDS: Final = 30.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -38,7 +38,7 @@ def listen(address: str) -> socket.socket:
     """Return a socket that listens on HOST:PORT or unix:/PATH.
 
     Only this user and this group can connect to a socket in the file system; an abandoned one is replaced. If the
-    address is in use, wait two seconds: the workers of a killed predecessor exit within one.
+    address is in use, wait five seconds: the workers of a killed predecessor exit within one, on an idle machine.
 
     Raises:
         ListenError: The address is not this machine's, not permitted, or in use.
