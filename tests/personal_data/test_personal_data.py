@@ -516,6 +516,29 @@ class TestEvents:
         assert [event["position"] for event in document["results"]] == list(range(7, 13))
         assert {event["external_id"] for event in document["results"]} == {other.visitor.external_id}
 
+    def test_a_client_goes_on_after_the_highest_position_that_load_takes(
+        self, client: FlaskClient, organization: Organization, connection: psycopg.Connection
+    ) -> None:
+        highest = 2**52
+        event = {
+            "type": "event",
+            "organization_id": str(organization.id),
+            "position": highest,
+            "event_type": "case_closed",
+            "created_at": "2024-01-01T00:00:00Z",
+            "external_id": "somebody",
+            "case_id": str(uuid4()),
+            "case_number": "C-1",
+        }
+        load_with(connection, event)
+        person = Person(client, organization)
+        sides = person.sides(person.case_ids[0])
+        document = sides.events(f"?after={highest}").get_json()
+        assert [event["position"] for event in document["results"]] == list(range(highest + 1, highest + 7))
+        assert sides.events(f"?after={document['last']}").get_json()["last"] == highest + 6
+        with pytest.raises(LoadError, match="position"):
+            load_with(connection, event | {"position": highest + 1})
+
 
 @pytest.fixture
 def erased(person: Person, connection: psycopg.Connection) -> Person:
