@@ -456,7 +456,8 @@ select
     k.algorithm as stored_algorithm,
     k.encrypted_secret as stored_encrypted_secret,
     k.public_key as stored_public_key,
-    s.retired_at is null and k.retired_at is not null as revived
+    k.retired_at is not null and s.retired_at is null
+        or k.retired_at <= statement_timestamp() and s.retired_at > statement_timestamp() as revived
 from staged_signing_keys s
 join signing_keys k on k.organization_id = s.organization_id and k.id = s.id
 order by s.place;

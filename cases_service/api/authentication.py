@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 IDENTITY_HEADER: Final = "X-External-Identity"
 IN_HEADER: Final = "-"
+REPEATED_IDENTITY: Final = "cases.repeated_identity"
+"""The WSGI environment's key that is true if the worker found the header more than once."""
+
 MAXIMUM_IN_PATH: Final = 4000
 MAXIMUM_IN_HEADER: Final = 8000
 _REMEMBERED: Final = 1024
@@ -207,6 +210,8 @@ def _access_query(token: ApiToken) -> Query[Access | None]:
 
 def identify(request: Request, token_in_path: str, access: Access, box: SecretBox, rules: Rules) -> Identity:
     """Return the identity that the request's JWT proves to this organization, by the keys of `access`."""
+    if REPEATED_IDENTITY in request.environ:
+        raise TokenAmbiguousError
     token = visitor_token(token_in_path, request.environ.get("HTTP_X_EXTERNAL_IDENTITY"))
     signed = _signed_claims(token, access.organization_id, access.keys, box)
     return Identity(visitor_tokens.subject(signed.claims, rules), signed.key_id)
@@ -236,7 +241,7 @@ def visitor_token(in_path: str, in_header: str | None) -> str:
         if len(in_path) > MAXIMUM_IN_PATH:
             raise TokenTooLongError
         return in_path
-    # A header that is sent twice arrives joined by a comma, which no JWT holds. A comma with nothing on one side does
+    # A proxy may join a header that is sent twice by a comma, which no JWT holds. A comma with nothing on one side does
     # not prove that there were two.
     values = [value for value in in_header.split(",") if value.strip()]
     if in_path != IN_HEADER or len(values) > 1:

@@ -9,6 +9,9 @@ from gunicorn.http.unreader import IterUnreader
 HEAD_BYTES: Final = 65536
 """A head that is longer is refused."""
 
+REPEATED_IDENTITY: Final = "cases.repeated_identity"
+"""The key in the WSGI environment that says that a visitor's JWT came in more than one header."""
+
 # The parser refuses a bare line feed, so there is no need to wait for more after one.
 _END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _END_BYTES: Final = 4
@@ -41,6 +44,11 @@ def _connection_options(request: Any) -> set[str]:
     """Return the options of all Connection headers (RFC 9110, section 7.6.1); gunicorn reads only one header."""
     fields = [value for name, value in request.headers if name == "CONNECTION"]
     return {option.strip(" \t").lower() for field in fields for option in field.split(",")}
+
+
+def has_repeated_identity(request: Any) -> bool:
+    """Tell whether a visitor's JWT came in more than one header; the WSGI environment holds them joined by commas."""
+    return [name for name, _ in request.headers].count("X-EXTERNAL-IDENTITY") > 1
 
 
 def is_health(request: Any) -> bool:

@@ -33,7 +33,7 @@ from gunicorn.workers.base import Worker
 from cases_service.server import descriptors
 from cases_service.server.answers import Answer, new_response, whole_answer
 from cases_service.server.connections import Connection, Connections
-from cases_service.server.heads import is_health
+from cases_service.server.heads import REPEATED_IDENTITY, has_repeated_identity, is_health
 from cases_service.server.memory import LARGE_BYTES, give_back, keep_no_large_blocks
 from cases_service.server.queue_time import arrival
 from cases_service.server.refusals import failure
@@ -183,6 +183,8 @@ class CasesWorker(Worker):  # type: ignore[misc]
         if conn.problem is not None:
             environ[conn.problem.value] = True
             environ["CONTENT_LENGTH"] = "0"
+        if has_repeated_identity(conn.request):
+            environ[REPEATED_IDENTITY] = True
         if not (self.alive and self.cfg.keepalive):
             response.force_close()
         return whole_answer(response, collected, self.wsgi, environ)

@@ -1067,7 +1067,14 @@ class TestSigningKeys:
         row = company.rows("signing_keys")[key["id"]]
         assert row["retired_at"] == datetime.fromisoformat(retired_at)
 
-    @pytest.mark.parametrize("second", ["2017-01-01T00:00:00Z", "2024-01-01T00:00:00Z", "9999-01-01T00:00:00Z"])
+    def test_a_retired_key_gets_no_time_in_the_future(self, company: Company) -> None:
+        key = company.key(retired_at=TIME)
+        company.load(company.organization(), key)
+
+        reason = "the retirement of a key is never undone; give its time, or leave the line out"
+        assert company.refusal({**key, "retired_at": "9999-01-01T00:00:00Z"}) == f"retired_at: {reason}"
+
+    @pytest.mark.parametrize("second", ["2017-01-01T00:00:00Z", "2024-01-01T00:00:00Z"])
     def test_the_first_time_of_a_retirement_stays(self, company: Company, second: str) -> None:
         key = company.key()
         company.load(company.organization(), {**key, "retired_at": TIME})

@@ -116,10 +116,14 @@ def test_a_request_line_has_up_to_8190_bytes(service: Service, length: int, stat
     assert bool(answer.body) == (status == 404)
 
 
-def test_the_header_twice_is_ambiguous(service: Service, organization: Organization) -> None:
-    identity = ("--header", "X-External-Identity: a.b.c")
+@pytest.mark.parametrize("values", [(" a.b.c", " a.b.c"), (" a.b.c", ""), ("", " a.b.c"), ("", "")])
+def test_the_header_twice_is_ambiguous_even_where_one_is_empty(
+    service: Service, organization: Organization, values: tuple[str, str]
+) -> None:
+    headers = (f"X-External-Identity:{value}" if value else "X-External-Identity;" for value in values)
+    identities = [option for header in headers for option in ("--header", header)]
     path = cases_path(organization.id, "-")
-    answer = service.curl(path, "--header", authorization(organization), *identity, *identity)
+    answer = service.curl(path, "--header", authorization(organization), *identities)
     assert answer.json["code"] == "token_ambiguous"
 
 
