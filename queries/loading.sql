@@ -67,6 +67,34 @@ where ctid = any (
         )
     );
 
+-- name: exclude_wrong_last
+-- Of each row that has several lines and whose line is wrong, excludes the line that counted, or the last one that gave
+-- the wrong field: given is that field's bit in left_out, or 0.
+delete from staged_{table}
+where ctid = any (
+        array(
+            select line
+            from (
+                select
+                    line,
+                    row_number() over (partition by {key} order by (left_out & :given <> 0), turn) as giving
+                from (
+                    select
+                        {key},
+                        ctid as line,
+                        left_out,
+                        row_number() over (partition by {key} order by {last}, left_out) as turn,
+                        count(*) over (partition by {key}) as lines,
+                        bool_or(place = any (:places::bigint[])) over (partition by {key}) as is_wrong
+                    from staged_{table}
+                ) numbered
+                where is_wrong and lines > 1
+            ) rows
+            where giving = 1
+        )
+    )
+returning place;
+
 -- name: take_turns
 -- From here on, loads of one organization take turns, so two never wait for each other's rows. The lock is 'case' in
 -- ASCII and four bytes of the organization's id.

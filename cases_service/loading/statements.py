@@ -182,7 +182,7 @@ def _dated_statements() -> Iterator[tuple[str, str]]:
         yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
         # At the same time the row wins over its removal, in whatever order the two lines arrive.
         newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
-        for template, own in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
+        for template, own in _OF_NEWEST:
             yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
 
 
@@ -192,12 +192,18 @@ _FOR_EACH_TABLE: Final = (
     "analyze_staging",
     "merge_lines",
     "keep_last_lines",
+    "exclude_wrong_last",
     "index_staging",
     "exclude_lines",
     "write",
     "remove",
     "is_analyze_due",
     "analyze",
+)
+_OF_NEWEST: Final = (
+    ("merge_lines", "merge_newest"),
+    ("keep_last_lines", "keep_newest"),
+    ("exclude_wrong_last", "exclude_wrong_newest"),
 )
 _FOR_EACH_DATED: Final = ("lock_rows", "skip_stale", "skip_removed", "remember_removed")
 _FOR_EACH_REFERENCE: Final = (

@@ -164,6 +164,18 @@ def test_check_names_every_error_and_loads_nothing(company: Company, run: Run) -
     assert company.rows("cases") == {}
 
 
+def test_check_tells_everything_in_json(company: Company, run: Run) -> None:
+    lines = [*(company.case(priority=9) for _ in range(120)), company.case(), company.user()]
+    ran = run("--check", "--each", "--json", "-", given=b"".join(map(content_of, lines)))
+    summary = json.loads(ran.stdout)
+    assert (ran.returncode, ran.stderr) == (1, b"cases-service: 120 wrong lines: nothing was loaded\n")
+    assert (summary["lines"], summary["error_count"], summary["written"]["case"]) == (122, 120, 1)
+    assert [error["line"] for error in summary["errors"]] == list(range(1, 121))
+    right = run("--check", "--json", "-", given=content_of(company.case()))
+    assert (right.returncode, right.stderr, json.loads(right.stdout)["errors"]) == (0, b"", [])
+    assert not company.rows("cases")
+
+
 def test_snapshot_removes_what_is_not_named_up_to_a_tenth(company: Company, run: Run) -> None:
     lines = [company.case() for _ in range(20)]
     company.load(*lines)

@@ -33,7 +33,6 @@ _APART: Final = (
     ("--snapshot", "--batch"),
     ("--check", "--batch"),
     ("--each", "--snapshot"),
-    ("--each", "--check"),
 )
 """Options that cannot be combined."""
 
@@ -158,7 +157,7 @@ def load_files(**given: Any) -> None:
             return
         summary = _load_files(connection, box, call)
     if call.check:
-        _say_what_is_wrong(summary)
+        _say_what_is_wrong(summary, as_json=call.as_json)
     else:
         _say_what_was_done(summary, call)
 
@@ -221,11 +220,16 @@ def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptL
             show_json(wrong[number]._asdict() | text, file=report)
 
 
-def _say_what_is_wrong(summary: "LoadSummary") -> None:
-    _echo_errors(summary.errors, prefix=f"{NAME}: ")
+def _say_what_is_wrong(summary: "LoadSummary", *, as_json: bool) -> None:
+    """Report a check: every error, in JSON, too."""
+    if as_json:
+        show_json(summary.as_dict())
+    else:
+        _echo_errors(summary.errors, prefix=f"{NAME}: ")
     if summary.error_count:
         raise click.ClickException(f"{counted(summary.error_count, 'wrong line')}: nothing was loaded")
-    click.echo(f"{counted(summary.lines, 'line')}: all right, and nothing was loaded")
+    if not as_json:
+        click.echo(f"{counted(summary.lines, 'line')}: all right, and nothing was loaded")
 
 
 def _say_what_was_done(summary: "LoadSummary", call: _Call) -> None:
