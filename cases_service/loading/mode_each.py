@@ -13,7 +13,7 @@ from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased_visitors import ERASED
 from cases_service.loading.line_errors import Fault
-from cases_service.loading.outcome import Changes, LoadError, LoadOptions
+from cases_service.loading.outcome import Changes, LoadBusyError, LoadOptions
 from cases_service.loading.references import (
     STILL_NEEDED,
     exclude_still_needed,
@@ -90,7 +90,7 @@ class RightLines:
                 continue
             else:
                 return changes
-        raise LoadError(None, None, None, "others change the same rows: nothing was loaded, try again")
+        raise LoadBusyError(None, None, None, "others change the same rows: nothing was loaded, try again")
 
     def _try(
         self, staged_types: Sequence[str], erased: Mapping[str, Sequence[int]], in_the_way: Sequence[int]

@@ -57,6 +57,7 @@ class Load:
         self._unnamed = 0
         self._surplus = 0
         self._stale = 0
+        self._limit_waiting()
 
     @classmethod
     def of_request(cls, connection: psycopg.Connection[Any], options: LoadOptions, *, deadline: float) -> "Load":
@@ -141,12 +142,17 @@ class Load:
             remember_named(self._session, record_type)
         return staged_types
 
+    def _limit_waiting(self) -> None:
+        if self._session.deadline == inf:
+            limit_waiting(self._session.connection, milliseconds=lock_timeout(self._wait))
+
     def _take_turn(self) -> None:
-        self._session.execute("take_turns", keys=turn_keys(self._staging.organizations)).fetchall()
-        self._session.execute("defer_constraints")
         if self._session.deadline == inf:
             # The turn may take as long as another load does.
-            limit_waiting(self._session.connection, milliseconds=lock_timeout(self._wait))
+            limit_waiting(self._session.connection, milliseconds="0")
+        self._session.execute("take_turns", keys=turn_keys(self._staging.organizations)).fetchall()
+        self._session.execute("defer_constraints")
+        self._limit_waiting()
 
     def _stage_unnamed(self) -> None:
         """Stage the removal of the rows that no line of a snapshot names."""

@@ -176,6 +176,21 @@ def test_check_tells_everything_in_json(company: Company, run: Run) -> None:
     assert not company.rows("cases")
 
 
+@pytest.mark.parametrize("held", ["select from cases for update", "lock table cases in access exclusive mode"])
+@pytest.mark.parametrize("options", [(), ("--each",), ("--batch", "1"), ("--follow",)])
+def test_a_wait_for_another_session_that_is_over_may_be_tried_again(
+    company: Company, run: Run, held: str, options: tuple[str, ...]
+) -> None:
+    case = company.case()
+    company.load(case)
+    with company.connection.transaction():
+        company.connection.execute(held)
+        ran = run("--wait", "0.2", *options, "-", given=content_of({**case, "subject": "new"}))
+    assert (ran.returncode, ran.stdout) == (75, b"")
+    assert ran.stderr.startswith(b"cases-service: gave up waiting for process ")
+    assert company.rows("cases")[case["id"]]["subject"] is None
+
+
 def test_snapshot_removes_what_is_not_named_up_to_a_tenth(company: Company, run: Run) -> None:
     lines = [company.case() for _ in range(20)]
     company.load(*lines)
