@@ -152,6 +152,28 @@ def test_each_commit_of_a_relay_is_seen_as_a_run(company: Company, follow: Calla
     assert found == (3, 3)  # with the organization's own
 
 
+def test_wrong_lines_are_in_the_file_before_their_commit_is_told(
+    company: Company, follow: Callable[..., Relay], tmp_path: Path
+) -> None:
+    report = tmp_path / "wrong.ndjson"
+    report.write_text("earlier\n")
+    relay = follow("--each", "--errors", str(report), "--batch", "2")
+    wrong = [company.case(priority=9), company.case(owner_id="nobody")]
+    relay.write(company.case(), wrong[0])
+    assert relay.told()["wrong"] == 1
+    assert len(report.read_text().splitlines()) == 2
+    relay.write(b"\n", wrong[1], company.case())
+    assert relay.told()["committed"] == 5
+    status, _, err = relay.end()
+    assert (status, err) == (1, b"cases-service: 2 lines wrong; what is right was loaded\n")
+    told = [json.loads(line) for line in report.read_text().splitlines()[1:]]
+    assert [(error["file"], error["line"], error["field"]) for error in told] == [
+        ("standard input", 2, "priority"),
+        ("standard input", 4, "owner_id"),
+    ]
+    assert [json.loads(error["text"])["id"] for error in told] == [case["id"] for case in wrong]
+
+
 def test_check_names_every_error_and_loads_nothing(company: Company, run: Run) -> None:
     lines = [company.case(), company.case(status="Done"), company.case(priority=9)]
     ran = run("--check", "-", given=b"".join(map(content_of, lines)))
