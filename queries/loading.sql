@@ -42,16 +42,21 @@ analyze staged_{table};
 
 -- name: merge_lines!
 -- If fields left out keep their values, the lines of one row are merged: each field has the value of the last line that
--- gives it. Lines before a removal do not count.
+-- gives it. Lines before a removal do not count, and neither do the values of the row that it removes: lines after it
+-- leave nothing out.
 insert into staged_{table} (place, deleted, left_out, {columns})
-select (array_agg(place order by turn))[1], false, bit_and(left_out), {merged}
+select
+    (array_agg(place order by turn))[1],
+    false,
+    case when bool_or({is_new}) then 0 else bit_and(left_out) end,
+    {merged}
 from (
     select *, min(turn) filter (where deleted) over (partition by {key}) as removal
     from (select *, row_number() over (partition by {key} order by {last}) as turn from staged_{table}) numbered
 ) lines
 where turn < coalesce(removal, turn + 1)
 group by {key}
-having count(*) > 1;
+having count(*) > 1 or bool_or({is_new});
 
 -- name: keep_last_lines!
 -- Keeps the last line of each row.

@@ -4,7 +4,7 @@ import io
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import psycopg
@@ -266,6 +266,29 @@ class TestEach:
         summary = load_with(known, options, case, newer, newer, removal(gone), known.case(priority=7), known.user())
         assert (written(summary), removed(summary)) == ({"user": 1, "case": 1}, {"case": 1})
         assert (summary.lines, summary.stale, summary.error_count, summary.unchanged) == (6, 2, 1, 0)
+
+    @pytest.mark.parametrize("number", [1, 2])
+    @pytest.mark.parametrize("mode", ["all", "each"])
+    def test_what_a_removed_row_had_is_not_kept(
+        self, known: Company, number: int, mode: Literal["all", "each"]
+    ) -> None:
+        case = known.case(subject="old", is_waiting=True)
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in (*REQUIRED, "updated_at")})
+        lines = [required, {**required, "description": "new"}][:number]
+        summary = load_with(known, LoadOptions(mode=mode, keeps_left_out=True), removal(case), *lines)
+        row = known.rows("cases")[case["id"]]
+        assert (row["subject"], row["is_waiting"]) == (None, False)
+        assert row["description"] == (None, "new")[number - 1]
+        assert (written(summary), removed(summary), summary.unchanged) == ({"case": 1}, {}, number)
+
+    def test_what_a_row_newer_than_its_removal_has_is_kept(self, known: Company) -> None:
+        case = known.case(updated_at=at(3), subject="old")
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in REQUIRED}, updated_at=at(4))
+        options = LoadOptions(keeps_left_out=True, if_newer=True)
+        load_with(known, options, {**removal(case), "updated_at": at(2)}, required)
+        assert known.rows("cases")[case["id"]]["subject"] == "old"
 
 
 class TestIfNewer:
