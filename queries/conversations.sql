@@ -395,7 +395,7 @@ values (
 update activities
 set message_count = message_count + 1,
     updated_at = least(
-        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 millisecond') at time zone 'UTC'),
         '9999-12-31 23:59:59.999999+00'
     )
 where organization_id = :organization_id and id = :activity_id::uuid;
@@ -407,7 +407,7 @@ set private_message_count = private_message_count + 1,
     updated_at = case
         when is_private
         then least(
-            greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+            greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 millisecond') at time zone 'UTC'),
             '9999-12-31 23:59:59.999999+00'
         )
         else updated_at
@@ -425,7 +425,7 @@ set status = :status,
     latest_messaging_channel = :latest_messaging_channel,
     channel_priority = :channel_priority,
     updated_at = least(
-        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 millisecond') at time zone 'UTC'),
         '9999-12-31 23:59:59.999999+00'
     )
 where organization_id = :organization_id and id = :case_id::uuid;

@@ -42,16 +42,21 @@ analyze staged_{table};
 
 -- name: merge_lines!
 -- If fields left out keep their values, the lines of one row are merged: each field has the value of the last line that
--- gives it. Lines before a removal do not count.
+-- gives it. Lines before a removal do not count, and neither do the values of the row that it removes: lines after it
+-- leave nothing out.
 insert into staged_{table} (place, deleted, left_out, {columns})
-select (array_agg(place order by turn))[1], false, bit_and(left_out), {merged}
+select
+    (array_agg(place order by turn))[1],
+    false,
+    case when bool_or({is_new}) then 0 else bit_and(left_out) end,
+    {merged}
 from (
     select *, min(turn) filter (where deleted) over (partition by {key}) as removal
     from (select *, row_number() over (partition by {key} order by {last}) as turn from staged_{table}) numbered
 ) lines
 where turn < coalesce(removal, turn + 1)
 group by {key}
-having count(*) > 1;
+having count(*) > 1 or bool_or({is_new});
 
 -- name: keep_last_lines!
 -- Keeps the last line of each row.
@@ -66,6 +71,34 @@ where ctid = any (
             where turn > 1
         )
     );
+
+-- name: exclude_wrong_last
+-- Of each row that has several lines and whose line is wrong, excludes the line that counted, or the last one that gave
+-- the wrong field: given is that field's bit in left_out, or 0.
+delete from staged_{table}
+where ctid = any (
+        array(
+            select line
+            from (
+                select
+                    line,
+                    row_number() over (partition by {key} order by (left_out & :given <> 0), turn) as giving
+                from (
+                    select
+                        {key},
+                        ctid as line,
+                        left_out,
+                        row_number() over (partition by {key} order by {last}, left_out) as turn,
+                        count(*) over (partition by {key}) as lines,
+                        bool_or(place = any (:places::bigint[])) over (partition by {key}) as is_wrong
+                    from staged_{table}
+                ) numbered
+                where is_wrong and lines > 1
+            ) rows
+            where giving = 1
+        )
+    )
+returning place;
 
 -- name: take_turns
 -- From here on, loads of one organization take turns, so two never wait for each other's rows. The lock is 'case' in

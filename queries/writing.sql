@@ -67,7 +67,7 @@ set case_number = :case_number,
     channel_priority = :channel_priority,
     closed_at = case when :status = 'Closed' then coalesce(closed_at, :now::timestamptz) end,
     updated_at = least(
-        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 microsecond') at time zone 'UTC'),
+        greatest(:now::timestamptz, (updated_at at time zone 'UTC' + interval '1 millisecond') at time zone 'UTC'),
         '9999-12-31 23:59:59.999999+00'
     ),
     updated_by_user_id = :updated_by_user_id,

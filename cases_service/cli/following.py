@@ -4,13 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import psycopg
 
 from cases_service.cli.output import show_json
 from cases_service.credentials.secret_encryption import SecretBox
-from cases_service.loading.follow import LineFeed
+from cases_service.loading.follow import Batch, LineFeed
+from cases_service.loading.kept_lines import shown
 from cases_service.loading.load import load_lines
 from cases_service.loading.outcome import LoadOptions, LoadSummary
 
@@ -24,11 +25,12 @@ def follow(
     box: SecretBox,
     options: LoadOptions,
     wait: float,
+    report: TextIO | None,
 ) -> Iterator[LoadSummary]:
     """Load lines until they end, or SIGTERM comes: then what is complete is loaded, and that is the end.
 
     A commit is told on standard output by a line of JSON: how many lines of the input are behind it, and what became of
-    those of the batch. Yields what each batch came to.
+    those of the batch. The batch's wrong lines are in the report before that. Yields what each batch came to.
 
     Raises:
         LoadError: A line is wrong in mode `all`. Of its batch nothing has been loaded.
@@ -39,8 +41,17 @@ def follow(
         for batch in LineFeed(descriptor, size=size, seconds=seconds, stop=stop).batches():
             given: dict[str, Any] = {"box": box, "options": options, "wait": wait}
             summary = load_lines(connection, "standard input", batch.lines, **given)
+            if report is not None:
+                _write_errors(report, summary, batch)
             show_json(_told(summary, through=batch.through))
             yield summary
+
+
+def _write_errors(report: TextIO, summary: LoadSummary, batch: Batch) -> None:
+    lines = dict(batch.lines)
+    for error in summary.errors:
+        show_json(error._asdict() | shown(lines[error.line]), file=report)
+    report.flush()
 
 
 def _told(summary: LoadSummary, *, through: int) -> dict[str, int]:

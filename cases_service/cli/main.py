@@ -51,6 +51,7 @@ def _status_of(error: Exception) -> int:
     import psycopg
 
     from cases_service.database.migrations import SchemaBusyError
+    from cases_service.loading.outcome import LoadBusyError
     from cases_service.personal_data.erasure import ErasureBusyError
 
     if isinstance(error, click.UsageError):
@@ -59,6 +60,7 @@ def _status_of(error: Exception) -> int:
         psycopg.OperationalError,
         psycopg.errors.ReadOnlySqlTransaction,
         ErasureBusyError,
+        LoadBusyError,
         SchemaBusyError,
     )
     return _MAY_PASS if isinstance(error, may_pass) else _FAILURE

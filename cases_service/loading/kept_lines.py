@@ -8,6 +8,12 @@ from typing import Self
 from cases_service.loading.files import MAXIMUM_LINE_BYTES, LineStream
 
 
+def shown(line: bytes) -> dict[str, str]:
+    """Return the `text` of a line if it may be shown: a signing key's line may hold a secret."""
+    is_shown = b"signing_key" not in line and b"secret" not in line and len(line) <= MAXIMUM_LINE_BYTES
+    return {"text": line.decode("utf-8", "replace").rstrip("\r\n")} if is_shown else {}
+
+
 class KeptLines:
     """A stream whose lines are kept until it is closed, in a file that nobody else can open."""
 
@@ -30,9 +36,8 @@ class KeptLines:
         return line
 
     def read(self, numbers: Container[int]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield line numbers, each with its `text` if it may be shown: a signing key's line may hold a secret."""
+        """Yield line numbers, each with its `text` if it may be shown."""
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if number in numbers:
-                is_shown = b"signing_key" not in line and b"secret" not in line and len(line) <= MAXIMUM_LINE_BYTES
-                yield number, {"text": line.decode("utf-8", "replace").rstrip("\r\n")} if is_shown else {}
+                yield number, shown(line)

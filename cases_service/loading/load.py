@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.database.migrations import DEFAULT_WAIT, become_owner, list_holders
 from cases_service.loading.files import LoadFile, lines_of
-from cases_service.loading.outcome import DEFAULT_OPTIONS, LoadError, LoadOptions, LoadSummary
+from cases_service.loading.outcome import DEFAULT_OPTIONS, LoadBusyError, LoadError, LoadOptions, LoadSummary
 from cases_service.loading.runs import Run, begin, list_existing, record_run
 from cases_service.loading.session import SQL
 from cases_service.loading.staged_load import Load
@@ -43,7 +43,8 @@ def load(
     a row or table that another session holds. With `rehearses`, everything is done except the commit.
 
     Raises:
-        LoadError: A line is wrong in mode `all`, a file cannot be read, or the wait timed out. Nothing has been loaded.
+        LoadError: A line is wrong in mode `all`, or a file cannot be read. Nothing has been loaded.
+        LoadBusyError: The wait timed out. Nothing has been loaded.
         psycopg.OperationalError: The database went away. Nothing has been loaded, unless at the very end.
 
     """
@@ -106,7 +107,7 @@ def load_in_batches(
             done += load_lines(connection, name, lines, box=box, options=options, wait=wait, is_run=False)
     except LoadError as error:
         reason = f"{error.reason}; of the lines before its batch, {done.lines:,} are loaded"
-        raise LoadError(error.file, error.line, error.field, reason) from None
+        raise type(error)(error.file, error.line, error.field, reason) from None
     finally:
         if not connection.closed:
             with connection.transaction():
@@ -159,10 +160,10 @@ def _load(
         raise LoadError(None, None, None, f"the database refuses a row ({refusal})") from None
     except psycopg.errors.InternalError_:
         # Of Citus, where a node refuses the commit: somebody has just taken a number, or it went away.
-        raise LoadError(None, None, None, "a node refused the commit, or did not answer it: try again") from None
+        raise LoadBusyError(None, None, None, "a node refused the commit, or did not answer it: try again") from None
     except psycopg.errors.LockNotAvailable:
         holders = ", ".join(list_holders(connection)) or "another session"
-        raise LoadError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
+        raise LoadBusyError(None, None, None, f"gave up waiting for {holders}: nothing was loaded, try again") from None
     if rehearses:
         return summary
     changed = {table.name: summary.written[name] + summary.removed[name] for name, table in TABLES.items()}

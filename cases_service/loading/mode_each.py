@@ -12,8 +12,8 @@ import psycopg
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased_visitors import ERASED
-from cases_service.loading.line_errors import Fault, LineErrors
-from cases_service.loading.outcome import Changes, LoadError, LoadOptions
+from cases_service.loading.line_errors import Fault
+from cases_service.loading.outcome import Changes, LoadBusyError, LoadOptions
 from cases_service.loading.references import (
     STILL_NEEDED,
     exclude_still_needed,
@@ -45,7 +45,12 @@ _TRIES: Final = 3
 
 
 class RightLines:
-    """Writes and removes the rows of the right lines, and collects what is wrong with the others."""
+    """Writes and removes the rows of the right lines, and collects what is wrong with the others.
+
+    Attributes:
+        wrong: What is wrong with the excluded lines, by place.
+
+    """
 
     def __init__(
         self,
@@ -53,18 +58,16 @@ class RightLines:
         *,
         box: SecretBox,
         options: LoadOptions,
-        errors: LineErrors,
         conversations: StagedConversations,
     ) -> None:
         self._session = session
         self._box = box
         self._options = options
-        self._errors = errors
         self._conversations = conversations
-        self._wrong: dict[int, Fault] = {}
+        self.wrong: dict[int, Fault] = {}
 
     def write(self, staged_types: Sequence[str], *, erased: Mapping[str, Sequence[int]]) -> Changes:
-        """Write and remove every row that can be, and add the other lines to the errors.
+        """Write and remove every row that can be, and collect the other lines.
 
         Args:
             staged_types: The types that have a staging table, parents first.
@@ -75,21 +78,19 @@ class RightLines:
             field.index_lines()
         in_the_way: dict[int, Fault] = {}
         for _ in range(_TRIES):
-            self._wrong = dict(in_the_way)
+            self.wrong = dict(in_the_way)
             try:
                 with self._session.savepoint():
                     changes = self._try(staged_types, erased, sorted(in_the_way))
             except _InTheWayError as error:
-                refused = {place: fault for place, fault in self._wrong.items() if fault == STILL_NEEDED}
+                refused = {place: fault for place, fault in self.wrong.items() if fault == STILL_NEEDED}
                 in_the_way |= refused | error.lines
             except psycopg.errors.ForeignKeyViolation:
                 # Another session has removed, or refers to, a row that was read a moment ago.
                 continue
             else:
-                for place, fault in self._wrong.items():
-                    self._errors.add(place, fault)
                 return changes
-        raise LoadError(None, None, None, "others change the same rows: nothing was loaded, try again")
+        raise LoadBusyError(None, None, None, "others change the same rows: nothing was loaded, try again")
 
     def _try(
         self, staged_types: Sequence[str], erased: Mapping[str, Sequence[int]], in_the_way: Sequence[int]
@@ -103,7 +104,7 @@ class RightLines:
                 written[record_type] = write_rows(self._session, record_type, self._conversations)
         for record_type in reversed(staged_types):
             if record_type in REMOVABLE:
-                self._wrong |= exclude_still_needed(self._session, references_to(record_type))
+                self.wrong |= exclude_still_needed(self._session, references_to(record_type))
             removed[record_type] = remove_rows(self._session, record_type, if_newer=self._options.if_newer)
         if "message" in staged_types:
             self._conversations.count()
@@ -124,7 +125,7 @@ class RightLines:
             self._guard_signing_keys()
         if record_type == "case" and self._options.keeps_left_out:
             self._note(exclude_closed_without_time(self._session), NOT_CLOSED)
-        self._wrong |= exclude_without_parent(self._session, references_of(record_type, self._options))
+        self.wrong |= exclude_without_parent(self._session, references_of(record_type, self._options))
         for field in unique_fields(self._session, [record_type]):
             self._note(field.exclude_repeated(), field.fault)
 
@@ -133,7 +134,7 @@ class RightLines:
         lock_signing_keys(self._session)
         changed = find_changed_keys(self._session, self._box)
         self._exclude("signing_key", changed)
-        self._wrong |= changed
+        self.wrong |= changed
         self._note(exclude_keys_beyond_limit(self._session), TOO_MANY)
 
     def _find_in_the_way(self, field: UniqueField) -> None:
@@ -147,7 +148,7 @@ class RightLines:
         self._session.execute(f"exclude_lines {TABLES[record_type].name}", places=list(places))
 
     def _note(self, places: Iterable[int], fault: Fault) -> None:
-        self._wrong |= dict.fromkeys(places, fault)
+        self.wrong |= dict.fromkeys(places, fault)
 
 
 class _InTheWayError(Exception):

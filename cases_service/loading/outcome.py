@@ -132,3 +132,7 @@ class LoadError(Exception):
         """Return FILE:LINE: field: reason, without unknown parts."""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return ": ".join(part for part in (place, self.field, self.reason) if part is not None)
+
+
+class LoadBusyError(LoadError):
+    """Nothing was loaded because of what others do with the same rows or tables: the same load may succeed later."""

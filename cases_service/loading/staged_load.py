@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -15,8 +15,13 @@ from cases_service.database.command_connection import limit_waiting
 from cases_service.database.migrations import DEFAULT_WAIT, lock_timeout
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased_visitors import find_erased_lines
-from cases_service.loading.line_errors import UNNAMED
-from cases_service.loading.merging import compare_with_stored, keep_one_line
+from cases_service.loading.line_errors import UNNAMED, Fault
+from cases_service.loading.merging import (
+    compare_with_stored,
+    exclude_wrong_among_others,
+    is_dated,
+    keep_one_line,
+)
 from cases_service.loading.mode_all import AllLines
 from cases_service.loading.mode_each import RightLines
 from cases_service.loading.outcome import DEFAULT_OPTIONS, Changes, LoadOptions, LoadSummary
@@ -25,6 +30,9 @@ from cases_service.loading.session import LoadSession
 from cases_service.loading.staging import Staging
 from cases_service.loading.statements import CONVERSATION
 from cases_service.loading.turns import turn_keys
+
+_TRIES: Final = 8
+"""How often the lines of rows are reduced, before a row keeps its stored state although an earlier line was right."""
 
 
 class Load:
@@ -45,8 +53,11 @@ class Load:
         self._box = box
         self._options = options
         self._wait = wait
+        self._wrong: dict[int, Fault] = {}
         self._unnamed = 0
+        self._surplus = 0
         self._stale = 0
+        self._limit_waiting()
 
     @classmethod
     def of_request(cls, connection: psycopg.Connection[Any], options: LoadOptions, *, deadline: float) -> "Load":
@@ -67,6 +78,34 @@ class Load:
 
     def write(self) -> LoadSummary:
         """Apply the staged lines to the tables."""
+        self._create_tables()
+        if self._options.mode == "all":
+            return self._summary(self._apply())
+        for _ in range(_TRIES):
+            with self._session.savepoint():
+                changes = self._apply()
+                if self._wrong and self._surplus:
+                    raise psycopg.Rollback
+                return self._summary(changes)
+            if not self._exclude_wrong_among_others():
+                break
+        return self._summary(self._apply())
+
+    def _exclude_wrong_among_others(self) -> bool:
+        """Exclude wrong lines of rows that have other lines, and tell whether there were any.
+
+        Only those of one type, as the lines that refer to them may be right then.
+        """
+        for record_type in self._staging.types:
+            excluded = exclude_wrong_among_others(self._session, record_type, self._options, wrong=self._wrong)
+            for place, fault in excluded.items():
+                self._staging.errors.add(place, fault)
+            if excluded:
+                return True
+        return False
+
+    def _apply(self) -> Changes:
+        self._stale = self._surplus = self._unnamed = 0
         organizations = self._staging.organizations
         staged_types = self._keep_what_counts()
         self._take_turn()
@@ -79,31 +118,41 @@ class Load:
             self._stage_unnamed()
         if self._staging.has_conversations:
             self._prepare_conversations(staged_types)
-        return self._summary(self._write(staged_types, erased))
+        return self._write(staged_types, erased)
 
     @property
     def _is_snapshot(self) -> bool:
         return self._options.maximum_removals is not None
 
-    def _keep_what_counts(self) -> list[str]:
-        """Keep one line of each row, and return the staged types, parents first."""
+    def _create_tables(self) -> None:
+        """Create the staging tables of types that have no lines but are read."""
         for record_type in REMOVABLE if self._is_snapshot else ():
             self._staging.create_table(record_type)
         for record_type in CONVERSATION if self._staging.has_conversations else ():
             self._staging.create_table(record_type)
+
+    def _keep_what_counts(self) -> list[str]:
+        """Keep one line of each row, and return the staged types, parents first."""
         staged_types = self._staging.types
         for record_type in staged_types:
-            self._stale += keep_one_line(self._session, record_type, self._options)
+            surplus = keep_one_line(self._session, record_type, self._options)
+            self._surplus += surplus
+            self._stale += surplus if is_dated(record_type, self._options) else 0
         for record_type in REMOVABLE if self._is_snapshot else ():
             remember_named(self._session, record_type)
         return staged_types
 
+    def _limit_waiting(self) -> None:
+        if self._session.deadline == inf:
+            limit_waiting(self._session.connection, milliseconds=lock_timeout(self._wait))
+
     def _take_turn(self) -> None:
-        self._session.execute("take_turns", keys=turn_keys(self._staging.organizations)).fetchall()
-        self._session.execute("defer_constraints")
         if self._session.deadline == inf:
             # The turn may take as long as another load does.
-            limit_waiting(self._session.connection, milliseconds=lock_timeout(self._wait))
+            limit_waiting(self._session.connection, milliseconds="0")
+        self._session.execute("take_turns", keys=turn_keys(self._staging.organizations)).fetchall()
+        self._session.execute("defer_constraints")
+        self._limit_waiting()
 
     def _stage_unnamed(self) -> None:
         """Stage the removal of the rows that no line of a snapshot names."""
@@ -126,10 +175,15 @@ class Load:
         common: dict[str, Any] = {"box": self._box, "options": self._options, "conversations": self._conversations}
         if self._options.mode == "all":
             return AllLines(self._session, sources=staging.sources, **common).write(staged_types, erased=erased)
-        return RightLines(self._session, errors=staging.errors, **common).write(staged_types, erased=erased)
+        right = RightLines(self._session, **common)
+        changes = right.write(staged_types, erased=erased)
+        self._wrong = right.wrong
+        return changes
 
     def _summary(self, changes: Changes) -> LoadSummary:
         staging, errors = self._staging, self._staging.errors
+        for place, fault in self._wrong.items():
+            errors.add(place, fault)
         nothing = dict.fromkeys(self._options.reading.types, 0)
         return LoadSummary(
             lines=staging.lines,

@@ -116,6 +116,7 @@ def _marks(table: Table) -> dict[str, str]:
         "written": _list((*table.columns, *table.derived)),
         "key": _list(table.key),
         "last": "place desc",
+        "is_new": "removal is not null",
         "staged_is_stored": " and ".join(f"t.{column} = s.{column}" for column in table.key),
         "if_known": _IF_KNOWN.get(table.name, ""),
         "kept": ", ".join(
@@ -182,7 +183,9 @@ def _dated_statements() -> Iterator[tuple[str, str]]:
         yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
         # At the same time the row wins over its removal, in whatever order the two lines arrive.
         newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
-        for template, own in (("merge_lines", "merge_newest"), ("keep_last_lines", "keep_newest")):
+        # The removal may be older than the stored row, which then stays.
+        newest["is_new"] = "false"
+        for template, own in _OF_NEWEST:
             yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
 
 
@@ -192,12 +195,18 @@ _FOR_EACH_TABLE: Final = (
     "analyze_staging",
     "merge_lines",
     "keep_last_lines",
+    "exclude_wrong_last",
     "index_staging",
     "exclude_lines",
     "write",
     "remove",
     "is_analyze_due",
     "analyze",
+)
+_OF_NEWEST: Final = (
+    ("merge_lines", "merge_newest"),
+    ("keep_last_lines", "keep_newest"),
+    ("exclude_wrong_last", "exclude_wrong_newest"),
 )
 _FOR_EACH_DATED: Final = ("lock_rows", "skip_stale", "skip_removed", "remember_removed")
 _FOR_EACH_REFERENCE: Final = (

@@ -4,7 +4,7 @@ import io
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import psycopg
@@ -40,6 +40,9 @@ JOINS = ("any join", "nested loops")
 NO_PARENT = "there is no such row in this organization when all files are read"
 NEEDED = "other rows still refer to this one when all files are read"
 TAKEN = "another case of the organization has this number"
+
+
+REQUIRED = ("id", "case_number", "status", "priority", "created_at")
 
 
 def at(second: int) -> str:
@@ -94,6 +97,62 @@ class TestEach:
             (3, "external_id"),
         ]
         assert written(summary) == {"user": 1}
+
+    @pytest.mark.parametrize("options", [EACH, LoadOptions(mode="each", if_newer=True)])
+    def test_a_right_line_counts_if_a_later_one_of_its_row_is_wrong(self, known: Company, options: LoadOptions) -> None:
+        case, taken = known.case(updated_at=at(1), subject="right"), known.case()
+        known.load(taken)
+        lines = [
+            case,
+            {**case, "updated_at": at(2), "owner_id": "nobody"},
+            {**case, "updated_at": at(3), "case_number": taken["case_number"]},
+        ]
+        summary = load_with(known, options, *lines, known.user())
+        assert wrong(summary) == [(2, "owner_id", NO_PARENT), (3, "case_number", TAKEN)]
+        assert (written(summary), summary.unchanged, summary.stale) == ({"user": 1, "case": 1}, 0, 0)
+        assert known.rows("cases")[case["id"]]["subject"] == "right"
+
+    def test_what_refers_to_a_row_whose_later_line_is_wrong_is_right(self, known: Company) -> None:
+        contact = known.contact(phone="right")
+        case = known.case(contact_id=contact["id"], subject="last")
+        wrong_one = {**contact, "visitor_id": "nobody"}
+        summary = load_with(known, EACH, {**case, "subject": "first"}, contact, case, wrong_one)
+        assert wrong(summary) == [(4, "visitor_id", NO_PARENT)]
+        assert (written(summary), summary.unchanged) == ({"contact": 1, "case": 1}, 1)
+        assert known.rows("cases")[case["id"]]["subject"] == "last"
+        assert known.rows("contacts")[contact["id"]]["phone"] == "right"
+
+    def test_a_row_stays_as_the_last_line_before_a_wrong_removal_says(self, known: Company) -> None:
+        contact = known.contact()
+        known.load(contact, known.case(contact_id=contact["id"]))
+        summary = load_with(known, EACH, {**contact, "phone": "new"}, removal(contact))
+        assert wrong(summary) == [(2, "deleted", NEEDED)]
+        assert known.rows("contacts")[contact["id"]]["phone"] == "new"
+
+    @pytest.mark.parametrize("newer", [False, True])
+    def test_of_merged_lines_only_the_one_that_gives_the_wrong_field_is_wrong(
+        self, known: Company, newer: bool
+    ) -> None:
+        case = known.case(updated_at=at(1))
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in REQUIRED})
+        lines = [
+            {**required, "updated_at": at(2), "subject": "right"},
+            {**required, "updated_at": at(3), "owner_id": "nobody"},
+            {**required, "updated_at": at(4), "description": "right"},
+        ]
+        options = LoadOptions(mode="each", keeps_left_out=True, if_newer=newer)
+        assert wrong(load_with(known, options, *lines)) == [(2, "owner_id", NO_PARENT)]
+        row = known.rows("cases")[case["id"]]
+        assert (row["subject"], row["description"], row["owner_id"]) == ("right", "right", None)
+
+    def test_many_wrong_lines_of_a_row_are_given_up_at_last(self, known: Company) -> None:
+        case = known.case(subject="right")
+        lines = [case, *({**case, "owner_id": f"nobody {number}"} for number in range(20))]
+        summary = load_with(known, EACH, *lines, known.user())
+        assert written(summary)["user"] == 1
+        assert {error.field for error in summary.errors} == {"owner_id"}
+        assert summary.lines == 22 == summary.error_count + summary.unchanged + sum(written(summary).values())
 
     def test_a_removal_of_what_is_still_needed_is_named_and_the_others_happen(self, known: Company) -> None:
         needed, free = known.contact(), known.contact()
@@ -207,6 +266,29 @@ class TestEach:
         summary = load_with(known, options, case, newer, newer, removal(gone), known.case(priority=7), known.user())
         assert (written(summary), removed(summary)) == ({"user": 1, "case": 1}, {"case": 1})
         assert (summary.lines, summary.stale, summary.error_count, summary.unchanged) == (6, 2, 1, 0)
+
+    @pytest.mark.parametrize("number", [1, 2])
+    @pytest.mark.parametrize("mode", ["all", "each"])
+    def test_what_a_removed_row_had_is_not_kept(
+        self, known: Company, number: int, mode: Literal["all", "each"]
+    ) -> None:
+        case = known.case(subject="old", is_waiting=True)
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in (*REQUIRED, "updated_at")})
+        lines = [required, {**required, "description": "new"}][:number]
+        summary = load_with(known, LoadOptions(mode=mode, keeps_left_out=True), removal(case), *lines)
+        row = known.rows("cases")[case["id"]]
+        assert (row["subject"], row["is_waiting"]) == (None, False)
+        assert row["description"] == (None, "new")[number - 1]
+        assert (written(summary), removed(summary), summary.unchanged) == ({"case": 1}, {}, number)
+
+    def test_what_a_row_newer_than_its_removal_has_is_kept(self, known: Company) -> None:
+        case = known.case(updated_at=at(3), subject="old")
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in REQUIRED}, updated_at=at(4))
+        options = LoadOptions(keeps_left_out=True, if_newer=True)
+        load_with(known, options, {**removal(case), "updated_at": at(2)}, required)
+        assert known.rows("cases")[case["id"]]["subject"] == "old"
 
 
 class TestIfNewer:

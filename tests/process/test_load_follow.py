@@ -152,6 +152,28 @@ def test_each_commit_of_a_relay_is_seen_as_a_run(company: Company, follow: Calla
     assert found == (3, 3)  # with the organization's own
 
 
+def test_wrong_lines_are_in_the_file_before_their_commit_is_told(
+    company: Company, follow: Callable[..., Relay], tmp_path: Path
+) -> None:
+    report = tmp_path / "wrong.ndjson"
+    report.write_text("earlier\n")
+    relay = follow("--each", "--errors", str(report), "--batch", "2")
+    wrong = [company.case(priority=9), company.case(owner_id="nobody")]
+    relay.write(company.case(), wrong[0])
+    assert relay.told()["wrong"] == 1
+    assert len(report.read_text().splitlines()) == 2
+    relay.write(b"\n", wrong[1], company.case())
+    assert relay.told()["committed"] == 5
+    status, _, err = relay.end()
+    assert (status, err) == (1, b"cases-service: 2 lines wrong; what is right was loaded\n")
+    told = [json.loads(line) for line in report.read_text().splitlines()[1:]]
+    assert [(error["file"], error["line"], error["field"]) for error in told] == [
+        ("standard input", 2, "priority"),
+        ("standard input", 4, "owner_id"),
+    ]
+    assert [json.loads(error["text"])["id"] for error in told] == [case["id"] for case in wrong]
+
+
 def test_check_names_every_error_and_loads_nothing(company: Company, run: Run) -> None:
     lines = [company.case(), company.case(status="Done"), company.case(priority=9)]
     ran = run("--check", "-", given=b"".join(map(content_of, lines)))
@@ -162,6 +184,33 @@ def test_check_names_every_error_and_loads_nothing(company: Company, run: Run) -
     right = run("--check", "-", given=content_of(company.case()))
     assert (right.returncode, right.stdout) == (0, b"1 line: all right, and nothing was loaded\n")
     assert company.rows("cases") == {}
+
+
+def test_check_tells_everything_in_json(company: Company, run: Run) -> None:
+    lines = [*(company.case(priority=9) for _ in range(120)), company.case(), company.user()]
+    ran = run("--check", "--each", "--json", "-", given=b"".join(map(content_of, lines)))
+    summary = json.loads(ran.stdout)
+    assert (ran.returncode, ran.stderr) == (1, b"cases-service: 120 wrong lines: nothing was loaded\n")
+    assert (summary["lines"], summary["error_count"], summary["written"]["case"]) == (122, 120, 1)
+    assert [error["line"] for error in summary["errors"]] == list(range(1, 121))
+    right = run("--check", "--json", "-", given=content_of(company.case()))
+    assert (right.returncode, right.stderr, json.loads(right.stdout)["errors"]) == (0, b"", [])
+    assert not company.rows("cases")
+
+
+@pytest.mark.parametrize("held", ["select from cases for update", "lock table cases in access exclusive mode"])
+@pytest.mark.parametrize("options", [(), ("--each",), ("--batch", "1"), ("--follow",)])
+def test_a_wait_for_another_session_that_is_over_may_be_tried_again(
+    company: Company, run: Run, held: str, options: tuple[str, ...]
+) -> None:
+    case = company.case()
+    company.load(case)
+    with company.connection.transaction():
+        company.connection.execute(held)
+        ran = run("--wait", "0.2", *options, "-", given=content_of({**case, "subject": "new"}))
+    assert (ran.returncode, ran.stdout) == (75, b"")
+    assert ran.stderr.startswith(b"cases-service: gave up waiting for process ")
+    assert company.rows("cases")[case["id"]]["subject"] is None
 
 
 def test_snapshot_removes_what_is_not_named_up_to_a_tenth(company: Company, run: Run) -> None:

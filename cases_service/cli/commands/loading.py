@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import click
 
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 _APART: Final = (
     ("--follow", "--snapshot"),
     ("--follow", "--check"),
-    ("--follow", "--errors"),
     ("--snapshot", "--check"),
     ("--snapshot", "--batch"),
     ("--check", "--batch"),
     ("--each", "--snapshot"),
-    ("--each", "--check"),
 )
 """Options that cannot be combined."""
 
@@ -158,7 +156,7 @@ def load_files(**given: Any) -> None:
             return
         summary = _load_files(connection, box, call)
     if call.check:
-        _say_what_is_wrong(summary)
+        _say_what_is_wrong(summary, as_json=call.as_json)
     else:
         _say_what_was_done(summary, call)
 
@@ -166,20 +164,28 @@ def load_files(**given: Any) -> None:
 def _follow(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call) -> None:
     from cases_service.cli.following import follow
 
-    commits = follow(
-        connection,
-        standard_input().fileno(),
-        size=call.batch or _LINES_FOLLOWED,
-        seconds=_INTERVAL_SECONDS if call.interval is None else call.interval,
-        box=box,
-        options=call.options(),
-        wait=call.wait,
-    )
     wrong = 0
-    for done in commits:
-        wrong += done.error_count
-        _echo_errors(done.errors)
+    with ExitStack() as stack:
+        commits = follow(
+            connection,
+            standard_input().fileno(),
+            size=call.batch or _LINES_FOLLOWED,
+            seconds=_INTERVAL_SECONDS if call.interval is None else call.interval,
+            box=box,
+            options=call.options(),
+            wait=call.wait,
+            # Wrong lines of an earlier call are still to be looked at.
+            report=None if call.errors is None else stack.enter_context(_report(call.errors, "a")),
+        )
+        for done in commits:
+            wrong += done.error_count
+            if call.errors is None:
+                _echo_errors(done.errors)
     _fail_for_wrong_lines(wrong)
+
+
+def _report(path: str, mode: str) -> TextIO:
+    return cast("TextIO", Path(path).open(mode, encoding="utf-8"))
 
 
 def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call) -> "LoadSummary":
@@ -190,7 +196,7 @@ def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _
     given: dict[str, Any] = {"box": box, "options": call.options(), "wait": call.wait}
     names = ["standard input" if name == "-" else name for name in call.files]
     with ExitStack() as stack:
-        report = None if call.errors is None else stack.enter_context(Path(call.errors).open("w", encoding="utf-8"))
+        report = None if call.errors is None else stack.enter_context(_report(call.errors, "w"))
         streams: Sequence[LineStream] = [stack.enter_context(opened(name)) for name in call.files]
         kept = [] if report is None else [stack.enter_context(KeptLines(stream)) for stream in streams]
         named = [LoadFile(name, stream) for name, stream in zip(names, kept or streams, strict=True)]
@@ -221,11 +227,16 @@ def _write_errors(report: TextIO, summary: "LoadSummary", kept: dict[str, "KeptL
             show_json(wrong[number]._asdict() | text, file=report)
 
 
-def _say_what_is_wrong(summary: "LoadSummary") -> None:
-    _echo_errors(summary.errors, prefix=f"{NAME}: ")
+def _say_what_is_wrong(summary: "LoadSummary", *, as_json: bool) -> None:
+    """Report a check: every error, in JSON, too."""
+    if as_json:
+        show_json(summary.as_dict())
+    else:
+        _echo_errors(summary.errors, prefix=f"{NAME}: ")
     if summary.error_count:
         raise click.ClickException(f"{counted(summary.error_count, 'wrong line')}: nothing was loaded")
-    click.echo(f"{counted(summary.lines, 'line')}: all right, and nothing was loaded")
+    if not as_json:
+        click.echo(f"{counted(summary.lines, 'line')}: all right, and nothing was loaded")
 
 
 def _say_what_was_done(summary: "LoadSummary", call: _Call) -> None:
