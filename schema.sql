@@ -385,8 +385,8 @@ create table events (
 create index events_of_visitor on events (organization_id, external_id);
 
 -- The results of an organization's latest loads and imports; each new one removes the oldest.
--- `written` and `removed` count changed rows, `stale` and `wrong` count lines; they are null if a load covered several
--- organizations and did not count them separately. A run that was refused as a whole stored nothing.
+-- `written` and `removed` count changed rows, `stale` and `wrong` count lines; they are null in runs of older versions, if
+-- a load covered several organizations. A run that was refused as a whole stored nothing.
 create table import_runs (
     organization_id uuid not null,
     id uuid not null default gen_random_uuid(),

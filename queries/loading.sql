@@ -2,9 +2,12 @@
 -- written, parents first, and removed, children first. Only the final state counts.
 --
 -- In mode each, which skips wrong lines, the statements named exclude_ take lines that conflict with the tables out of
--- staging before they are written, type by type. Parents are written before their children are checked, and children
--- are removed before their parents, so the same check finds a line that depends on an excluded one. Statements join
--- staged lines with each other only by an index: the sessions of requests join by nested loops alone.
+-- staging before they are written, type by type, and return their places and organizations. Parents are written before
+-- their children are checked, and children are removed before their parents, so the same check finds a line that depends
+-- on an excluded one. Statements join staged lines with each other only by an index: the sessions of requests join by
+-- nested loops alone.
+--
+-- What a load writes, removes or skips is counted by organization, by the statement that does it.
 --
 -- place is a line's place among all lines of all files of the load: the larger, the later.
 -- When a writing statement fails, one of the statements named find_ returns the place of the offending line; by then
@@ -40,37 +43,45 @@ copy staged_{table} (place, deleted, left_out, {columns}) from stdin;
 -- Nothing analyzes temporary tables automatically, and all later statements read these.
 analyze staged_{table};
 
--- name: merge_lines!
+-- name: merge_lines
 -- If fields left out keep their values, the lines of one row are merged: each field has the value of the last line that
 -- gives it. Lines before a removal do not count, and neither do the values of the row that it removes: lines after it
 -- leave nothing out.
-insert into staged_{table} (place, deleted, left_out, {columns})
-select
-    (array_agg(place order by turn))[1],
-    false,
-    case when bool_or({is_new}) then 0 else bit_and(left_out) end,
-    {merged}
-from (
-    select *, min(turn) filter (where deleted) over (partition by {key}) as removal
-    from (select *, row_number() over (partition by {key} order by {last}) as turn from staged_{table}) numbered
-) lines
-where turn < coalesce(removal, turn + 1)
-group by {key}
-having count(*) > 1 or bool_or({is_new});
+with added as (
+    insert into staged_{table} (place, deleted, left_out, {columns})
+    select
+        (array_agg(place order by turn))[1],
+        false,
+        case when bool_or({is_new}) then 0 else bit_and(left_out) end,
+        {merged}
+    from (
+        select *, min(turn) filter (where deleted) over (partition by {key}) as removal
+        from (select *, row_number() over (partition by {key} order by {last}) as turn from staged_{table}) numbered
+    ) lines
+    where turn < coalesce(removal, turn + 1)
+    group by {key}
+    having count(*) > 1 or bool_or({is_new})
+    returning organization_id
+)
+select organization_id::text, count(*) from added group by organization_id;
 
--- name: keep_last_lines!
--- Keeps the last line of each row.
-delete from staged_{table}
-where ctid = any (
-        array(
-            select line
-            from (
-                select ctid as line, row_number() over (partition by {key} order by {last}, left_out) as turn
-                from staged_{table}
-            ) numbered
-            where turn > 1
+-- name: keep_last_lines
+-- Keeps the last line of each row, and counts the others.
+with surplus as (
+    delete from staged_{table}
+    where ctid = any (
+            array(
+                select line
+                from (
+                    select ctid as line, row_number() over (partition by {key} order by {last}, left_out) as turn
+                    from staged_{table}
+                ) numbered
+                where turn > 1
+            )
         )
-    );
+    returning organization_id
+)
+select organization_id::text, count(*) from surplus group by organization_id;
 
 -- name: exclude_wrong_last
 -- Of each row that has several lines and whose line is wrong, excludes the line that counted, or the last one that gave
@@ -98,7 +109,7 @@ where ctid = any (
             where giving = 1
         )
     )
-returning place;
+returning place, organization_id::text;
 
 -- name: take_turns
 -- From here on, loads of one organization take turns, so two never wait for each other's rows. The lock is 'case' in
@@ -147,18 +158,17 @@ where e.organization_id = s.organization_id
     and e.position = s.position
     and (e.type, e.created_at, e.external_id, e.case_id, e.case_number, e.message_id)
         is distinct from (s.type, s.created_at, s.external_id, s.case_id, s.case_number, s.message_id)
-returning s.place;
+returning s.place, s.organization_id::text;
 
 -- name: write_events
-with written as (  -- on Citus
-insert into events (organization_id, position, type, created_at, external_id, case_id, case_number, message_id)
-select organization_id, position, type, created_at, external_id, case_id, case_number, message_id
-from staged_events
-on conflict (organization_id, position) do nothing
-returning organization_id  -- on Citus
-)  -- on Citus
-select count(*) from written  -- on Citus
-;
+with written as (
+    insert into events (organization_id, position, type, created_at, external_id, case_id, case_number, message_id)
+    select organization_id, position, type, created_at, external_id, case_id, case_number, message_id
+    from staged_events
+    on conflict (organization_id, position) do nothing
+    returning organization_id
+)
+select organization_id::text, count(*) from written group by organization_id;
 
 -- name: lock_rows
 -- Locks these rows of an organization, so that nobody changes them between the check and the write.
@@ -174,37 +184,44 @@ with staged as materialized (
 select count(*) from locked  -- elsewhere
 ;
 
--- name: skip_stale!
+-- name: skip_stale
 -- A line without a time of change is never stale.
-with known as materialized (  -- on Citus
-    select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
-)  -- on Citus
-delete from staged_{table} s
-using {table} t  -- elsewhere
-using known t  -- on Citus
-where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at;
+with stale as (
+    with known as materialized (  -- on Citus
+        select t.* from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+    )  -- on Citus
+    delete from staged_{table} s
+    using {table} t  -- elsewhere
+    using known t  -- on Citus
+    where t.organization_id = s.organization_id and t.id = s.id and t.updated_at >= s.updated_at
+    returning s.organization_id
+)
+select organization_id::text, count(*) from stale group by organization_id;
 
--- name: skip_removed!
+-- name: skip_removed
 -- A line older than its row's removal is stale; so is a removal that has already been done.
-with known as materialized (  -- on Citus
-    select r.organization_id, r.id, r.record_type, r.updated_at  -- on Citus
-    from staged_{table} s  -- on Citus
-    join removed_rows r  -- on Citus
-        on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
-),  -- on Citus
-stored as materialized (  -- on Citus
-    select t.organization_id, t.id from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
-)  -- on Citus
-delete from staged_{table} s
-using removed_rows r  -- elsewhere
-using known r  -- on Citus
-where r.organization_id = s.organization_id
-    and r.record_type = '{type}'
-    and r.id = s.id
-    and (r.updated_at > s.updated_at or (s.deleted and r.updated_at = s.updated_at))
-    and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id)  -- elsewhere
-    and not exists (select from stored t where t.organization_id = s.organization_id and t.id = s.id)  -- on Citus
-;
+with stale as (
+    with known as materialized (  -- on Citus
+        select r.organization_id, r.id, r.record_type, r.updated_at  -- on Citus
+        from staged_{table} s  -- on Citus
+        join removed_rows r  -- on Citus
+            on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
+    ),  -- on Citus
+    stored as materialized (  -- on Citus
+        select t.organization_id, t.id from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+    )  -- on Citus
+    delete from staged_{table} s
+    using removed_rows r  -- elsewhere
+    using known r  -- on Citus
+    where r.organization_id = s.organization_id
+        and r.record_type = '{type}'
+        and r.id = s.id
+        and (r.updated_at > s.updated_at or (s.deleted and r.updated_at = s.updated_at))
+        and not exists (select from {table} t where t.organization_id = s.organization_id and t.id = s.id)  -- elsewhere
+        and not exists (select from stored t where t.organization_id = s.organization_id and t.id = s.id)  -- on Citus
+    returning s.organization_id
+)
+select organization_id::text, count(*) from stale group by organization_id;
 
 -- name: remember_removed!
 -- A removal may arrive before its row.
@@ -227,8 +244,8 @@ from {table} t  -- elsewhere
 from known t  -- on Citus
 where s.left_out <> 0 and not s.deleted and {staged_is_stored};
 
--- name: exclude_lines!
-delete from staged_{table} where place = any (:places);
+-- name: exclude_lines
+delete from staged_{table} where place = any (:places) returning place, organization_id::text;
 
 -- name: list_external_ids
 -- The visitors that staged lines of some organizations name.
@@ -264,31 +281,29 @@ set created_at = coalesce(created_at, now()), updated_at = coalesce(updated_at, 
 where not deleted and (created_at is null or updated_at is null);
 
 -- name: write
--- Citus returns the number of lines it was given, not of the rows it changed, so the rows are counted here.
-with written as (  -- on Citus
-insert into {table} ({written})
-select {written}
-from staged_{table}
-where not deleted{if_known}
-on conflict ({key}) do update
-set ({attributes}) = row ({excluded_attributes})
-where ({stored_attributes}) is distinct from ({excluded_attributes})
-returning organization_id  -- on Citus
-)  -- on Citus
-select count(*) from written  -- on Citus
-;
+-- Citus's own count is of the lines that it was given, not of the rows that it changed.
+with written as (
+    insert into {table} ({written})
+    select {written}
+    from staged_{table}
+    where not deleted{if_known}
+    on conflict ({key}) do update
+    set ({attributes}) = row ({excluded_attributes})
+    where ({stored_attributes}) is distinct from ({excluded_attributes})
+    returning organization_id
+)
+select organization_id::text, count(*) from written group by organization_id;
 
 -- name: write_new
 -- The rows that were not stored when that was looked up. If a request has added one of them meanwhile, this fails.
-with written as (  -- on Citus
-insert into {table} ({written})
-select {written}
-from staged_{table}
-where not deleted and counted_in is null
-returning organization_id  -- on Citus
-)  -- on Citus
-select count(*) from written  -- on Citus
-;
+with written as (
+    insert into {table} ({written})
+    select {written}
+    from staged_{table}
+    where not deleted and counted_in is null
+    returning organization_id
+)
+select organization_id::text, count(*) from written group by organization_id;
 
 -- name: follow_activities!
 -- Moves messages to the new case of their activity; elsewhere, their foreign key does this.
@@ -455,19 +470,18 @@ where k.organization_id = s.organization_id and k.id = s.id and k.retired_at <= 
 -- name: write_signing_keys
 -- The secret of an existing key's line is the same, although it was encrypted again. Rows are locked in the same order
 -- as by rotate-secrets.
-with written as (  -- on Citus
-insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key, retired_at, created_at)
-select organization_id, id, algorithm, encrypted_secret, public_key, retired_at, now()
-from staged_signing_keys
-order by organization_id, id
-on conflict (organization_id, id) do update
-set retired_at = excluded.retired_at
-where (signing_keys.retired_at is null and excluded.retired_at is not null)
-    or excluded.retired_at < signing_keys.retired_at
-returning organization_id  -- on Citus
-)  -- on Citus
-select count(*) from written  -- on Citus
-;
+with written as (
+    insert into signing_keys (organization_id, id, algorithm, encrypted_secret, public_key, retired_at, created_at)
+    select organization_id, id, algorithm, encrypted_secret, public_key, retired_at, now()
+    from staged_signing_keys
+    order by organization_id, id
+    on conflict (organization_id, id) do update
+    set retired_at = excluded.retired_at
+    where (signing_keys.retired_at is null and excluded.retired_at is not null)
+        or excluded.retired_at < signing_keys.retired_at
+    returning organization_id
+)
+select organization_id::text, count(*) from written group by organization_id;
 
 -- name: list_organizations_with_staged_keys
 select distinct organization_id from staged_signing_keys order by organization_id;
@@ -529,7 +543,7 @@ where s.place = new.place
                     and r.retired_at <= statement_timestamp()
             )
     ) > :maximum
-returning s.place;
+returning s.place, s.organization_id::text;
 
 -- name: find_key_beyond_limit
 -- The last line that added a live key to an organization that now exceeds its limit.
@@ -560,7 +574,7 @@ limit 1;
 -- A closed case whose line has no closing time, and which was not closed before.
 delete from staged_cases
 where not deleted and status = 'Closed' and closed_at is null
-returning place;
+returning place, organization_id::text;
 
 -- name: exclude_without_parent
 -- The lines whose {field} refers to no row of {parent}, which has already been written.
@@ -578,7 +592,7 @@ where not s.deleted
         from known p  -- on Citus
         where p.organization_id = s.organization_id and p.{parent_id} = s.{field}
     )
-returning s.place;
+returning s.place, s.organization_id::text;
 
 -- name: remember_holders!
 -- The rows that have a {field} claimed by lines, and the lines' own rows: for the next statement, which Citus refuses.
@@ -637,7 +651,7 @@ with recursive wrong (organization_id, id) as (
 delete from staged_{table} s
 using wrong
 where s.organization_id = wrong.organization_id and s.id = wrong.id
-returning s.place;
+returning s.place, s.organization_id::text;
 
 -- name: exclude_still_needed
 -- The lines that remove a row of {parent} to which a row of {table} still refers.
@@ -655,7 +669,7 @@ where s.deleted
         from known t  -- on Citus
         where t.organization_id = s.organization_id and t.{field} = s.id
     )
-returning s.place;
+returning s.place, s.organization_id::text;
 
 -- name: find_without_parent
 -- The first line whose {field} refers to no row of {parent}.
@@ -711,10 +725,14 @@ left join (select organization_id, max(at) as at from named_{table} group by org
     on newest.organization_id = t.organization_id
 where t.organization_id = any (:organizations::uuid[]) and {unnamed};
 
--- name: remove!
-delete from {table} t
-using staged_{table} s
-where s.deleted{if_known} and t.organization_id = s.organization_id and t.id = s.id;
+-- name: remove
+with removed as (
+    delete from {table} t
+    using staged_{table} s
+    where s.deleted{if_known} and t.organization_id = s.organization_id and t.id = s.id
+    returning t.organization_id
+)
+select organization_id::text, count(*) from removed group by organization_id;
 
 -- name: find_still_needed
 -- The first line that removes a row of {parent} to which a row of {table} still refers.

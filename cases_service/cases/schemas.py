@@ -341,7 +341,7 @@ class SummarySchema(Schema):
 
 
 class ImportRunSchema(Schema):
-    """The result of a load or an import. A load of several organizations counts only lines for each separately."""
+    """The result of a load or an import for the organization."""
 
     id = fields.UUID(required=True, metadata=says("The unique identifier."))
     finished_at = Instant(required=True, metadata=says("When it ended."))
@@ -355,17 +355,17 @@ class ImportRunSchema(Schema):
     )
     lines = fields.Integer(required=True, metadata=says("Lines that it read.", minimum=0))
     written = fields.Integer(
-        allow_none=True, metadata=says("Rows that it added or changed; null: not counted separately.", minimum=0)
+        allow_none=True, metadata=says("Rows that it added or changed; null in records of older versions.", minimum=0)
     )
     removed = fields.Integer(
-        allow_none=True, metadata=says("Rows that it removed; null: not counted separately.", minimum=0)
+        allow_none=True, metadata=says("Rows that it removed; null in records of older versions.", minimum=0)
     )
     stale = fields.Integer(
         allow_none=True,
-        metadata=says("Lines no newer than what is stored; null: not counted separately.", minimum=0),
+        metadata=says("Lines no newer than what is stored; null in records of older versions.", minimum=0),
     )
     wrong = fields.Integer(
-        allow_none=True, metadata=says("Lines that were wrong; null: not counted separately.", minimum=0)
+        allow_none=True, metadata=says("Lines that were wrong; null in records of older versions.", minimum=0)
     )
     duration_ms = fields.Integer(required=True, metadata=says("How long it took, in milliseconds.", minimum=0))
 

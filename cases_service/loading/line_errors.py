@@ -3,6 +3,7 @@
 A line's place is its source and its number in one integer: the larger, the later.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -46,15 +47,25 @@ class Sources:
 
 @dataclass(slots=True)
 class LineErrors:
-    """The errors of lines, by their places: all are counted, and the first ones kept."""
+    """The errors of lines, by their places: all are counted, and the first ones kept.
+
+    Attributes:
+        maximum: How many are kept; None for all.
+        count: How many there are.
+        organizations: How many each organization has, as far as lines tell theirs.
+
+    """
 
     maximum: int | None
     count: int = 0
+    organizations: Counter[str] = field(default_factory=Counter)
     _kept: list[tuple[int, Fault]] = field(default_factory=list)
 
-    def add(self, place: int, fault: Fault) -> None:
-        """Add an error."""
+    def add(self, place: int, fault: Fault, *, organization_id: str | None) -> None:
+        """Add an error, of an organization if that is known."""
         self.count += 1
+        if organization_id is not None:
+            self.organizations[organization_id] += 1
         self._kept.append((place, fault))
         if self.maximum is not None and len(self._kept) > 2 * self.maximum:
             self._kept = self._first()

@@ -4,7 +4,7 @@ In mode `each`, right lines are stored and wrong ones are reported.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -118,21 +118,14 @@ def load_in_batches(
 
 def _record(connection: psycopg.Connection[Any], summary: LoadSummary, *, seconds: float) -> None:
     """Record the result of a load for each of its organizations, in the current transaction."""
+    duration_ms = round(seconds * 1000)
     is_one = len(summary.organizations) == 1
-    changed = sum(summary.written.values()), sum(summary.removed.values())
-    counts = (*changed, summary.stale, summary.error_count) if is_one else (None,) * 4
-    written, removed, stale, wrong = counts
     for organization_id in list_existing(connection, summary.organizations):
-        run = Run(
-            organization_id=organization_id,
-            source="load",
-            lines=summary.lines if is_one else summary.organizations[organization_id],
-            written=written,
-            removed=removed,
-            stale=stale,
-            wrong=wrong,
-            duration_ms=round(seconds * 1000),
-        )
+        counts = summary.organizations[organization_id]
+        if is_one:
+            # The lines that name no organization are its own, too.
+            counts = replace(counts, lines=summary.lines, wrong=summary.error_count)
+        run = Run(organization_id=organization_id, source="load", duration_ms=duration_ms, **asdict(counts))
         record_run(connection, run)
 
 

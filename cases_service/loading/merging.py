@@ -1,6 +1,6 @@
 """Decides which lines count: one for each row, none that is stale, with the stored values of fields left out."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -13,13 +13,13 @@ from cases_service.loading.statements import DATED, TABLES
 _LAST: Final = ("merge_lines", "keep_last_lines")
 
 
-def keep_one_line(session: LoadSession, record_type: str, options: LoadOptions) -> int:
-    """Keep only the line of each row that counts, and return how many others there were."""
+def keep_one_line(session: LoadSession, record_type: str, options: LoadOptions) -> Counter[str]:
+    """Keep only the line of each row that counts, and return how many others each organization had."""
     table = TABLES[record_type].name
     session.execute(f"analyze_staging {table}")
     merge, keep = ("merge_newest", "keep_newest") if is_dated(record_type, options) else _LAST
-    merged = session.execute(f"{merge} {table}").rowcount if options.keeps_left_out else 0
-    surplus = session.execute(f"{keep} {table}").rowcount - merged
+    merged = session.count(f"{merge} {table}") if options.keeps_left_out else Counter[str]()
+    surplus = session.count(f"{keep} {table}") - merged
     if options.mode == "each":
         session.execute(f"index_staging {table}")
     return surplus
@@ -46,21 +46,21 @@ def exclude_wrong_among_others(
     excluded: dict[int, Fault] = {}
     for fault, concerned in places.items():
         given = 1 << table.columns.index(fault.field) if fault.field in table.optional else 0
-        found = session.list_places(f"{exclude} {table.name}", places=concerned, given=given)
+        found = session.exclude(f"{exclude} {table.name}", places=concerned, given=given)
         excluded |= dict.fromkeys(found, fault)
     return excluded
 
 
 def compare_with_stored(
     session: LoadSession, record_type: str, options: LoadOptions, *, organizations: Iterable[str]
-) -> int:
-    """Fill in the fields that keep their values, exclude stale lines, and return how many these were."""
-    table, stale = TABLES[record_type], 0
+) -> Counter[str]:
+    """Fill in the fields that keep their values, exclude stale lines, and return how many each organization had."""
+    table, stale = TABLES[record_type], Counter[str]()
     if record_type in DATED and (options.if_newer or options.keeps_left_out):
         for organization_id in organizations:
             session.execute(f"lock_rows {table.name}", organization_id=organization_id).fetchone()
     if record_type in DATED and options.if_newer:
-        stale += session.execute(f"skip_stale {table.name}").rowcount
+        stale += session.count(f"skip_stale {table.name}")
         stale += skip_removed(session, record_type)
     if options.keeps_left_out and table.optional:
         session.execute(f"fill_left_out {table.name}")

@@ -1,5 +1,6 @@
 """Mode `all`: every staged line becomes or removes a row, or the first wrong line found ends the load."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -67,14 +68,14 @@ class AllLines:
             written["event"] = self._write("event")
         return Changes(written, removed)
 
-    def _write(self, record_type: str) -> int:
+    def _write(self, record_type: str) -> Counter[str]:
         if record_type == "signing_key":
             self._guard_signing_keys()
         references = references_of(record_type, self._options)
         write = partial(self._write_rows, record_type)
         return change(self._session, self._sources, write, diagnosis="find_without_parent", references=references)
 
-    def _write_rows(self, record_type: str) -> int:
+    def _write_rows(self, record_type: str) -> Counter[str]:
         if record_type == "event":
             hold_positions(self._session)
             for place in exclude_other_events(self._session):
@@ -82,7 +83,7 @@ class AllLines:
             return write_events(self._session)
         return write_rows(self._session, record_type, self._conversations)
 
-    def _remove(self, record_type: str) -> int:
+    def _remove(self, record_type: str) -> Counter[str]:
         references = references_to(record_type)
         if record_type == "activity":
             # The database would remove its messages, too.

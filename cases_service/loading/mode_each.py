@@ -145,7 +145,7 @@ class RightLines:
             raise _InTheWayError(dict.fromkeys(places, field.fault)) from None
 
     def _exclude(self, record_type: str, places: Iterable[int]) -> None:
-        self._session.execute(f"exclude_lines {TABLES[record_type].name}", places=list(places))
+        self._session.exclude(f"exclude_lines {TABLES[record_type].name}", places=list(places))
 
     def _note(self, places: Iterable[int], fault: Fault) -> None:
         self.wrong |= dict.fromkeys(places, fault)

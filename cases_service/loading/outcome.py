@@ -60,15 +60,34 @@ DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Changes(NamedTuple):
-    """How many rows a load wrote and removed, by type."""
+    """How many rows a load wrote and removed, by type and then by organization."""
 
-    written: dict[str, int]
-    removed: dict[str, int]
+    written: dict[str, Counter[str]]
+    removed: dict[str, Counter[str]]
 
-    @property
-    def total(self) -> int:
-        """The number of rows that changed."""
-        return sum(self.written.values()) + sum(self.removed.values())
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationCounts:
+    """The result of a load for one organization: its lines, rows written and removed, lines stale and wrong."""
+
+    lines: int = 0
+    written: int = 0
+    removed: int = 0
+    stale: int = 0
+    wrong: int = 0
+
+    def __add__(self, later: "OrganizationCounts") -> "OrganizationCounts":
+        """Return the combined result of two loads."""
+        return OrganizationCounts(
+            lines=self.lines + later.lines,
+            written=self.written + later.written,
+            removed=self.removed + later.removed,
+            stale=self.stale + later.stale,
+            wrong=self.wrong + later.wrong,
+        )
+
+
+_NOTHING: Final = OrganizationCounts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +103,7 @@ class LoadSummary:
         error_count: Lines that are wrong.
         errors: The first errors.
         without_statistics: Changed tables whose statistics the server did not let this role update.
-        organizations: How many lines named each organization.
+        organizations: The result for each organization that lines name. Wrong lines that name none count for none.
 
     """
 
@@ -96,7 +115,7 @@ class LoadSummary:
     error_count: int = 0
     errors: Sequence[LineError] = ()
     without_statistics: Sequence[str] = ()
-    organizations: Mapping[UUID, int] = field(default_factory=dict)
+    organizations: Mapping[UUID, OrganizationCounts] = field(default_factory=dict)
 
     def __add__(self, later: "LoadSummary") -> "LoadSummary":
         """Return the combined result of two loads."""
@@ -109,7 +128,10 @@ class LoadSummary:
             error_count=self.error_count + later.error_count,
             errors=[*self.errors, *later.errors],
             without_statistics=list(dict.fromkeys([*self.without_statistics, *later.without_statistics])),
-            organizations=Counter(self.organizations) + Counter(later.organizations),
+            organizations={
+                one: self.organizations.get(one, _NOTHING) + later.organizations.get(one, _NOTHING)
+                for one in {**self.organizations, **later.organizations}
+            },
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -304,6 +304,14 @@ class _Kind(msgspec.Struct, gc=False):
     deleted: Any = UNSET
 
 
+class _Whose(msgspec.Struct, gc=False):
+    """Whose a refused line is, as far as it can be told."""
+
+    type: Any = UNSET
+    id: Any = UNSET
+    organization_id: Any = UNSET
+
+
 AnyRecord = Organization | User | SigningKey | Visitor | Contact | CaseFunnelStage | Case | Activity | Message | Event
 
 RECORDS: Final[dict[str, type[Record]]] = {str(record.__struct_config__.tag): record for record in get_args(AnyRecord)}
@@ -331,6 +339,7 @@ _UUID: Final = re.compile(_UUID_PATTERN)
 _RECORD: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(AnyRecord)
 _REMOVAL: Final = msgspec.json.Decoder(Removal)
 _KIND: Final = msgspec.json.Decoder(_Kind)
+_WHOSE: Final = msgspec.json.Decoder(_Whose)
 _WRONG_FIELD: Final = re.compile(r" - at `\$\.(\w+)`\Z")
 _TOO_LONG: Final = re.compile(r"of length <= (\d+)")
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
@@ -397,6 +406,16 @@ def organization_of(record: Any) -> str:
     """Return the id of the organization that a record belongs to, or is."""
     organization_id: str = record.id if isinstance(record, Organization) else record.organization_id
     return organization_id
+
+
+def organization_in(line: bytes) -> str | None:
+    """Return the id of the organization that a refused line names, or None if it names none."""
+    try:
+        whose = _WHOSE.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    organization_id = whose.id if whose.type == "organization" else whose.organization_id
+    return organization_id if isinstance(organization_id, str) and _UUID.match(organization_id) else None
 
 
 def _settle_ids(record: Any, reading: Reading) -> None:

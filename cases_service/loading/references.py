@@ -4,6 +4,7 @@ In mode `all` the database finds a broken reference, and a query then finds its 
 beforehand.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -35,14 +36,14 @@ def exclude_without_parent(session: LoadSession, references: Sequence[Reference]
     wrong: dict[int, Fault] = {}
     for reference in references:
         fault = Fault(reference.field, _NO_PARENT)
-        wrong |= dict.fromkeys(session.list_places(f"exclude_without_parent {reference.name}"), fault)
+        wrong |= dict.fromkeys(session.exclude(f"exclude_without_parent {reference.name}"), fault)
     return wrong
 
 
 def exclude_still_needed(session: LoadSession, references: Sequence[Reference]) -> dict[int, Fault]:
     """Exclude the removals of rows to which others refer, and return them by place."""
     statements = [f"exclude_still_needed {reference.name}" for reference in references]
-    return {place: STILL_NEEDED for statement in statements for place in session.list_places(statement)}
+    return {place: STILL_NEEDED for statement in statements for place in session.exclude(statement)}
 
 
 def refuse_broken(session: LoadSession, sources: Sources, diagnosis: str, references: Sequence[Reference]) -> None:
@@ -62,11 +63,11 @@ def refuse_broken(session: LoadSession, sources: Sources, diagnosis: str, refere
 def change(
     session: LoadSession,
     sources: Sources,
-    work: Callable[[], int],
+    work: Callable[[], Counter[str]],
     *,
     diagnosis: str,
     references: Sequence[Reference],
-) -> int:
+) -> Counter[str]:
     """Return the result of a change, or raise LoadError for the line whose reference prevents it."""
     try:
         with session.savepoint():

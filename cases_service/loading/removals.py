@@ -4,6 +4,7 @@ A line with `deleted` removes its row, and a snapshot also removes the rows that
 time of each removal of a contact or case is remembered (`removed_rows`): an older line does not bring the row back.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,23 +18,23 @@ REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.remo
 """The types of rows that a line can remove."""
 
 
-def remove_rows(session: LoadSession, record_type: str, *, if_newer: bool) -> int:
-    """Remove the rows of a type that lines remove, and return how many existed.
+def remove_rows(session: LoadSession, record_type: str, *, if_newer: bool) -> Counter[str]:
+    """Remove the rows of a type that lines remove, and return how many of each organization existed.
 
     With `if_newer`, the times of the removals of contacts and cases are remembered.
     """
     if record_type not in REMOVABLE:
-        return 0
+        return Counter()
     table = TABLES[record_type].name
-    removed = session.execute(f"remove {table}").rowcount
+    removed = session.count(f"remove {table}")
     if record_type in DATED and if_newer:
         session.execute(f"remember_removed {table}")
     return removed
 
 
-def skip_removed(session: LoadSession, record_type: str) -> int:
-    """Exclude the lines that are older than the removal of their row, and return how many."""
-    return session.execute(f"skip_removed {TABLES[record_type].name}").rowcount
+def skip_removed(session: LoadSession, record_type: str) -> Counter[str]:
+    """Exclude the lines that are older than the removal of their row, and return how many of each organization."""
+    return session.count(f"skip_removed {TABLES[record_type].name}")
 
 
 def remember_named(session: LoadSession, record_type: str) -> None:

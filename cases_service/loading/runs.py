@@ -15,10 +15,7 @@ _SQL: Final = statements("import_runs")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The result of a load or import for one organization: rows written and removed, lines stale and wrong.
-
-    These are None if they were not counted separately from other organizations'.
-    """
+    """The result of a load or import for one organization: rows written and removed, lines stale and wrong."""
 
     organization_id: UUID
     source: str
@@ -27,10 +24,10 @@ class Run:
     is_stored: bool = True
     """Whether the right lines are stored; False if the whole run was refused."""
     lines: int
-    written: int | None = None
-    removed: int | None = None
-    stale: int | None = None
-    wrong: int | None = None
+    written: int = 0
+    removed: int = 0
+    stale: int = 0
+    wrong: int = 0
     duration_ms: int
 
 

@@ -1,5 +1,7 @@
 """Runs the statements of one load by their names, on one connection and inside its transaction."""
 
+import sys
+from collections import Counter
 from contextlib import AbstractContextManager
 from math import inf
 from time import monotonic
@@ -22,12 +24,16 @@ class LoadSession:
         connection: Its transaction has just begun.
         deadline: When the load must have ended, by `monotonic`.
 
+    Attributes:
+        organizations_of_wrong: The organizations of the lines that were excluded, by place.
+
     """
 
     def __init__(self, connection: psycopg.Connection[Any], *, deadline: float = inf) -> None:
         self.connection = connection
         self.is_on_citus = False
         self.deadline = deadline
+        self.organizations_of_wrong: dict[int, str] = {}
         self._sql = SQL
         self.execute("begin")
         if is_citus(connection):
@@ -51,18 +57,20 @@ class LoadSession:
         """Return the places of the lines that a statement returns, each in a row of its own."""
         return [place for (place,) in self.execute(statement, **parameters).fetchall()]
 
+    def exclude(self, statement: str, **parameters: Any) -> list[int]:
+        """Exclude the lines that a statement returns with their organizations, and return their places."""
+        excluded = self.execute(statement, **parameters).fetchall()
+        self.organizations_of_wrong.update((place, sys.intern(organization)) for place, organization in excluded)
+        return [place for place, _ in excluded]
+
     def find_place(self, statement: str, **parameters: Any) -> int | None:
         """Return the place of the line that a statement finds."""
         found = self.execute(statement, **parameters).fetchone()
         return None if found is None else int(found[0])
 
-    def count_written(self, statement: str) -> int:
-        """Return how many rows a statement added or changed."""
-        written = self.execute(statement)
-        if not self.is_on_citus:
-            return written.rowcount
-        row = written.fetchone()
-        return 0 if row is None else int(row[0])
+    def count(self, statement: str) -> Counter[str]:
+        """Return how many rows or lines a statement wrote, removed or skipped, by organization."""
+        return Counter(dict(self.execute(statement).fetchall()))
 
     def rows(self, statement: str, **parameters: Any) -> psycopg.ServerCursor[tuple[Any, ...]]:
         """Return the rows of a statement from a server-side cursor, so that they need not fit into memory."""

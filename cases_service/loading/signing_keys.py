@@ -1,5 +1,6 @@
 """What a load may do with signing keys: add some, up to a limit, and retire others, but never change one."""
 
+from collections import Counter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -49,10 +50,10 @@ def find_changed_keys(session: LoadSession, box: SecretBox) -> dict[int, Fault]:
     return wrong
 
 
-def write_signing_keys(session: LoadSession) -> int:
-    """Add keys and retire existing ones, and return how many."""
+def write_signing_keys(session: LoadSession) -> Counter[str]:
+    """Add keys and retire existing ones, and return how many of each organization."""
     session.execute("exclude_ended_keys")
-    return session.count_written("write_signing_keys")
+    return session.count("write_signing_keys")
 
 
 def find_key_beyond_limit(session: LoadSession) -> int | None:
@@ -62,7 +63,7 @@ def find_key_beyond_limit(session: LoadSession) -> int | None:
 
 def exclude_keys_beyond_limit(session: LoadSession) -> list[int]:
     """Exclude the lines whose keys would be too many, and return their places."""
-    return session.list_places("exclude_keys_beyond_limit", maximum=MAXIMUM_LIVE_KEYS)
+    return session.exclude("exclude_keys_beyond_limit", maximum=MAXIMUM_LIVE_KEYS)
 
 
 class _StagedKey(NamedTuple):

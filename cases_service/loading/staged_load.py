@@ -1,8 +1,9 @@
 """One load, inside its transaction: lines are staged, compared with what is stored, and written or removed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import inf
 from time import monotonic
 from typing import Any, Final
@@ -24,7 +25,7 @@ from cases_service.loading.merging import (
 )
 from cases_service.loading.mode_all import AllLines
 from cases_service.loading.mode_each import RightLines
-from cases_service.loading.outcome import DEFAULT_OPTIONS, Changes, LoadOptions, LoadSummary
+from cases_service.loading.outcome import DEFAULT_OPTIONS, Changes, LoadOptions, LoadSummary, OrganizationCounts
 from cases_service.loading.removals import REMOVABLE, remember_named, stage_unnamed
 from cases_service.loading.session import LoadSession
 from cases_service.loading.staging import Staging
@@ -56,7 +57,7 @@ class Load:
         self._wrong: dict[int, Fault] = {}
         self._unnamed = 0
         self._surplus = 0
-        self._stale = 0
+        self._stale: Counter[str] = Counter()
         self._limit_waiting()
 
     @classmethod
@@ -98,14 +99,14 @@ class Load:
         """
         for record_type in self._staging.types:
             excluded = exclude_wrong_among_others(self._session, record_type, self._options, wrong=self._wrong)
-            for place, fault in excluded.items():
-                self._staging.errors.add(place, fault)
+            self._add_errors(excluded)
             if excluded:
                 return True
         return False
 
     def _apply(self) -> Changes:
-        self._stale = self._surplus = self._unnamed = 0
+        self._stale = Counter()
+        self._surplus = self._unnamed = 0
         organizations = self._staging.organizations
         staged_types = self._keep_what_counts()
         self._take_turn()
@@ -136,8 +137,9 @@ class Load:
         staged_types = self._staging.types
         for record_type in staged_types:
             surplus = keep_one_line(self._session, record_type, self._options)
-            self._surplus += surplus
-            self._stale += surplus if is_dated(record_type, self._options) else 0
+            self._surplus += surplus.total()
+            if is_dated(record_type, self._options):
+                self._stale += surplus
         for record_type in REMOVABLE if self._is_snapshot else ():
             remember_named(self._session, record_type)
         return staged_types
@@ -180,26 +182,44 @@ class Load:
         self._wrong = right.wrong
         return changes
 
+    def _add_errors(self, wrong: Mapping[int, Fault]) -> None:
+        for place, fault in wrong.items():
+            organization_id = self._session.organizations_of_wrong.get(place)
+            self._staging.errors.add(place, fault, organization_id=organization_id)
+
     def _summary(self, changes: Changes) -> LoadSummary:
-        staging, errors = self._staging, self._staging.errors
-        for place, fault in self._wrong.items():
-            errors.add(place, fault)
+        staging, errors, stale = self._staging, self._staging.errors, self._stale.total()
+        self._add_errors(self._wrong)
+        written, removed = map(_total_by_type, changes)
+        changed = sum(written.values()) + sum(removed.values())
         nothing = dict.fromkeys(self._options.reading.types, 0)
         return LoadSummary(
             lines=staging.lines,
-            written=nothing | changes.written,
-            removed=nothing | changes.removed,
-            unchanged=staging.lines - changes.total + self._unnamed - self._stale - errors.count,
-            stale=self._stale,
+            written=nothing | written,
+            removed=nothing | removed,
+            unchanged=staging.lines - changed + self._unnamed - stale - errors.count,
+            stale=stale,
             error_count=errors.count,
             errors=errors.list_first(staging.sources),
-            organizations=_by_id(staging.organizations),
+            organizations=self._count_by_organization(changes),
         )
 
+    def _count_by_organization(self, changes: Changes) -> dict[UUID, OrganizationCounts]:
+        """Return the counts by id, whatever the spelling of the id."""
+        staging = self._staging
+        counted = {
+            "lines": [staging.organizations, staging.refused],
+            "written": changes.written.values(),
+            "removed": changes.removed.values(),
+            "stale": [self._stale],
+            "wrong": [staging.errors.organizations],
+        }
+        found: defaultdict[UUID, Counter[str]] = defaultdict(Counter)
+        for name, counters in counted.items():
+            for organization_id, number in chain.from_iterable(counter.items() for counter in counters):
+                found[UUID(organization_id)][name] += number
+        return {organization_id: OrganizationCounts(**counts) for organization_id, counts in found.items()}
 
-def _by_id(organizations: Mapping[str, int]) -> dict[UUID, int]:
-    """Return the counts by id, whatever the spelling of the id."""
-    counted: Counter[UUID] = Counter()
-    for organization_id, number in organizations.items():
-        counted[UUID(organization_id)] += number
-    return dict(counted)
+
+def _total_by_type(counted: Mapping[str, Counter[str]]) -> dict[str, int]:
+    return {record_type: counts.total() for record_type, counts in counted.items()}

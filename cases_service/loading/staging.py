@@ -15,6 +15,7 @@ from cases_service.loading.records import (
     Removal,
     SigningKey,
     left_out,
+    organization_in,
     organization_of,
     read_record,
     values,
@@ -34,7 +35,8 @@ class Staging:
         sources: Where the lines come from.
         errors: What is wrong with them, in mode `each`.
         lines: How many there are.
-        organizations: How many lines name each organization.
+        organizations: How many right lines name each organization.
+        refused: How many lines that were wrong as they were read name each organization.
         conversing: The organizations that have lines about contents of cases, by type.
 
     """
@@ -44,6 +46,7 @@ class Staging:
         self.errors = LineErrors(options.maximum_errors)
         self.lines = 0
         self.organizations: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.conversing: dict[str, set[str]] = {record_type: set() for record_type in CONVERSATION}
         self._session = session
         self._box = box
@@ -80,7 +83,7 @@ class Staging:
             except FieldError as error:
                 if self._options.mode == "all":
                     raise LoadError(source, number, error.field, error.reason) from None
-                self.errors.add(first_place | number, Fault(error.field, error.reason))
+                self._refuse(first_place | number, line, error)
         self._flush()
 
     def create_table(self, record_type: str) -> None:
@@ -88,6 +91,12 @@ class Staging:
         if record_type not in self._staged:
             self._session.execute(f"create_staging {TABLES[record_type].name}")
             self._staged.add(record_type)
+
+    def _refuse(self, place: int, line: bytes, error: FieldError) -> None:
+        organization_id = self._reading.organization_id or organization_in(line)
+        if organization_id is not None:
+            self.refused[organization_id] += 1
+        self.errors.add(place, Fault(error.field, error.reason), organization_id=organization_id)
 
     def _add(self, place: int, record: Record | Removal, *, size: int) -> None:
         if isinstance(record, SigningKey):

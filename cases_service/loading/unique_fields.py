@@ -33,7 +33,7 @@ class UniqueField:
         """Exclude the lines whose value belongs to another row or line, and return their places."""
         if self._session.is_on_citus:
             self._session.execute(f"remember_holders {self.column}")
-        return self._session.list_places(f"exclude_repeated {self.column}")
+        return self._session.exclude(f"exclude_repeated {self.column}")
 
     def holds(self) -> bool:
         """Tell whether no two written rows have the same value, as far as the server can be asked."""

@@ -1,5 +1,6 @@
 """Writes the staged lines of a type as rows: new ones are added, existing ones changed."""
 
+from collections import Counter
 from typing import Final
 
 import psycopg
@@ -14,8 +15,8 @@ OTHER_EVENT: Final = Fault("position", "another event of the organization has th
 NOT_CLOSED: Final = Fault("closed_at", "a time is required: the case has not been closed yet")
 
 
-def write_rows(session: LoadSession, record_type: str, conversations: StagedConversations) -> int:
-    """Write the rows of a type other than events, and return how many were added or changed."""
+def write_rows(session: LoadSession, record_type: str, conversations: StagedConversations) -> Counter[str]:
+    """Write the rows of a type other than events, and return how many of each organization were added or changed."""
     if record_type == "signing_key":
         return write_signing_keys(session)
     table = TABLES[record_type].name
@@ -27,13 +28,13 @@ def write_rows(session: LoadSession, record_type: str, conversations: StagedConv
     if record_type == "message":
         conversations.place()
         return _write_messages(session, conversations)
-    written = session.count_written(f"write {table}")
+    written = session.count(f"write {table}")
     if record_type == "activity" and session.is_on_citus:
         session.execute("follow_activities")
     return written
 
 
-def _write_messages(session: LoadSession, conversations: StagedConversations) -> int:
+def _write_messages(session: LoadSession, conversations: StagedConversations) -> Counter[str]:
     """Write messages, and know for each that was stored which activity counts it.
 
     A request may write a message with the id of a line at the same moment, into a case that no line is about.
@@ -41,17 +42,17 @@ def _write_messages(session: LoadSession, conversations: StagedConversations) ->
     while True:
         try:
             with session.savepoint():
-                added = session.count_written("write_new messages")
+                added = session.count("write_new messages")
         except psycopg.errors.UniqueViolation:
             # At least one more message is known each time.
             conversations.find_counted()
         else:
-            return added + session.count_written("write messages")
+            return added + session.count("write messages")
 
 
 def exclude_closed_without_time(session: LoadSession) -> list[int]:
     """Exclude the closed cases without a closing time in line or row, and return their places."""
-    return session.list_places("exclude_closed_without_time")
+    return session.exclude("exclude_closed_without_time")
 
 
 def hold_positions(session: LoadSession) -> None:
@@ -62,9 +63,9 @@ def hold_positions(session: LoadSession) -> None:
 
 def exclude_other_events(session: LoadSession) -> list[int]:
     """Exclude the events whose position belongs to another one, and return their places."""
-    return session.list_places("exclude_other_events")
+    return session.exclude("exclude_other_events")
 
 
-def write_events(session: LoadSession) -> int:
-    """Add the events that are not stored yet, and return how many."""
-    return session.count_written("write_events")
+def write_events(session: LoadSession) -> Counter[str]:
+    """Add the events that are not stored yet, and return how many of each organization."""
+    return session.count("write_events")

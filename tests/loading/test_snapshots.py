@@ -1,8 +1,6 @@
-"""Loads that remove what no line names, that rehearse, that commit in batches, and what each of them leaves behind."""
+"""Loads that remove what no line names, that rehearse, and that commit in batches."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
@@ -10,7 +8,8 @@ import pytest
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.load import load, load_in_batches
 from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
-from tests.loading.test_loading import LATER, TIME, Company, Fields, company, file_of
+from tests.loading.test_loading import LATER, Company, Fields, company, file_of
+from tests.loading.test_runs import runs
 
 __all__ = ["company"]
 
@@ -123,7 +122,7 @@ def test_a_rehearsal_writes_nothing_and_names_every_error(
         (len(lines), "contact_id"),
     ]
     assert company.rows("cases") == {}
-    assert runs(connection, company) == []
+    assert runs(company) == []
 
 
 def test_batches_are_committed_one_by_one(company: Company, connection: psycopg.Connection, box: SecretBox) -> None:
@@ -134,48 +133,7 @@ def test_batches_are_committed_one_by_one(company: Company, connection: psycopg.
     assert str(refused.value).startswith(f"a.ndjson:{len(lines) + 1}: status: expected ")
     assert str(refused.value).endswith("; of the lines before its batch, 25 are loaded")
     assert len(company.rows("cases")) == 3
-    assert runs(connection, company) == [("load", True, 25, 25, 0, 0, 0)]
+    assert runs(company) == [("load", True, 25, 25, 0, 0, 0)]
     summary = load_in_batches(connection, [file_of(*lines), file_of(*lines)], size=25, box=box)
     assert (summary.lines, sum(summary.written.values()), summary.unchanged) == (84, 17, 67)
-    assert [run[2:4] for run in runs(connection, company)] == [(25, 25), (84, 17)]
-
-
-def runs(connection: psycopg.Connection, company: Company) -> list[tuple[Any, ...]]:
-    return connection.execute(
-        "select source, is_stored, lines, written, removed, stale, wrong from import_runs where organization_id = %s"
-        " order by finished_at",
-        [company.id],
-    ).fetchall()
-
-
-def test_a_load_of_one_organization_leaves_what_it_came_to(
-    company: Company, connection: psycopg.Connection, box: SecretBox, take: Taken
-) -> None:
-    begun = datetime.now(UTC)
-    company.load(company.organization(), company.case(), company.case())
-    case = next(iter(company.rows("cases").values()))
-    stale = company.case(id=str(case["id"]), updated_at=TIME)
-    removal = {"type": "case", "organization_id": company.id, "id": "no such case", "deleted": True}
-    wrong = company.case(status="Done")
-    take(stale, removal, wrong, options=LoadOptions(mode="each", if_newer=True))
-    assert runs(connection, company) == [("load", True, 3, 3, 0, 0, 0), ("load", True, 3, 0, 0, 1, 1)]
-    (finished_at, duration_ms), *_ = connection.execute(
-        "select finished_at, duration_ms from import_runs where organization_id = %s", [company.id]
-    ).fetchall()
-    assert begun <= finished_at <= datetime.now(UTC) + timedelta(seconds=1)
-    assert 0 <= duration_ms < 60_000
-
-
-def test_a_load_of_several_organizations_counts_the_lines_of_each(
-    company: Company, connection: psycopg.Connection
-) -> None:
-    other = company.another()
-    company.load(company.organization(), company.case(), other.organization())
-    assert runs(connection, company) == [("load", True, 2, None, None, None, None)]
-    assert runs(connection, other) == [("load", True, 1, None, None, None, None)]
-
-
-def test_a_load_that_fails_leaves_nothing_behind(company: Company, connection: psycopg.Connection) -> None:
-    company.load(company.organization())
-    company.error(file_of(company.case(status="Done")))
-    assert len(runs(connection, company)) == 1
+    assert [run[2:4] for run in runs(company)] == [(25, 25), (84, 17)]

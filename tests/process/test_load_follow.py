@@ -152,6 +152,24 @@ def test_each_commit_of_a_relay_is_seen_as_a_run(company: Company, follow: Calla
     assert found == (3, 3)  # with the organization's own
 
 
+def test_a_commit_of_two_organizations_is_a_run_of_each(company: Company, follow: Callable[..., Relay]) -> None:
+    other = company.another()
+    other.load(other.organization())
+    relay = follow("--each", "--batch", "4")
+    relay.write(company.case(), other.case(), company.case(), other.case(priority=9))
+    told = relay.told()
+    assert relay.end()[0] == 1
+    found = [
+        company.connection.execute(
+            "select lines, written, wrong from import_runs where organization_id = %s order by finished_at desc",
+            [one.id],
+        ).fetchone()
+        for one in (company, other)
+    ]
+    assert found == [(2, 2, 0), (2, 1, 1)]
+    assert (told["written"], told["wrong"]) == (3, 1)
+
+
 def test_wrong_lines_are_in_the_file_before_their_commit_is_told(
     company: Company, follow: Callable[..., Relay], tmp_path: Path
 ) -> None:
