@@ -20,7 +20,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 COMMAND = str(SCRIPTS / "cases-service")
 GUNICORN = str(SCRIPTS / "gunicorn")
 LOOPBACK = "127.0.0.1"
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Answer(NamedTuple):

@@ -82,7 +82,8 @@ def asked_without_an_end(service: Service, requests: list[bytes]) -> Iterator[No
     with ThreadPoolExecutor(CLIENTS) as threads:
         clients = [threads.submit(ask, number) for number in range(CLIENTS)]
         try:
-            time.sleep(1)
+            # The first reads take every turn, since nobody knows yet that they are slow.
+            time.sleep(SLEEP_SECONDS + 1)
             yield
         finally:
             ended.set()
