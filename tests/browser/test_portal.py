@@ -808,7 +808,7 @@ def test_without_javascript_it_is_read_and_answered(talk: Talk) -> None:
         assert talk.portal.case(talk.case)["visitor_unread_message_count"] == 0
         browser.find_element(By.CSS_SELECTOR, ".plain-state summary").click()
         browser.find_element(By.CSS_SELECTOR, ".plain-state button").click()
-        assert talk.portal.case(talk.case)["is_closed"] is True
+        wait_for(lambda: talk.portal.case(talk.case)["is_closed"])
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
