@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -175,17 +175,13 @@ def _follow(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call
             options=call.options(),
             wait=call.wait,
             # Wrong lines of an earlier call are still to be looked at.
-            report=None if call.errors is None else stack.enter_context(_report(call.errors, "a")),
+            report=None if call.errors is None else stack.enter_context(Path(call.errors).open("a", encoding="utf-8")),
         )
         for done in commits:
             wrong += done.error_count
             if call.errors is None:
                 _echo_errors(done.errors)
     _fail_for_wrong_lines(wrong)
-
-
-def _report(path: str, mode: str) -> TextIO:
-    return cast("TextIO", Path(path).open(mode, encoding="utf-8"))
 
 
 def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _Call) -> "LoadSummary":
@@ -196,7 +192,7 @@ def _load_files(connection: "psycopg.Connection[Any]", box: "SecretBox", call: _
     given: dict[str, Any] = {"box": box, "options": call.options(), "wait": call.wait}
     names = ["standard input" if name == "-" else name for name in call.files]
     with ExitStack() as stack:
-        report = None if call.errors is None else stack.enter_context(_report(call.errors, "w"))
+        report = None if call.errors is None else stack.enter_context(Path(call.errors).open("w", encoding="utf-8"))
         streams: Sequence[LineStream] = [stack.enter_context(opened(name)) for name in call.files]
         kept = [] if report is None else [stack.enter_context(KeptLines(stream)) for stream in streams]
         named = [LoadFile(name, stream) for name, stream in zip(names, kept or streams, strict=True)]
