@@ -16,10 +16,9 @@ from cases_service.database.connection_strings import resolve, with_options
 from cases_service.database.migrations import SCHEMA_VERSION, SchemaError, init_db, version_of
 from cases_service.database.primary import STANDBY, for_primary, is_standby
 from cases_service.embedded import data_directory
-from cases_service.embedded.server import EmbeddedServer, join
+from cases_service.embedded.server import STOP_SECONDS, EmbeddedServer, join
 from cases_service.settings import Settings
 
-_SERVER_STOP_SECONDS: Final = 30.0
 # Without this setting, row security hides all rows from a command.
 _EVERY_ORGANIZATION: Final = {"cases.every_organization": "on"}
 
@@ -114,7 +113,7 @@ def open_database(settings: Settings, *, may_make: bool = False) -> Iterator[Com
         yield CommandDatabase(_with_embedded(settings, server), server)
     finally:
         server.leave()
-        server.wait_stopped(_SERVER_STOP_SECONDS)
+        server.wait_stopped(STOP_SECONDS)
 
 
 def _with_embedded(settings: Settings, server: EmbeddedServer) -> Settings:

@@ -28,6 +28,7 @@ from cases_service.embedded.data_directory import KEY_FILE, exists, make_own, re
 SERVICE_ROLE: Final = "cases_service"
 WRITER_ROLE: Final = "cases_writer"
 _SQL: Final = statements("embedded")
+STOP_SECONDS: Final = 30.0
 _JOIN_SECONDS = 60
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -73,12 +74,7 @@ class EmbeddedServer:
 
     def wait_stopped(self, timeout: float) -> bool:
         """After leaving, wait until the server is down; return False on time-out, or at once if it is in use."""
-        deadline = time.monotonic() + timeout
-        while not _is_free(self.data_dir / supervisor.SERVER_LOCK):
-            if time.monotonic() > deadline or _is_shared(self.data_dir / supervisor.USERS_LOCK):
-                return False
-            time.sleep(supervisor.POLL_SECONDS)
-        return True
+        return _wait_stopped(self.data_dir, timeout)
 
 
 def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, str] = _NO_SETTINGS) -> EmbeddedServer:
@@ -101,11 +97,23 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
         lock = supervisor.open_lock(data_dir / supervisor.USERS_LOCK)
         try:
             return EmbeddedServer(data_dir, _share_server(lock, data_dir, bin_dir, settings), lock)
-        except BaseException:
+        except BaseException as error:
             os.close(lock)
+            if not isinstance(error, Exception):  # a signal, while the server was starting
+                _wait_stopped(data_dir, STOP_SECONDS)
             raise
     except OSError as error:
         raise EmbeddedServerError(f"cannot use the data directory {data_dir}: {error}") from error
+
+
+def _wait_stopped(data_dir: Path, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    # The supervisor holds its lock before it has taken the server's.
+    while not all(_is_free(data_dir / lock) for lock in (supervisor.SUPERVISOR_LOCK, supervisor.SERVER_LOCK)):
+        if time.monotonic() > deadline or _is_shared(data_dir / supervisor.USERS_LOCK):
+            return False
+        time.sleep(supervisor.POLL_SECONDS)
+    return True
 
 
 def _adopt(data_dir: Path) -> None:

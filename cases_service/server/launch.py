@@ -19,14 +19,13 @@ from typing import Final, NoReturn
 import msgspec
 
 from cases_service.database.statements import source
-from cases_service.embedded.server import EmbeddedServer
+from cases_service.embedded.server import STOP_SECONDS, EmbeddedServer
 from cases_service.settings import UNIX, DemoCredentials, Settings, inherited_lock, process_environment
 
 _BACKLOG: Final = 2048
 _NOT_FOR_OTHERS: Final = 0o117
 _FIRST_SOCKET: Final = 3
 _PREDECESSOR_SECONDS: Final = 5.0
-_SERVER_STOP_SECONDS: Final = 30.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
@@ -157,4 +156,4 @@ def leave_embedded_server(settings: Settings) -> None:
     if lock is not None:
         server = EmbeddedServer(Path(settings.data_dir), settings.require_database_url(), lock)
         server.leave()
-        server.wait_stopped(_SERVER_STOP_SECONDS)
+        server.wait_stopped(STOP_SECONDS)

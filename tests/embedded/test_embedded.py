@@ -330,6 +330,14 @@ def test_a_user_killed_while_the_server_is_made_leaves_none(place: Path) -> None
         assert accepts(server.conninfo)
 
 
+def test_a_user_interrupted_while_the_server_is_made_ends_after_it(place: Path) -> None:
+    with user(place / "data") as process:
+        assert within(10, (place / "data/postgres.unfinished").exists)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert is_free_within(0, place / "data" / supervisor.SERVER_LOCK)
+
+
 @on_linux
 def test_a_killed_supervisor_takes_its_server_along(data_dir: Path) -> None:
     with join(data_dir, settings=FAST) as first:

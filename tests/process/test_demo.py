@@ -277,7 +277,6 @@ def test_a_signal_during_the_preparation_ends_it(
     wait_for((place / ".cases-data" / "postgres").exists, story=running)
     running.process.send_signal(number)
     assert running.process.wait(PATIENCE) in (0, 128 + number)
-    wait_for(lambda: is_down(place / ".cases-data"), story=running)
     assert_gone(running, place / ".cases-data")
 
 
