@@ -131,7 +131,7 @@ class FairTurns:
             return
         if len(self._seconds) >= _REMEMBERED:
             self._seconds.clear()
-        for who in (whose.organization_id, whose):
+        for who in (whose.organization_id,) if whose.visitor is None else (whose.organization_id, whose):
             average = self._seconds.get(who, 0.0)
             self._seconds[who] = average + _WEIGHT * (seconds - average)
 

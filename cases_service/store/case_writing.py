@@ -154,7 +154,7 @@ class CaseWriter:
             if found is None:
                 is_new, case = transaction.commit(case_store.add_case(**given), read)
                 return Written(case, is_new=True) if is_new else None
-            if values == _written(found.document):
+            if values == found.values(_COLUMNS):
                 return Written(found)
             _, case = transaction.commit(case_store.change_case(**given), read)
             return Written(case)
@@ -185,7 +185,7 @@ class _Change:
             self.conditions.check(None if found is None else found.tag)
         if situation.holder_id is not None:
             raise CaseNumberTakenError(situation.holder_id)
-        return self._values(None if found is None else _written(found.document))
+        return self._values(None if found is None else found.values(_COLUMNS))
 
     def _missing(self, found: StoredCase | None, situation: Situation) -> list[Error]:
         # A case's creator never changes, so the value in the body does not matter.
@@ -207,11 +207,6 @@ class _Change:
         if after != before and "updated_by_user_id" not in given:
             after["updated_by_user_id"] = str(self.user_id)
         return after
-
-
-def _written(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the columns that a change writes, from a case as answered."""
-    return {name: document[name] for name in _COLUMNS}
 
 
 def _status(owner_id: str | None, *, before: str | None, closes: bool | None) -> str:

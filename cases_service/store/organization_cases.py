@@ -1,8 +1,9 @@
 """The queries that read and write one case for its organization, with one statement each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,17 +25,26 @@ REFERENCES: Final = {
 """The references of a case: each column, in the order of `check_case`, and its constraint."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredCase:
-    """A case as its organization sees it, and the row that it was made from."""
+    """A case of the organization: its row, with its nested objects."""
 
-    document: dict[str, Any]
     row: Row
+    columns: tuple[str, ...]
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The case as its organization sees it."""
+        return compiled(self.columns).dump([self.row])[0]
 
     @property
     def tag(self) -> str:
         """Its ETag."""
         return tag_of(self.row)
+
+    def values(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the values of columns of `cases`."""
+        return dict(zip(names, _getter(self.columns, names)(self.row), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ def get_case(*, organization_id: UUID, case_id: UUID | None) -> Query[StoredCase
         if not result.rows:
             return None
         (row,) = result.rows
-        return StoredCase(compiled(statement.columns).dump([row])[0], row)
+        return StoredCase(row, statement.columns)
 
     statement = case_statement()
     return Query(statement, {"organization_id": organization_id, "case_id": case_id}, read)
@@ -96,6 +106,11 @@ def remove_case(*, organization_id: UUID, case_id: UUID | None) -> Query[bool]:
 def only(fields: frozenset[str]) -> tuple[str, ...]:
     """Return attributes in their order in an answer."""
     return tuple(name for name in OrganizationCaseSchema().fields if name in fields)
+
+
+@lru_cache(maxsize=16)
+def _getter(columns: tuple[str, ...], names: tuple[str, ...]) -> Callable[[Row], Row]:
+    return itemgetter(*map(columns.index, names))
 
 
 def _query(name: str, read: Any, **parameters: Any) -> Query[Any]:
