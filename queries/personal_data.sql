@@ -107,7 +107,8 @@ where x.organization_id = :organization_id and x.visitor_id = :visitor_id
 order by m.created_at, m.id;
 
 -- name: export_events
--- The visitor's events, and events in these cases under an earlier external id of the visitor.
+-- The visitor's events, and events in these cases under an earlier external id of the visitor: one that no other visitor
+-- has. A case that was another visitor's has that visitor's events, too, which stay theirs.
 select
     'event' as type,
     e.organization_id,
@@ -122,11 +123,16 @@ from events e
 where e.organization_id = :organization_id
     and (
         e.external_id = :external_id
-        or e.case_id in (
-            select c.id
-            from contacts x
-            join cases c on c.organization_id = :organization_id and c.contact_id = x.id
-            where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+        or (
+            e.case_id in (
+                select c.id
+                from contacts x
+                join cases c on c.organization_id = :organization_id and c.contact_id = x.id
+                where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+            )
+            and not exists (
+                select from visitors o where o.organization_id = :organization_id and o.external_id = e.external_id
+            )
         )
     )
 order by e.position;
@@ -169,11 +175,16 @@ from (
     where e.organization_id = :organization_id
         and (
             e.external_id = :external_id
-            or e.case_id in (
-                select c.id
-                from contacts x
-                join cases c on c.organization_id = :organization_id and c.contact_id = x.id
-                where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+            or (
+                e.case_id in (
+                    select c.id
+                    from contacts x
+                    join cases c on c.organization_id = :organization_id and c.contact_id = x.id
+                    where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+                )
+                and not exists (
+                    select from visitors o where o.organization_id = :organization_id and o.external_id = e.external_id
+                )
             )
         )
     order by e.position
@@ -185,11 +196,16 @@ delete from events e
 where e.organization_id = :organization_id
     and (
         e.external_id = :external_id
-        or e.case_id in (
-            select c.id
-            from contacts x
-            join cases c on c.organization_id = :organization_id and c.contact_id = x.id
-            where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+        or (
+            e.case_id in (
+                select c.id
+                from contacts x
+                join cases c on c.organization_id = :organization_id and c.contact_id = x.id
+                where x.organization_id = :organization_id and x.visitor_id = :visitor_id
+            )
+            and not exists (
+                select from visitors o where o.organization_id = :organization_id and o.external_id = e.external_id
+            )
         )
     );
 

@@ -149,6 +149,21 @@ class TestExport:
         person.visitor.external_id = renamed
         assert types(person.export(connection))["event"] == 6
 
+    def test_what_another_visitor_did_in_a_case_that_is_now_theirs_is_not_in_it(
+        self, client: FlaskClient, person: Person, connection: psycopg.Connection
+    ) -> None:
+        former = Person(client, person.organization)
+        moved = former.case_ids[0]
+        person.organization.update("cases", "id", moved, contact_id=person.visitor.contact_ids[0])
+        person.sides(moved).say("It is mine now")
+        exported = person.export(connection)
+        assert former.visitor.external_id.encode() not in exported
+        assert (types(exported)["case"], types(exported)["event"]) == (4, 7)
+        assert types(former.export(connection))["event"] == 6
+        # It can be loaded whatever becomes of the other visitor.
+        former.erase(connection)
+        assert load_with(connection, *map(json.loads, exported.splitlines())).error_count == 0
+
     def test_a_visitor_that_is_not_there_is_an_error(
         self, organization: Organization, connection: psycopg.Connection
     ) -> None:
@@ -236,6 +251,15 @@ class TestErasure:
             )["case"]
             == 1
         )
+
+    def test_what_another_visitor_did_in_a_case_that_is_now_theirs_stays(
+        self, client: FlaskClient, person: Person, connection: psycopg.Connection
+    ) -> None:
+        former = Person(client, person.organization)
+        person.organization.update("cases", "id", former.case_ids[0], contact_id=person.visitor.contact_ids[0])
+        receipt = person.erase(connection)
+        assert (receipt.removed["case"], receipt.removed["event"]) == (4, 6)
+        assert types(former.export(connection))["event"] == 6
 
     def test_a_visitor_that_is_not_there_is_an_error_and_says_since_when(
         self, person: Person, connection: psycopg.Connection
