@@ -100,7 +100,7 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
         except BaseException as error:
             os.close(lock)
             if not isinstance(error, Exception):  # a signal, while the server was starting
-                _wait_stopped(data_dir, STOP_SECONDS)
+                _wait_stopped(data_dir, _JOIN_SECONDS)
             raise
     except OSError as error:
         raise EmbeddedServerError(f"cannot use the data directory {data_dir}: {error}") from error

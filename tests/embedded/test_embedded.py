@@ -334,7 +334,7 @@ def test_a_user_interrupted_while_the_server_is_made_ends_after_it(place: Path) 
     with user(place / "data") as process:
         assert within(10, (place / "data/postgres.unfinished").exists)
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(90)
         assert is_free_within(0, place / "data" / supervisor.SERVER_LOCK)
 
 
