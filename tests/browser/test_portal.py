@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -520,6 +520,11 @@ def is_stale(element: WebElement) -> bool:
     try:
         return not element.is_enabled()
     except StaleElementReferenceException:
+        return True
+    except WebDriverException as error:
+        # Chromium's driver says it like this while the page is being replaced.
+        if "does not belong to the document" not in (error.msg or ""):
+            raise
         return True
 
 
