@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -379,6 +380,7 @@ def test_a_running_service_is_asked(
     assert report.problems() == {"/readyz": "warning"}
 
     installation.connection.execute(f"update schema_version set version = {SCHEMA_VERSION - 1}".encode())
+    time.sleep(1)  # A worker keeps its last result that long.
     report = diagnose(installation.variables, "--url", f"http://{operation}")
     assert report.problems() == {"schema": "failure", "/readyz": "failure"}
     assert "503 unavailable" in report.findings["/readyz"][1]
