@@ -347,8 +347,12 @@ select count(*) from locked  -- elsewhere
 ;
 
 -- name: create_staging_of_counts!
--- The activity that counts a stored message.
-alter table staged_messages add column counted_in uuid, add column counted_private boolean;
+-- The activity that counts a stored message, and that activity's case. A removed activity may take its messages along.
+alter table staged_messages
+    add column counted_in uuid,
+    add column counted_private boolean,
+    add column counted_in_case uuid;
+alter table staged_activities add column takes_along boolean;
 
 -- name: index_messages!
 create index on staged_messages (organization_id, activity_id);
@@ -360,7 +364,10 @@ with known as materialized (  -- on Citus
     select m.* from staged_messages s join messages m on m.organization_id = s.organization_id and m.id = s.id  -- on Citus
 )  -- on Citus
 update staged_messages s
-set counted_in = m.activity_id, counted_private = m.is_private, activity_id = coalesce(s.activity_id, m.activity_id)
+set counted_in = m.activity_id,
+    counted_private = m.is_private,
+    counted_in_case = m.case_id,
+    activity_id = coalesce(s.activity_id, m.activity_id)
 from messages m  -- elsewhere
 from known m  -- on Citus
 where m.organization_id = s.organization_id and m.id = s.id;
@@ -395,6 +402,54 @@ set case_id = a.case_id
 from staged_activities a
 where not a.deleted and a.organization_id = s.organization_id and a.id = s.activity_id;
 
+-- name: fill_staged_cases_of_counted!
+-- Likewise, for the activity that a message is about to leave.
+update staged_messages s
+set counted_in_case = a.case_id
+from staged_activities a
+where not a.deleted
+    and a.organization_id = s.organization_id
+    and a.id = s.counted_in
+    and a.case_id <> s.counted_in_case;
+
+-- name: remove_moved_messages!
+-- A line that moves a message into a case that lines remove becomes the message's removal, unless that case, or another
+-- one that lines remove, takes it along from where it is stored.
+update staged_messages s
+set deleted = true, activity_id = s.counted_in, case_id = s.counted_in_case
+from staged_cases c
+where c.deleted
+    and c.organization_id = s.organization_id
+    and c.id = s.case_id
+    and not s.deleted
+    and s.counted_in is not null
+    and not exists (
+        select
+        from staged_cases r
+        where r.deleted and r.organization_id = s.organization_id and r.id = s.counted_in_case
+    );
+
+-- name: remove_moved_activities!
+-- Likewise. Unlike an activity that a line removes, this one takes its messages along.
+with known as materialized (  -- on Citus
+    select a.* from staged_activities s join activities a on a.organization_id = s.organization_id and a.id = s.id  -- on Citus
+)  -- on Citus
+update staged_activities s
+set deleted = true, takes_along = true, case_id = a.case_id
+from staged_cases c, activities a  -- elsewhere
+from staged_cases c, known a  -- on Citus
+where c.deleted
+    and c.organization_id = s.organization_id
+    and c.id = s.case_id
+    and not s.deleted
+    and a.organization_id = s.organization_id
+    and a.id = s.id
+    and not exists (
+        select
+        from staged_cases r
+        where r.deleted and r.organization_id = a.organization_id and r.id = a.case_id
+    );
+
 -- name: skip_taken_along
 -- Removing a case removes its contents and excludes the lines about them. Returns how many of the removed rows no line
 -- names.
@@ -428,6 +483,12 @@ set is_private = a.is_private
 from activities a  -- elsewhere
 from known a  -- on Citus
 where a.organization_id = s.organization_id and a.id = s.id;
+
+-- name: remove_contents!
+-- The messages that removed activities take along.
+delete from messages m
+using staged_activities s
+where s.takes_along and m.organization_id = s.organization_id and m.activity_id = s.id;
 
 -- name: create_counts!
 -- Changes in message counts, so that a long conversation costs no more than a short one.

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from cases_service.loading.statements import CONVERSATION, TABLES
+from cases_service.loading.statements import TABLES
 
 Execute = Callable[..., psycopg.Cursor[tuple[Any, ...]]]
 
@@ -17,7 +17,7 @@ Execute = Callable[..., psycopg.Cursor[tuple[Any, ...]]]
 class StagedConversations:
     """The staged activities and messages of one load. Call the methods in their order here.
 
-    Only `find_counted` may be repeated, until the messages are written.
+    Only `find_counted` and `skip_left_behind` may be repeated, until the messages are written.
     """
 
     def __init__(self, execute: Execute) -> None:
@@ -39,14 +39,30 @@ class StagedConversations:
         self._execute("fill_counted")
 
     def skip_taken_along(self, *, unnamed: int) -> int:
-        """Exclude lines in cases that lines remove, and return how many stored rows there have no line."""
+        """Exclude lines in cases that lines remove, and return how many stored rows there have no line.
+
+        If the row of such a line is stored in a case that stays, the line removes it.
+        """
         self._execute("fill_cases_of_removed")
+        messages = self._skip_messages(unnamed)
+        self._execute("remove_moved_activities")
+        return messages + self._skip("activity", unnamed)
+
+    def skip_left_behind(self, *, unnamed: int) -> None:
+        """Do the same again for messages, after wrong lines of activities have been excluded: those do not move."""
+        self.find_counted()
+        self._skip_messages(unnamed)
+
+    def _skip_messages(self, unnamed: int) -> int:
         self._execute("fill_cases")
         self._execute("fill_staged_cases")
-        dropped = [
-            self._execute(f"skip_taken_along {TABLES[name].name}", unnamed=unnamed).fetchone() for name in CONVERSATION
-        ]
-        return sum(row[0] for row in dropped if row is not None)
+        self._execute("fill_staged_cases_of_counted")
+        self._execute("remove_moved_messages")
+        return self._skip("message", unnamed)
+
+    def _skip(self, record_type: str, unnamed: int) -> int:
+        row = self._execute(f"skip_taken_along {TABLES[record_type].name}", unnamed=unnamed).fetchone()
+        return 0 if row is None else int(row[0])
 
     def hide(self) -> None:
         """Decide which activities visitors see, before the activities are written."""
@@ -56,6 +72,10 @@ class StagedConversations:
     def place(self) -> None:
         """Assign messages to the cases of their activities, after those have been written."""
         self._execute("fill_cases")
+
+    def remove_contents(self) -> None:
+        """Remove the messages that removed activities take along, before those are removed."""
+        self._execute("remove_contents")
 
     def count(self) -> None:
         """Count the messages of activities, after they have been written and removed."""

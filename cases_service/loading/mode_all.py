@@ -86,6 +86,7 @@ class AllLines:
     def _remove(self, record_type: str) -> Counter[str]:
         references = references_to(record_type)
         if record_type == "activity":
+            self._conversations.remove_contents()
             # The database would remove its messages, too.
             refuse_broken(self._session, self._sources, "find_still_needed", references)
         remove = partial(remove_rows, self._session, record_type, if_newer=self._options.if_newer)

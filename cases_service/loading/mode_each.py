@@ -4,6 +4,7 @@ Conflicts over numbers and identities are found before anything is written, unle
 or on another session's change: then everything is written again without the conflicting lines.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ import psycopg
 from cases_service.credentials.secret_encryption import SecretBox
 from cases_service.loading.conversations import StagedConversations
 from cases_service.loading.erased_visitors import ERASED
-from cases_service.loading.line_errors import Fault
+from cases_service.loading.line_errors import UNNAMED, Fault
 from cases_service.loading.outcome import Changes, LoadBusyError, LoadOptions
 from cases_service.loading.references import (
     STILL_NEEDED,
@@ -99,13 +100,14 @@ class RightLines:
         for record_type in staged_types:
             if in_the_way:
                 self._exclude(record_type, in_the_way)
+            number = len(self.wrong)
             self._exclude_wrong(record_type, erased.get(record_type, ()))
+            if record_type == "activity" and "case" in staged_types and len(self.wrong) > number:
+                self._conversations.skip_left_behind(unnamed=UNNAMED)
             if record_type != "event":
                 written[record_type] = write_rows(self._session, record_type, self._conversations)
         for record_type in reversed(staged_types):
-            if record_type in REMOVABLE:
-                self.wrong |= exclude_still_needed(self._session, references_to(record_type))
-            removed[record_type] = remove_rows(self._session, record_type, if_newer=self._options.if_newer)
+            removed[record_type] = self._remove(record_type)
         if "message" in staged_types:
             self._conversations.count()
         for field in unique_fields(self._session, staged_types):
@@ -115,6 +117,13 @@ class RightLines:
             self._note(exclude_other_events(self._session), OTHER_EVENT)
             written["event"] = write_events(self._session)
         return Changes(written, removed)
+
+    def _remove(self, record_type: str) -> Counter[str]:
+        if record_type == "activity":
+            self._conversations.remove_contents()
+        if record_type in REMOVABLE:
+            self.wrong |= exclude_still_needed(self._session, references_to(record_type))
+        return remove_rows(self._session, record_type, if_newer=self._options.if_newer)
 
     def _exclude_wrong(self, record_type: str, erased: Sequence[int]) -> None:
         """Exclude the lines of a type that conflict with other rows."""

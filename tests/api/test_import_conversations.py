@@ -139,6 +139,34 @@ class TestStored:
         assert (result["removed"]["case"], result["written"]["message"], result["unchanged"]) == (1, 0, 1)
         assert sides.by_organization("GET", "/messages", case_id=own(feed, "case", 1)).status_code == 404
 
+    def test_what_is_moved_into_a_removed_case_goes_with_it(self, sides: Sides, feed: Feed, query: str) -> None:
+        said = sides.say()
+        lines = [activity(1, sides.case_id), message("a", 1), message("b", said["activity_id"])]
+        feed.send(case(1), *lines, query=query)
+        events = sides.events().get_json()
+        moved = [activity(1, own(feed, "case", 1)), message("b", 1), removal(case(1))]
+        result = feed.send(*moved, query=query)
+        assert {name: number for name, number in result["removed"].items() if number} == {
+            "case": 1,
+            "activity": 1,
+            "message": 1,
+        }
+        assert (sum(result["written"].values()), result["unchanged"]) == (0, 0)
+        for send in (sides.by_organization, sides.by_visitor):
+            assert [one["id"] for one in shown(sides, "/messages", send)] == [said["id"]]
+            assert [one["message_count"] for one in shown(sides, "/activities", send)] == [1]
+        assert sides.events().get_json() == events
+
+    def test_an_event_stays_without_its_message_that_goes_with_a_removed_case(
+        self, sides: Sides, feed: Feed, query: str
+    ) -> None:
+        said = sides.say()
+        moved = activity(said["activity_id"], "gone")
+        feed.send(moved, removal(case("gone")), query=query)
+        (event,) = sides.events().get_json()["results"]
+        assert (event["type"], event["message"]) == ("message_created", None)
+        assert shown(sides, "/messages") == []
+
     def test_messages_and_activities_are_removed(self, sides: Sides, feed: Feed, query: str) -> None:
         lines = [activity(1, sides.case_id), message("a", 1), message("b", 1), message("c", 1, is_private=True)]
         feed.send(*lines, query=query)

@@ -330,6 +330,146 @@ class TestRemovals:
         assert counts(known, lines[1]) == (4, 0)
 
 
+class TestMovingIntoARemovedCase:
+    @pytest.fixture(params=["stored", "new", "unknown"])
+    def leaving(self, request: pytest.FixtureRequest, known: Company) -> list[Fields]:
+        """Return lines that remove a case, which is stored, made by the same load, or neither."""
+        case = known.case()
+        if request.param == "stored":
+            known.load(case)
+        return [case, removal(case)] if request.param == "new" else [removal(case)]
+
+    def test_an_activity_goes_with_its_messages(self, known: Company, mode: Mode, leaving: list[Fields]) -> None:
+        lines, kept = conversation(known), conversation(known)
+        known.load(*lines, *kept)
+        moved = lines[1] | {"case_id": leaving[0]["id"]}
+        late = known.message(activity_id=lines[1]["id"])
+        summary = take(known, mode, moved, late, lines[3], removal(lines[4]), *leaving)
+        assert known.rows("activities").keys() == {kept[1]["id"]}
+        assert known.rows("messages").keys() == {line["id"] for line in kept[2:]}
+        assert known.rows("cases").keys() == {lines[0]["id"], kept[0]["id"]}
+        assert removed(summary) in ({"activity": 1}, {"activity": 1, "case": 1})
+        assert summary.lines == sum(removed(summary).values()) + summary.unchanged
+        assert written(summary) == {}
+
+    def test_what_leaves_the_activity_stays(self, known: Company, mode: Mode, leaving: list[Fields]) -> None:
+        lines, kept = conversation(known), conversation(known, 0)
+        known.load(*lines, *kept)
+        moved = lines[1] | {"case_id": leaving[0]["id"]}
+        take(known, mode, moved, lines[2] | {"activity_id": kept[1]["id"]}, *leaving)
+        assert known.rows("messages").keys() == {lines[2]["id"]}
+        assert counts(known, kept[1]) == (1, 0)
+        assert_counted(known)
+
+    @pytest.mark.parametrize("is_new", [True, False])
+    def test_a_message_leaves_its_activity(
+        self, known: Company, mode: Mode, leaving: list[Fields], is_new: bool
+    ) -> None:
+        """It moves into an activity that is new there, or that is moved there itself."""
+        lines, other = conversation(known, 2), conversation(known, 1)
+        note = known.message(activity_id=lines[1]["id"], is_private=True)
+        known.load(*lines, note, *other)
+        gone = (known.activity() if is_new else other[1]) | {"case_id": leaving[0]["id"]}
+        summary = take(known, mode, *(line | {"activity_id": gone["id"]} for line in (lines[2], note)), gone, *leaving)
+        assert known.rows("messages").keys() == {lines[3]["id"], *([other[2]["id"]] if is_new else [])}
+        assert counts(known, lines[1]) == (1, 0)
+        assert_counted(known)
+        assert removed(summary)["message"] == 2
+        assert summary.lines == sum(removed(summary).values()) + summary.unchanged
+
+    def test_a_message_leaves_an_activity_that_leaves_a_removed_case(
+        self, known: Company, mode: Mode, leaving: list[Fields]
+    ) -> None:
+        one, two = conversation(known, 2), known.case()
+        known.load(*one, two)
+        gone = known.activity(case_id=leaving[0]["id"])
+        saved = one[1] | {"case_id": two["id"]}
+        take(known, mode, one[2] | {"activity_id": gone["id"]}, gone, saved, removal(one[0]), *leaving)
+        assert known.rows("messages").keys() == {one[3]["id"]}
+        assert counts(known, one[1]) == (1, 0)
+        assert_counted(known)
+
+    def test_an_activity_of_another_removed_case_goes_with_that(
+        self, known: Company, mode: Mode, leaving: list[Fields]
+    ) -> None:
+        lines = conversation(known)
+        known.load(*lines)
+        summary = take(known, mode, lines[1] | {"case_id": leaving[0]["id"]}, lines[2], removal(lines[0]), *leaving)
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+        assert "activity" not in removed(summary)
+
+    def test_an_activity_whose_only_message_goes_there_can_be_removed(
+        self, known: Company, mode: Mode, leaving: list[Fields]
+    ) -> None:
+        lines = conversation(known, 1)
+        known.load(*lines)
+        gone = known.activity(case_id=leaving[0]["id"])
+        take(known, mode, lines[2] | {"activity_id": gone["id"]}, gone, removal(lines[1]), *leaving)
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+
+    def test_a_message_goes_into_a_removed_case_itself(self, known: Company, mode: Mode) -> None:
+        lines, gone = conversation(known), conversation(known)
+        known.load(*lines, *gone)
+        take(known, mode, lines[2] | {"activity_id": gone[1]["id"]}, removal(gone[0]))
+        assert known.rows("messages").keys() == {line["id"] for line in lines[3:]}
+        assert counts(known, lines[1]) == (2, 0)
+        assert_counted(known)
+
+    def test_a_removal_that_is_too_old_removes_nothing(self, known: Company, mode: Mode) -> None:
+        lines, case = conversation(known), known.case(updated_at=LATER)
+        known.load(*lines, case)
+        options = LoadOptions(mode=mode, if_newer=True)
+        moved = lines[1] | {"case_id": case["id"]}
+        summary = load_with(known, options, moved, removal(case) | {"updated_at": TIME})
+        assert (written(summary), removed(summary), summary.stale) == ({"activity": 1}, {}, 1)
+        assert len(known.rows("messages")) == 3
+        assert_counted(known)
+
+
+class TestWrongMoves:
+    """A wrong line of an activity leaves it where it is stored, and it goes with that case."""
+
+    def lines(self, known: Company, messages: int) -> tuple[list[Fields], Fields]:
+        stored = conversation(known, messages)
+        known.load(*stored)
+        return stored, stored[1] | {"case_id": str(uuid4())}
+
+    def test_a_new_message_is_not_counted_as_written(self, known: Company) -> None:
+        stored, moved = self.lines(known, 0)
+        late = known.message(activity_id=stored[1]["id"])
+        summary = load_with(known, LoadOptions(mode="each"), moved, late, removal(stored[0]))
+        assert wrong(summary) == [(1, "case_id", NO_PARENT)]
+        assert (written(summary), removed(summary), summary.unchanged) == ({}, {"case": 1}, 1)
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+
+    def test_a_case_whose_line_is_wrong_is_none(self, known: Company) -> None:
+        stored, moved = self.lines(known, 1)
+        case = known.case(id=moved["case_id"], contact_id=str(uuid4()))
+        late = known.message(activity_id=stored[1]["id"])
+        summary = load_with(known, LoadOptions(mode="each"), case, moved, late, removal(stored[2]), removal(stored[0]))
+        assert [line for line, *_ in wrong(summary)] == [1, 2]
+        assert (written(summary), removed(summary), summary.unchanged) == ({}, {"case": 1}, 2)
+
+    def test_a_message_from_elsewhere_is_removed(self, known: Company) -> None:
+        stored, moved = self.lines(known, 0)
+        other = conversation(known, 2)
+        known.load(*other)
+        joins = other[2] | {"activity_id": stored[1]["id"]}
+        summary = load_with(known, LoadOptions(mode="each"), moved, joins, removal(stored[0]))
+        assert (written(summary), removed(summary), summary.unchanged) == ({}, {"case": 1, "message": 1}, 0)
+        assert known.rows("messages").keys() == {other[3]["id"]}
+        assert counts(known, other[1]) == (1, 0)
+
+    def test_a_wrong_message_of_an_activity_that_goes_goes_with_it(self, known: Company) -> None:
+        stored, gone = conversation(known, 1), known.case()
+        known.load(*stored)
+        astray = stored[2] | {"activity_id": str(uuid4())}
+        moved = stored[1] | {"case_id": gone["id"]}
+        summary = load_with(known, LoadOptions(mode="each"), moved, astray, removal(gone))
+        assert wrong(summary) == [(2, "activity_id", NO_PARENT)]
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+
+
 class TestHiddenActivities:
     def is_hidden(self, company: Company, activity: Fields) -> bool:
         return bool(company.rows("activities")[activity["id"]]["is_private"])
@@ -396,6 +536,22 @@ class TestSnapshots:
         assert (removed(summary), summary.unchanged) == ({"case": 1}, 5)
         assert len(known.rows("messages")) == 3
         assert_counted(known)
+
+    def test_an_activity_that_is_moved_into_it_goes_as_well(self, known: Company) -> None:
+        lines, gone = conversation(known), conversation(known)
+        known.load(*lines, *gone)
+        summary = self.snapshot(known, lines[0], lines[1] | {"case_id": gone[0]["id"]}, maximum_removals=1)
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+        assert (removed(summary), written(summary), summary.unchanged) == ({"activity": 1, "case": 1}, {}, 1)
+        assert known.rows("cases").keys() == {lines[0]["id"]}
+
+    def test_an_activity_that_is_moved_into_it_takes_along_messages_that_no_line_names(self, known: Company) -> None:
+        lines, gone = conversation(known), conversation(known)
+        known.load(*lines, *gone)
+        moved = lines[1] | {"case_id": gone[0]["id"]}
+        summary = self.snapshot(known, lines[0], moved, lines[2], maximum_removals=1)
+        assert (known.rows("activities"), known.rows("messages")) == ({}, {})
+        assert (removed(summary), written(summary), summary.unchanged) == ({"activity": 1, "case": 1}, {}, 2)
 
     def test_messages_stay_where_the_files_have_activities_alone(self, known: Company) -> None:
         lines = conversation(known)
@@ -540,6 +696,7 @@ def many_messages(database_url: str, box: SecretBox) -> Iterator[Company]:
         "write_new messages",
         "write messages",
         "remove messages",
+        "remove_contents",
         "write_counts",
     ],
 )
