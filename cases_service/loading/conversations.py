@@ -22,6 +22,7 @@ class StagedConversations:
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
+        self._has_contents = False
 
     def lock(self, organizations: Iterable[str]) -> None:
         """Lock the organizations' conversations that lines are about until the transaction ends."""
@@ -45,7 +46,7 @@ class StagedConversations:
         """
         self._execute("fill_cases_of_removed")
         messages = self._skip_messages(unnamed)
-        self._execute("remove_moved_activities")
+        self._has_contents = self._execute("remove_moved_activities").rowcount > 0
         return messages + self._skip("activity", unnamed)
 
     def skip_left_behind(self, *, unnamed: int) -> None:
@@ -75,7 +76,10 @@ class StagedConversations:
 
     def remove_contents(self) -> None:
         """Remove the messages that removed activities take along, before those are removed."""
-        self._execute("remove_contents")
+        if self._has_contents:
+            # Only with their number known, the planner finds the messages of a few by index.
+            self._execute("analyze_staging activities")
+            self._execute("remove_contents")
 
     def count(self) -> None:
         """Count the messages of activities, after they have been written and removed."""

@@ -715,12 +715,18 @@ def test_a_hundred_messages_among_many_are_found_by_index(many_messages: Company
         )
         connection.execute(
             "insert into staged_activities (place, deleted, left_out, organization_id, id)"
-            " select 1, true, 0, organization_id, id from activities where organization_id = %s limit 10",
+            " select 1, true, 0, organization_id, id from activities where organization_id = %s limit 100",
             [many_messages.id],
         )
         index_staging(connection, "activities", "messages")
         for prepared in ("create_staging_of_counts", "index_messages", "fill_counted", "create_counts"):
             connection.execute(STATEMENTS[prepared].encode())
+        connection.execute(
+            "update staged_activities set takes_along = true where id in (select id from activities"
+            " where organization_id = %s and message_count between 1 and 1000 limit 1)",
+            [many_messages.id],
+        )
+        connection.execute(STATEMENTS["analyze_staging activities"].encode())
         plan = plan_of(many_messages, name)
     assert "messages" not in scanned(plan)
     assert buffers(plan) < 100 * 60
