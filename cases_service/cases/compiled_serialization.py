@@ -2,9 +2,10 @@
 
 `Schema.dump` looks up the attribute and the form of each field of each object again. If the rows' columns are known,
 that can be compiled once. A column has its field's path: `id`, `owner.id`, `owner.title`. A nested object is null if
-its column `id` is null. Values of the fields in `PASSED_ON` are passed on unchanged. For columns in another form than
-the field expects, the caller gives a function that converts a value. Any other field serializes its value itself, so
-the result always equals that of `Schema.dump`. 25 cases take 80 µs, against 170 by `dict(zip(...))`.
+its column `id` is null; the same id in other rows is the same object, and gets the same dictionary. Values of the
+fields in `PASSED_ON` are passed on unchanged. For columns in another form than the field expects, the caller gives a
+function that converts a value. Any other field serializes its value itself, so the result always equals that of
+`Schema.dump`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,7 +55,9 @@ def compile_row_dump(
     """
     compiler = _Compiler({name: index for index, name in enumerate(columns)}, converted, equal)
     row = "".join(f"column_{index}, " for index in range(len(columns)))
-    source = f"lambda rows: [{compiler.object(schema, '')} for ({row}) in rows]"
+    dictionary = compiler.object(schema, "")
+    shared = compiler.shared.values()
+    source = f"lambda rows: (lambda {', '.join(shared)}: [{dictionary} for ({row}) in rows])({'{}, ' * len(shared)})"
     dump = eval(compile(source, "<row dump>", "eval"), compiler.names)  # noqa: S307
     return RowDump(dump, itemgetter(*sorted(compiler.read)))
 
@@ -72,6 +75,7 @@ class _Compiler:
         self.converted = converted
         self.equal = equal
         self.names: dict[str, Any] = {}
+        self.shared: dict[tuple[type[Schema], tuple[str, ...]], str] = {}
         self.read: set[int] = set()
 
     def object(self, schema: Schema, path: str) -> str:
@@ -84,14 +88,21 @@ class _Compiler:
     def value(self, field: fields.Field[Any], name: str, path: str) -> str:
         column = path + (field.attribute or name)
         if isinstance(field, fields.Nested):
-            nested = self.object(field.schema, f"{column}.")
-            return f"None if {self.column(f'{column}.id')} is None else {nested}"
+            return self.nested(field.schema, column)
         value = self.column(column)
         if type(field) in PASSED_ON:
             return value
         if type(field) in self.converted:
             return f"None if {value} is None else {self.named(self.converted[type(field)])}({value})"
         return f"{self.named(field._serialize)}({value}, {name!r}, None)"  # noqa: SLF001
+
+    def nested(self, schema: Schema, path: str) -> str:
+        identity, dictionary = self.column(f"{path}.id"), self.object(schema, f"{path}.")
+        kind = type(schema), tuple(schema.dump_fields)
+        known = self.shared.setdefault(kind, f"shared_{len(self.shared)}")
+        return (
+            f"None if {identity} is None else {known}.get({identity}) or {known}.setdefault({identity}, {dictionary})"
+        )
 
     def column(self, path: str) -> str:
         index = self.columns[self.equal.get(path, path)]

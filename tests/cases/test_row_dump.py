@@ -103,6 +103,19 @@ def test_only_some_fields_need_only_their_columns() -> None:
     assert compile_row_dump(CaseSchema(only=("id", "status")), ["id", "subject", "status"]).pick("abc") == ("a", "c")
 
 
+def test_an_object_nested_in_several_rows_is_made_once() -> None:
+    dump = compile_row_dump(
+        CaseSchema(only=("owner.full_name", "created_by_user.full_name")),
+        ["owner.id", "owner.full_name", "created_by_user.id", "created_by_user.full_name"],
+    )
+    first, second = dump.dump([("x", "Ada", "y", "Grace"), ("y", "Grace", "x", "Ada")])
+    assert first == {"owner": {"full_name": "Ada"}, "created_by_user": {"full_name": "Grace"}}
+    assert second["owner"] is first["created_by_user"]
+    assert second["created_by_user"] is first["owner"]
+    (later,) = dump.dump([("x", "Ada Lovelace", None, None)])
+    assert later == {"owner": {"full_name": "Ada Lovelace"}, "created_by_user": None}
+
+
 def test_a_field_without_a_column_is_an_error() -> None:
     with pytest.raises(KeyError):
         compile_row_dump(CaseSchema(), ["id"])
