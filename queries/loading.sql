@@ -43,6 +43,45 @@ copy staged_{table} (place, deleted, left_out, {columns}) from stdin;
 -- Nothing analyzes temporary tables automatically, and all later statements read these.
 analyze staged_{table};
 
+-- name: skip_late
+-- Of several lines of a row, one that is older than the stored row or its removal adds nothing to a newer one. The first
+-- one stays until the row is locked: it is what the row would get.
+with late as (
+    with known as materialized (  -- on Citus
+        select t.organization_id, t.id, t.updated_at from staged_{table} s join {table} t on {staged_is_stored}  -- on Citus
+    ),  -- on Citus
+    gone as materialized (  -- on Citus
+        select r.organization_id, r.id, r.updated_at  -- on Citus
+        from staged_{table} s  -- on Citus
+        join removed_rows r  -- on Citus
+            on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
+    )  -- on Citus
+    delete from staged_{table}
+    where ctid = any (
+            array(
+                select s.line
+                from (
+                    select
+                        ctid as line,
+                        organization_id,
+                        id,
+                        updated_at,
+                        row_number() over (partition by {key} order by {last}, left_out) as turn
+                    from staged_{table}
+                ) s
+                left join {table} t on t.organization_id = s.organization_id and t.id = s.id  -- elsewhere
+                left join removed_rows r  -- elsewhere
+                    on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- elsewhere
+                left join known t on t.organization_id = s.organization_id and t.id = s.id  -- on Citus
+                left join gone r on r.organization_id = s.organization_id and r.id = s.id  -- on Citus
+                where s.turn > 1
+                    and (t.updated_at >= s.updated_at or (t.id is null and r.updated_at > s.updated_at))
+            )
+        )
+    returning organization_id
+)
+select organization_id::text, count(*) from late group by organization_id;
+
 -- name: merge_lines
 -- If fields left out keep their values, the lines of one row are merged: each field has the value of the last line that
 -- gives it. Lines before a removal do not count, and neither do the values of the row that it removes: lines after it
@@ -462,11 +501,12 @@ with gone as (
 select count(*) filter (where place = :unnamed) from gone;
 
 -- name: fill_hidden!
--- A new activity whose messages are all notes is hidden from visitors, like one opened by a note.
+-- A new activity with a note is hidden from visitors, like one opened by a note, until write_counts has counted a message
+-- that they may see: a staged one may still prove wrong.
 update staged_activities s
 set is_private = coalesce(
     (
-        select bool_and(m.is_private)
+        select bool_or(m.is_private)
         from staged_messages m
         where m.organization_id = s.organization_id and m.activity_id = s.id and not m.deleted
     ),

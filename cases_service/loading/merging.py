@@ -17,9 +17,13 @@ def keep_one_line(session: LoadSession, record_type: str, options: LoadOptions) 
     """Keep only the line of each row that counts, and return how many others each organization had."""
     table = TABLES[record_type].name
     session.execute(f"analyze_staging {table}")
-    merge, keep = ("merge_newest", "keep_newest") if is_dated(record_type, options) else _LAST
-    merged = session.count(f"{merge} {table}") if options.keeps_left_out else Counter[str]()
-    surplus = session.count(f"{keep} {table}") - merged
+    is_by_time = is_dated(record_type, options)
+    merge, keep = ("merge_newest", "keep_newest") if is_by_time else _LAST
+    late, merged = Counter[str](), Counter[str]()
+    if options.keeps_left_out:
+        late = session.count(f"skip_late {table}") if is_by_time else late
+        merged = session.count(f"{merge} {table}")
+    surplus = late + session.count(f"{keep} {table}") - merged
     if options.mode == "each":
         session.execute(f"index_staging {table}")
     return surplus

@@ -183,8 +183,7 @@ def _dated_statements() -> Iterator[tuple[str, str]]:
         yield from (_filled(template, table.name, **marks) for template in _FOR_EACH_DATED)
         # At the same time the row wins over its removal, in whatever order the two lines arrive.
         newest = marks | {"last": "updated_at desc nulls first, (updated_at is not null and deleted), place desc"}
-        # The removal may be older than the stored row, which then stays.
-        newest["is_new"] = "false"
+        yield _filled("skip_late", table.name, **newest)
         for template, own in _OF_NEWEST:
             yield f"{own} {table.name}", _filled(template, table.name, **newest)[1]
 

@@ -282,6 +282,17 @@ class TestEach:
         assert row["description"] == (None, "new")[number - 1]
         assert (written(summary), removed(summary), summary.unchanged) == ({"case": 1}, {}, number)
 
+    @pytest.mark.parametrize("mode", ["all", "each"])
+    def test_what_a_row_older_than_its_removal_had_is_not_kept(
+        self, known: Company, mode: Literal["all", "each"]
+    ) -> None:
+        case = known.case(updated_at=at(1), subject="old")
+        known.load(case)
+        required = known.line("case", **{name: case[name] for name in REQUIRED}, updated_at=at(3))
+        options = LoadOptions(mode=mode, keeps_left_out=True, if_newer=True)
+        load_with(known, options, {**removal(case), "updated_at": at(2)}, required)
+        assert known.rows("cases")[case["id"]]["subject"] is None
+
     def test_what_a_row_newer_than_its_removal_has_is_kept(self, known: Company) -> None:
         case = known.case(updated_at=at(3), subject="old")
         known.load(case)
@@ -326,6 +337,19 @@ class TestIfNewer:
         summary = load_with(known, NEWER, *lines)
         assert (summary.written["case"], summary.stale) == (1, 2)
         assert known.rows("cases")[case["id"]]["subject"] == "3"
+
+    @pytest.mark.parametrize("mode", ["all", "each"])
+    def test_a_line_older_than_the_stored_row_adds_nothing_to_a_newer_line(
+        self, known: Company, mode: Literal["all", "each"]
+    ) -> None:
+        case = known.case(updated_at=at(2), subject="stored")
+        known.load(case)
+        newer = {name: value for name, value in case.items() if name != "subject"} | {"updated_at": at(3)}
+        older = {**case, "updated_at": at(1), "subject": "old"}
+        options = LoadOptions(mode=mode, if_newer=True, keeps_left_out=True)
+        summary = load_with(known, options, older, newer)
+        assert (summary.written["case"], summary.stale) == (1, 1)
+        assert known.rows("cases")[case["id"]]["subject"] == "stored"
 
     def test_an_old_export_reverts_nothing(self, known: Company) -> None:
         old = [known.case(updated_at=at(0), subject="old") for _ in range(20)]
@@ -544,6 +568,7 @@ def plan_of(company: Company, name: str) -> dict[str, Any]:
     "name",
     [
         "lock_rows cases",
+        "skip_late cases",
         "skip_stale cases",
         "fill_left_out cases",
         "exclude_without_parent cases.contact_id",

@@ -482,6 +482,15 @@ class TestHiddenActivities:
         take(known, mode, *notes, activity | {"ended_at": LATER})
         assert self.is_hidden(known, activity)
 
+    def test_a_message_that_is_wrong_does_not_show_it(self, known: Company) -> None:
+        case = known.case()
+        activity = known.activity(case_id=case["id"])
+        note = known.message(activity_id=activity["id"], is_private=True)
+        message = known.message(activity_id=activity["id"], sender_type="user", sender_user_id=str(uuid4()))
+        summary = load_with(known, LoadOptions(mode="each"), case, activity, note, message)
+        assert [field for _, field, _ in wrong(summary)] == ["sender_user_id"]
+        assert self.is_hidden(known, activity)
+
     def test_one_without_messages_is_shown_and_stays_so(self, known: Company, mode: Mode) -> None:
         case, activity, *_ = conversation(known, 0)
         take(known, mode, case, activity)

@@ -1,6 +1,7 @@
 """What has been removed does not come back by a delivery that comes late."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -87,6 +88,14 @@ def test_at_the_same_time_the_row_stays_in_whatever_order(
     for some in [lines] if together else [[one] for one in lines]:
         load_with(known, options, *some)
     assert is_there(known, line)
+
+
+def test_a_line_older_than_the_removal_adds_nothing_to_a_newer_line(known: Company, options: LoadOptions) -> None:
+    contact = known.contact(phone="old", updated_at=at(10))
+    newer = {name: value for name, value in contact.items() if name != "phone"} | {"updated_at": at(30)}
+    load_with(known, options, removed(contact, 20))
+    assert counts(load_with(known, replace(options, keeps_left_out=True), contact, newer)) == (1, 0, 1)
+    assert known.rows("contacts")[contact["id"]]["phone"] is None
 
 
 def test_a_line_without_a_time_always_counts(known: Company, options: LoadOptions) -> None:
