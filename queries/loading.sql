@@ -56,29 +56,28 @@ with late as (
         join removed_rows r  -- on Citus
             on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- on Citus
     )  -- on Citus
-    delete from staged_{table}
-    where ctid = any (
-            array(
-                select s.line
-                from (
-                    select
-                        ctid as line,
-                        organization_id,
-                        id,
-                        updated_at,
-                        row_number() over (partition by {key} order by {last}, left_out) as turn
-                    from staged_{table}
-                ) s
-                left join {table} t on t.organization_id = s.organization_id and t.id = s.id  -- elsewhere
-                left join removed_rows r  -- elsewhere
-                    on r.organization_id = s.organization_id and r.record_type = '{type}' and r.id = s.id  -- elsewhere
-                left join known t on t.organization_id = s.organization_id and t.id = s.id  -- on Citus
-                left join gone r on r.organization_id = s.organization_id and r.id = s.id  -- on Citus
-                where s.turn > 1
-                    and (t.updated_at >= s.updated_at or (t.id is null and r.updated_at > s.updated_at))
-            )
-        )
-    returning organization_id
+    delete from staged_{table} s
+    using (
+        select l.place
+        from (
+            select
+                place,
+                organization_id,
+                id,
+                updated_at,
+                row_number() over (partition by {key} order by {last}, left_out) as turn
+            from staged_{table}
+        ) l
+        left join {table} t on t.organization_id = l.organization_id and t.id = l.id  -- elsewhere
+        left join removed_rows r  -- elsewhere
+            on r.organization_id = l.organization_id and r.record_type = '{type}' and r.id = l.id  -- elsewhere
+        left join known t on t.organization_id = l.organization_id and t.id = l.id  -- on Citus
+        left join gone r on r.organization_id = l.organization_id and r.id = l.id  -- on Citus
+        where l.turn > 1
+            and (t.updated_at >= l.updated_at or (t.id is null and r.updated_at > l.updated_at))
+    ) old
+    where old.place = s.place
+    returning s.organization_id
 )
 select organization_id::text, count(*) from late group by organization_id;
 
