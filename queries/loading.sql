@@ -60,20 +60,15 @@ with late as (
     using (
         select l.place
         from (
-            select
-                place,
-                organization_id,
-                id,
-                updated_at,
-                row_number() over (partition by {key} order by {last}, left_out) as turn
-            from staged_{table}
-        ) l
+            select place, row_number() over (partition by {key} order by {last}, left_out) as turn from staged_{table}
+        ) numbered
+        join staged_{table} l on l.place = numbered.place
         left join {table} t on t.organization_id = l.organization_id and t.id = l.id  -- elsewhere
         left join removed_rows r  -- elsewhere
             on r.organization_id = l.organization_id and r.record_type = '{type}' and r.id = l.id  -- elsewhere
         left join known t on t.organization_id = l.organization_id and t.id = l.id  -- on Citus
         left join gone r on r.organization_id = l.organization_id and r.id = l.id  -- on Citus
-        where l.turn > 1
+        where numbered.turn > 1
             and (t.updated_at >= l.updated_at or (t.id is null and r.updated_at > l.updated_at))
     ) old
     where old.place = s.place
