@@ -39,6 +39,7 @@ import os, signal, sys, time
 from pathlib import Path
 from cases_service.embedded.data_directory import ForeignDirectoryError
 from cases_service.embedded.server import EmbeddedServerError, join
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
 try:
     server = join(Path(sys.argv[1]), settings={FAST})
 except (EmbeddedServerError, ForeignDirectoryError) as error:
