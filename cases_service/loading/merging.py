@@ -19,10 +19,8 @@ def keep_one_line(session: LoadSession, record_type: str, options: LoadOptions) 
     session.execute(f"analyze_staging {table}")
     is_by_time = is_dated(record_type, options)
     merge, keep = ("merge_newest", "keep_newest") if is_by_time else _LAST
-    late, merged = Counter[str](), Counter[str]()
-    if options.keeps_left_out:
-        late = session.count(f"skip_late {table}") if is_by_time else late
-        merged = session.count(f"{merge} {table}")
+    late = session.count(f"skip_late {table}") if is_by_time and options.keeps_left_out else Counter[str]()
+    merged = session.count(f"{merge} {table}") if options.keeps_left_out else Counter[str]()
     surplus = late + session.count(f"{keep} {table}") - merged
     if options.mode == "each":
         session.execute(f"index_staging {table}")
