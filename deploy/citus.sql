@@ -1,6 +1,7 @@
 -- Turns the schema into Citus tables, distributed by organization: every statement of a request then goes to one shard.
 --
--- As a superuser, on the coordinator, after init-db and before the first load; then restart the service:
+-- As a superuser, on the coordinator, after init-db and before the first load; then run init-db again, which tells the
+-- nodes what Citus does not tell them, and restart the service:
 --     psql --set ON_ERROR_STOP=1 --single-transaction --file deploy/citus.sql "$DATABASE_URL"
 -- It is safe to repeat, and to be repeated after an upgrade of the service. Later releases' init-db distributes the
 -- tables that it adds. What has to be known besides is in docs/scaling.md.

@@ -84,14 +84,40 @@ select to_regprocedure('distribute_tables()') is not null;
 set local citus.propagate_set_commands = 'none';
 
 -- name: stop_propagation!
--- Citus refuses references from a local table to distributed ones, unless its propagation is off.
-set local citus.enable_ddl_propagation = off;
+-- Until it is resumed. Citus refuses references from a local table to distributed ones, and to tell the planner of a
+-- column, unless its propagation is off.
+set citus.enable_ddl_propagation = off;
 
 -- name: resume_propagation!
-set local citus.enable_ddl_propagation = on;
+set citus.enable_ddl_propagation = on;
 
 -- name: distribute_tables
 select distribute_tables();
+
+-- name: describe_shards
+-- On Citus, tells the planner of each shard what schema.sql tells it of the table, which Citus passes on to no node, and
+-- lets it look at the shard. Returns what failed.
+select told.result
+from pg_dist_partition d
+join pg_attribute a on a.attrelid = d.logicalrelid
+cross join run_command_on_shards(
+    d.logicalrelid,
+    $command$
+        do $do$
+        begin
+            if not exists (
+                select
+                from pg_attribute a
+                where a.attrelid = '%1$s'::regclass and a.attname = 'organization_id' and a.attoptions::text ~ 'n_distinct'
+            ) then
+                alter table %1$s alter column organization_id set (n_distinct = 1);
+                analyze %1$s;
+            end if;
+        end
+        $do$
+    $command$
+) told
+where a.attname = 'organization_id' and a.attoptions::text ~ 'n_distinct' and not told.success;
 
 -- name: find_owner
 -- The present or future owner of the schema: the owner of its tables, or, before there are any, of the database; and a

@@ -10,6 +10,8 @@ A file is one transaction, or several steps, each begun by a line `-- step: KIND
                   which cannot refer to them from a table of one server, these become so, too (deploy/citus.sql)
     outside       statements outside of any transaction, one by one: `create index concurrently` with a `drop index
                   concurrently if exists` before it, `validate constraint`. After a failure all of them run again
+    planner       like outside, but what the planner is told of columns, which Citus passes on to no node: init-db does,
+                  each time
     repeat        one statement that changes a batch of rows, repeated in transactions of its own until it changes none
     refuse WORDS  a query: if it returns rows, the upgrade stops. It returns their number and a description of each
 
@@ -34,7 +36,7 @@ from cases_service.terminal import printable
 T = TypeVar("T")
 
 _SCHEMA: Final = statements("schema")
-_STEP: Final = re.compile(r"^-- step: (transaction|tables|outside|repeat|refuse)(?: (.+))?$", re.MULTILINE)
+_STEP: Final = re.compile(r"^-- step: (transaction|tables|outside|planner|repeat|refuse)(?: (.+))?$", re.MULTILINE)
 _STATEMENT_END: Final = re.compile(r";[ \t]*$", re.MULTILINE)
 _DOLLAR_QUOTE: Final = re.compile(r"\$\w*\$")
 _LOCK_SECONDS: Final = 0.5
@@ -115,8 +117,8 @@ def init_db(
         say: Called with one line about each step and each wait.
 
     Raises:
-        SchemaError: The database does not store UTF-8, its schema is newer than this release, there is no such role, or
-            rows prevent the upgrade.
+        SchemaError: The database does not store UTF-8, its schema is newer than this release, there is no such role,
+            rows prevent the upgrade, or a node of Citus refuses it.
         SchemaBusyError: A session held a table for too long. The next call continues from there.
 
     """
@@ -133,6 +135,7 @@ def init_db(
         else:
             work.upgrade(before)
             work.in_transaction(lambda: _grant(connection, roles))
+        work.describe_shards()
     return before, SCHEMA_VERSION
 
 
@@ -232,7 +235,7 @@ class _Work:
         match step.kind:
             case "refuse":
                 self._refuse(step)
-            case "outside":
+            case "outside" | "planner":
                 self._run_outside(step)
             case "repeat":
                 while self.in_transaction(lambda: self._execute(step).rowcount):
@@ -273,14 +276,28 @@ class _Work:
         try:
             self._set_lock_timeout(self._wait, is_local=False)
             _run(self._connection, "find_owner", is_local=False)
+            if step.kind == "planner":
+                self._connection.execute(_SCHEMA["stop_propagation"])
             for statement in step.statements:
                 self._connection.execute(statement.encode(), prepare=False)
         except psycopg.errors.LockNotAvailable:
             _Retries(0, self._say).pause(self._named("list_holders").values())
         finally:
             if not self._connection.closed:
+                if step.kind == "planner":
+                    self._connection.execute(_SCHEMA["resume_propagation"])
                 self._connection.execute(_SCHEMA["reset_role"])
                 self._connection.execute(_SCHEMA["reset_lock_timeout"])
+
+    def describe_shards(self) -> None:
+        """Tell the planner on Citus' nodes what this server's is told, of shards that are new or have moved.
+
+        Raises:
+            SchemaError: A node refuses it. The next call tries again.
+
+        """
+        if self._first("is_distributed"):
+            self.in_transaction(lambda: _describe_shards(self._connection))
 
     def in_transaction(self, work: Callable[[], T]) -> T:
         """Return the result of `work`, run as the owner in a transaction that waits only a moment for each lock.
@@ -323,6 +340,13 @@ class _Roles:
 
     service: str | None
     writer: str | None
+
+
+def _describe_shards(connection: psycopg.Connection[Any]) -> None:
+    cursor = connection.cursor(row_factory=tuple_row)
+    failed = cursor.execute(_SCHEMA["describe_shards"], prepare=False).fetchmany(_NAMED)
+    if failed:
+        raise SchemaError(f"could not tell the planner of shards: {'; '.join(printable(what) for (what,) in failed)}")
 
 
 def _create(connection: psycopg.Connection[Any], roles: _Roles) -> None:

@@ -732,6 +732,24 @@ def serving(own: tuple[citus.Cluster, Installation], request: pytest.FixtureRequ
     app.close()
 
 
+class TestPlanner:
+    """On a cluster of their own, whose shards may be moved."""
+
+    def test_it_is_told_of_every_shard_also_of_one_that_has_moved(
+        self, own: tuple[citus.Cluster, Installation], places: dict[str, Organization]
+    ) -> None:
+        _, made = own
+        with psycopg.connect(made.superuser_url, autocommit=True) as connection:
+            for organization in places.values():
+                organization.visitor().cases(2)
+            made.run("init-db")
+            assert shards_told(connection) == {True}
+            move(connection, next(iter(places.values())).id)
+            assert shards_told(connection) == {True, False}
+            made.run("init-db")
+            assert shards_told(connection) == {True}
+
+
 class TestFaults:
     """On a cluster of their own, which has a node stopped."""
 
@@ -1007,6 +1025,23 @@ def calls_of(made: Installation) -> int:
         ).fetchone()
         assert row is not None
         return int(row[0])
+
+
+def shards_told(connection: psycopg.Connection) -> set[bool]:
+    """Return whether the planner is told of shards what it is told of their tables, and has looked at them since."""
+    rows = connection.execute("""
+        select told.result::boolean
+        from pg_dist_partition d
+        cross join run_command_on_shards(d.logicalrelid, $command$
+            select attoptions::text ~ 'n_distinct=1'
+                and not exists (
+                    select from pg_statistic where (starelid, staattnum) = (attrelid, attnum) and stadistinct <> 1
+                )
+            from pg_attribute where attrelid = '%1$s'::regclass and attname = 'organization_id'
+        $command$) told
+        where d.logicalrelid = any ('{cases, contacts, messages, events, removed_rows}'::regclass[])
+    """).fetchall()
+    return {told for (told,) in rows}
 
 
 def node_of(connection: psycopg.Connection, organization_id: UUID) -> str:

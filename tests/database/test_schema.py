@@ -258,3 +258,16 @@ def test_closing_a_case_sets_both_or_neither(organization: Organization) -> None
     with pytest.raises(psycopg.errors.CheckViolation):
         organization.update("cases", "id", case_id, status="Closed")
     organization.update("cases", "id", case_id, status="Closed", closed_at=closed_at)
+
+
+def test_the_planner_expects_an_organization_of_any_size(session_connection: psycopg.Connection) -> None:
+    """In every table in which one may have several rows; otherwise it expects as many as most of them have."""
+    rows = session_connection.execute("""
+        select a.attoptions is not null and 'n_distinct=1' = any (a.attoptions)
+        from pg_index i
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indisprimary and i.indnkeyatts > 1 and a.attname = 'organization_id'
+            and i.indrelid::regclass::text !~ '[.]'
+    """).fetchall()
+    assert len(rows) == 13
+    assert set(rows) == {(True,)}

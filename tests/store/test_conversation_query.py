@@ -31,34 +31,35 @@ class Long:
         self.visitor: Visitor = organization.visitor()
         self.ordinary, self.long = (organization.case(self.visitor.contact_ids[0]) for _ in range(2))
         for case_id, number in ((self.ordinary, ORDINARY), (self.long, MESSAGES)):
-            self.fill(case_id, number)
+            fill(organization, case_id, number)
 
-    def fill(self, case_id: UUID, number: int) -> None:
-        """Fill a case with messages a second apart, and an activity for each hundred."""
-        given = {"organization": self.organization.id, "case": case_id, "number": number,
-                 "user": self.organization.user_id}  # fmt: skip
-        self.organization.connection.execute(
-            """
-            insert into activities (organization_id, id, case_id, channel, created_at, updated_at, ended_at)
-            select %(organization)s, gen_random_uuid(), %(case)s, 'webchat',
-                '2020-01-01'::timestamptz + n * interval '1 s', now(), now()
-            from generate_series(1, greatest(30, %(number)s / 10)) n
-            """,
-            given,
-        )
-        self.organization.connection.execute(
-            """
-            insert into messages (organization_id, id, case_id, activity_id, sender_type, sender_user_id, text,
-                created_at, read_at, is_private)
-            select %(organization)s, gen_random_uuid(), %(case)s, a.id,
-                case when n %% 10 < 5 then 'visitor' else 'user' end,
-                case when n %% 10 < 5 then null else %(user)s::uuid end,
-                repeat('x', 200), '2020-01-01'::timestamptz + n * interval '1 s', now(), n %% 10 = 9
-            from generate_series(1, %(number)s) n
-            cross join (select id from activities where case_id = %(case)s limit 1) a
-            """,
-            given,
-        )
+
+def fill(organization: Organization, case_id: UUID, number: int) -> None:
+    """Fill a case with messages a second apart, and an activity for each hundred."""
+    given = {"organization": organization.id, "case": case_id, "number": number,
+             "user": organization.user_id}  # fmt: skip
+    organization.connection.execute(
+        """
+        insert into activities (organization_id, id, case_id, channel, created_at, updated_at, ended_at)
+        select %(organization)s, gen_random_uuid(), %(case)s, 'webchat',
+            '2020-01-01'::timestamptz + n * interval '1 s', now(), now()
+        from generate_series(1, greatest(30, %(number)s / 10)) n
+        """,
+        given,
+    )
+    organization.connection.execute(
+        """
+        insert into messages (organization_id, id, case_id, activity_id, sender_type, sender_user_id, text,
+            created_at, read_at, is_private)
+        select %(organization)s, gen_random_uuid(), %(case)s, a.id,
+            case when n %% 10 < 5 then 'visitor' else 'user' end,
+            case when n %% 10 < 5 then null else %(user)s::uuid end,
+            repeat('x', 200), '2020-01-01'::timestamptz + n * interval '1 s', now(), n %% 10 = 9
+        from generate_series(1, %(number)s) n
+        cross join (select id from activities where case_id = %(case)s limit 1) a
+        """,
+        given,
+    )
 
 
 @pytest.fixture(scope="module")
