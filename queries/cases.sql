@@ -3,13 +3,14 @@
 -- A page is found in these steps, so that its cost depends on the number of contacts and the size of the page, and
 -- not on how many cases there are or how deep the page lies:
 --   streams  the sources of keys in order, each from an index: one per contact, or one per contact and value that a
---            filter lists. A stream's share is the number of keys it would give if all gave the same. The contacts are
---            found by themselves (offset 0): in a join, the planner reads all contacts of the organization first where
---            most organizations have only one.
+--            filter lists. A stream's share is the number of keys it would give if all gave the same and there were to be
+--            twice as many as the page needs: of one or two streams, each gives a page, and of the others half may give
+--            nothing. The contacts are found by themselves (offset 0): in a join, the planner reads all contacts of the
+--            organization first where most organizations have only one.
 --   nearest  the share of each stream, one index descent each, and of these the :row_limit nearest keys. If there are
 --            that many, no key of the page lies beyond the last of them.
---   page     these keys, and further keys of the streams that gave their whole share, up to that last one: the bound,
---            which is a column because row security lets only plain comparisons reach an index.
+--   page     these keys, and, unless a share is a page, further keys of the streams that gave their whole share, up to
+--            that last one: the bound, which is a column because row security lets only plain comparisons reach an index.
 --   then     the cases and their nested objects, for the keys of the page alone. These keys are sorted before anything
 --            is joined to them, and the joins keep the order: sorting the wide rows would cost a tenth of the whole.
 -- Keys lie after (:after, :after_id) in the direction of the statement, up to :furthest. On the first page :after is
@@ -40,7 +41,7 @@ streams as materialized (
     select
         x.id as contact_id,
         wanted.value,  -- if index
-        (count(*) over () + :row_limit - 1) / count(*) over () as share
+        least((2 * :row_limit - 1) / count(*) over () + 1, :row_limit) as share
     from visitor v
     cross join lateral (
         select o.id
@@ -95,6 +96,7 @@ page as materialized (
             row_number() over stream as place,
             coalesce((select max(n.moment) from nearest n having count(*) = :row_limit), :furthest) as bound
         from nearest n
+        where exists (select from streams s where s.share < :row_limit)
         window stream as (
             partition by
                 n.value,  -- if index

@@ -272,6 +272,8 @@ FLAT = [
     (Filters(is_closed=False), 3, ORDERINGS),
     *((Filters(priorities=frozenset({priority})), 1, ORDERINGS) for priority in PRIORITIES),
     (Filters(priorities=frozenset({1, 2, 4, 5})), 4, ORDERINGS),
+    # No case has one of the two.
+    (Filters(priorities=frozenset({3, 4})), 2, ORDERINGS),
     *((Filters(channels=frozenset({channel})), 1, ORDERINGS) for channel in CHANNELS),
     (Filters(channels=frozenset({"email", "whatsapp", "webchat"})), 3, ORDERINGS),
     (Filters(created_since=to_microseconds("2020-01-01T01:05:00Z")), 1, ORDERINGS[:2]),
