@@ -410,7 +410,8 @@ create table import_runs (
 );
 
 -- The rows that were removed, with the time in their own system, so that a late delivery does not bring them back. The
--- removal may have arrived before anything else of the row or of the organization.
+-- removal may have arrived before anything else of the row or of the organization. Of activities it is the time of the
+-- removal here, and their messages are what does not come back.
 create table removed_rows (
     organization_id uuid not null,
     record_type text not null,
@@ -418,7 +419,7 @@ create table removed_rows (
     updated_at timestamptz not null,
     removed_at timestamptz not null default now(),
     constraint removed_rows_pk primary key (organization_id, record_type, id),
-    constraint removed_rows_type_known check (record_type in ('contact', 'case')),
+    constraint removed_rows_type_known check (record_type in ('contact', 'case', 'activity')),
     constraint removed_rows_times_in_range check (
         updated_at between '0001-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
     )

@@ -266,6 +266,117 @@ on conflict (organization_id, record_type, id) do update
 set updated_at = excluded.updated_at
 where removed_rows.updated_at < excluded.updated_at;
 
+-- name: find_late!
+-- The lines of activities in a case that was removed earlier, and is not written again.
+with known as materialized (  -- on Citus
+    select distinct r.organization_id, r.record_type, r.id  -- on Citus
+    from staged_activities s  -- on Citus
+    join removed_rows r  -- on Citus
+        on r.organization_id = s.organization_id and r.record_type = 'case' and r.id = s.case_id  -- on Citus
+),  -- on Citus
+stored as materialized (  -- on Citus
+    select distinct c.organization_id, c.id  -- on Citus
+    from staged_activities s  -- on Citus
+    join cases c on c.organization_id = s.organization_id and c.id = s.case_id  -- on Citus
+)  -- on Citus
+update staged_activities s
+set is_late = true
+from removed_rows r  -- elsewhere
+from known r  -- on Citus
+where not s.deleted
+    and r.organization_id = s.organization_id
+    and r.record_type = 'case'
+    and r.id = s.case_id
+    and not exists (select from cases c where c.organization_id = s.organization_id and c.id = s.case_id)  -- elsewhere
+    and not exists (select from stored c where c.organization_id = s.organization_id and c.id = s.case_id)  -- on Citus
+    and not exists (
+        select
+        from staged_cases n
+        where not n.deleted and n.organization_id = s.organization_id and n.id = s.case_id
+    );
+
+-- name: remember_late!
+-- Those, and the activities in cases that lines remove: their messages may come later.
+insert into removed_rows (organization_id, record_type, id, updated_at)
+select s.organization_id, 'activity', s.id, now()
+from staged_activities s
+where not s.deleted
+    and (
+        s.is_late
+        or exists (
+            select
+            from staged_cases c
+            where c.deleted
+                and c.updated_at is not null
+                and c.organization_id = s.organization_id
+                and c.id = s.case_id
+        )
+    )
+on conflict (organization_id, record_type, id) do nothing;
+
+-- name: skip_late_activities
+with stale as (
+    delete from staged_activities s
+    where s.is_late
+    returning s.organization_id
+)
+select organization_id::text, count(*) from stale group by organization_id;
+
+-- name: skip_late_messages
+-- The lines of messages in an activity that was removed, and is not written again.
+with stale as (
+    with known as materialized (  -- on Citus
+        select distinct r.organization_id, r.record_type, r.id  -- on Citus
+        from staged_messages s  -- on Citus
+        join removed_rows r  -- on Citus
+            on r.organization_id = s.organization_id and r.record_type = 'activity' and r.id = s.activity_id  -- on Citus
+    ),  -- on Citus
+    stored as materialized (  -- on Citus
+        select distinct a.organization_id, a.id  -- on Citus
+        from staged_messages s  -- on Citus
+        join activities a on a.organization_id = s.organization_id and a.id = s.activity_id  -- on Citus
+    )  -- on Citus
+    delete from staged_messages s
+    using removed_rows r  -- elsewhere
+    using known r  -- on Citus
+    where not s.deleted
+        and r.organization_id = s.organization_id
+        and r.record_type = 'activity'
+        and r.id = s.activity_id
+        and not exists (select from activities a where a.organization_id = s.organization_id and a.id = s.activity_id)  -- elsewhere
+        and not exists (select from stored a where a.organization_id = s.organization_id and a.id = s.activity_id)  -- on Citus
+        and not exists (
+            select
+            from staged_activities n
+            where not n.deleted and n.organization_id = s.organization_id and n.id = s.activity_id
+        )
+    returning s.organization_id
+)
+select organization_id::text, count(*) from stale group by organization_id;
+
+-- name: remember_removed_activities!
+insert into removed_rows (organization_id, record_type, id, updated_at)
+select s.organization_id, 'activity', s.id, now()
+from staged_activities s
+where s.deleted
+on conflict (organization_id, record_type, id) do nothing;
+
+-- name: remember_contents!
+-- The activities that cases take along.
+with known as materialized (  -- on Citus
+    select a.organization_id, a.id  -- on Citus
+    from staged_cases s  -- on Citus
+    join activities a on a.organization_id = s.organization_id and a.case_id = s.id  -- on Citus
+    where s.deleted and s.updated_at is not null  -- on Citus
+)  -- on Citus
+insert into removed_rows (organization_id, record_type, id, updated_at)
+select a.organization_id, 'activity', a.id, now()
+from staged_cases s  -- elsewhere
+join activities a on a.organization_id = s.organization_id and a.case_id = s.id  -- elsewhere
+where s.deleted and s.updated_at is not null  -- elsewhere
+from known a  -- on Citus
+on conflict (organization_id, record_type, id) do nothing;
+
 -- name: fill_left_out!
 -- Fields that a line leaves out keep their values.
 with known as materialized (  -- on Citus
@@ -385,7 +496,7 @@ alter table staged_messages
     add column counted_in uuid,
     add column counted_private boolean,
     add column counted_in_case uuid;
-alter table staged_activities add column takes_along boolean;
+alter table staged_activities add column takes_along boolean, add column is_late boolean;
 
 -- name: index_messages!
 create index on staged_messages (organization_id, activity_id);

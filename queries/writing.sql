@@ -75,7 +75,8 @@ set case_number = :case_number,
 where organization_id = :organization_id and id = :case_id::uuid;
 
 -- name: remove_case
--- No row: the organization has no such case. An older line that a feed delivers later does not bring it back.
+-- No row: the organization has no such case. What a feed delivers later of it does not bring it back, nor does a
+-- message of an activity that went with it stop the feed.
 with removed as (
     delete from cases
     where organization_id = :organization_id and id = :case_id::uuid
@@ -85,6 +86,11 @@ remembered as (
     insert into removed_rows (organization_id, record_type, id, updated_at)
     select :organization_id, 'case', removed.id, now()
     from removed
+    where removed.organization_id = :organization_id
+    union all
+    select :organization_id, 'activity', a.id, now()
+    from removed
+    join activities a on a.organization_id = :organization_id and a.case_id = removed.id
     where removed.organization_id = :organization_id
     on conflict (organization_id, record_type, id) do update
     set updated_at = greatest(removed_rows.updated_at, excluded.updated_at)

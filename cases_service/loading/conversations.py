@@ -4,6 +4,7 @@ A message's line names its activity but no case, and no line gives an activity's
 see it. All of that follows from the lines and the stored rows.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,6 +39,18 @@ class StagedConversations:
     def find_counted(self) -> None:
         """Find the stored messages, and which activities count them."""
         self._execute("fill_counted")
+
+    def skip_late(self) -> Counter[str]:
+        """Exclude lines in cases and activities that were removed, and return how many of each organization.
+
+        Those in cases that lines remove are left to `skip_taken_along`.
+        """
+        self._execute("find_late")
+        self._execute("remember_late")
+        return self._count("skip_late_activities") + self._count("skip_late_messages")
+
+    def _count(self, statement: str) -> Counter[str]:
+        return Counter(dict(self._execute(statement).fetchall()))
 
     def skip_taken_along(self, *, unnamed: int) -> int:
         """Exclude lines in cases that lines remove, and return how many stored rows there have no line.

@@ -1,7 +1,8 @@
 """What a load removes, and what it remembers of that.
 
 A line with `deleted` removes its row, and a snapshot also removes the rows that no line names. With `if_newer`, the
-time of each removal of a contact or case is remembered (`removed_rows`): an older line does not bring the row back.
+time of each removal of a contact or case is remembered (`removed_rows`): an older line does not bring the row back, and
+lines about the contents of a removed case or activity that come later are stale, too.
 """
 
 from collections import Counter
@@ -12,24 +13,31 @@ from cases_service.loading.line_errors import UNNAMED
 from cases_service.loading.outcome import LoadError, LoadOptions
 from cases_service.loading.records import RECORDS
 from cases_service.loading.session import LoadSession
-from cases_service.loading.statements import DATED, TABLES
+from cases_service.loading.statements import TABLES
 
 REMOVABLE: Final = tuple(name for name, record in RECORDS.items() if record.removable)
 """The types of rows that a line can remove."""
+
+_MEMORIES: Final = {
+    "contact": ("remember_removed contacts",),
+    "case": ("remember_removed cases", "remember_contents"),
+    "activity": ("remember_removed_activities",),
+}
+"""What is remembered of the removals of a type, before the rows are removed."""
 
 
 def remove_rows(session: LoadSession, record_type: str, *, if_newer: bool) -> Counter[str]:
     """Remove the rows of a type that lines remove, and return how many of each organization existed.
 
-    With `if_newer`, the times of the removals of contacts and cases are remembered.
+    With `if_newer`, the times of the removals of contacts and cases are remembered, and which activities were removed.
     """
     if record_type not in REMOVABLE:
         return Counter()
     table = TABLES[record_type].name
-    removed = session.count(f"remove {table}")
-    if record_type in DATED and if_newer:
-        session.execute(f"remember_removed {table}")
-    return removed
+    if if_newer:
+        for statement in _MEMORIES.get(record_type, ()):
+            session.execute(statement)
+    return session.count(f"remove {table}")
 
 
 def skip_removed(session: LoadSession, record_type: str) -> Counter[str]:

@@ -129,8 +129,9 @@ class Load:
         """Create the staging tables of types that have no lines but are read."""
         for record_type in REMOVABLE if self._is_snapshot else ():
             self._staging.create_table(record_type)
-        for record_type in CONVERSATION if self._staging.has_conversations else ():
-            self._staging.create_table(record_type)
+        if self._staging.has_conversations:
+            for record_type in (*CONVERSATION, *(("case",) if self._options.if_newer else ())):
+                self._staging.create_table(record_type)
 
     def _keep_what_counts(self) -> list[str]:
         """Keep one line of each row, and return the staged types, parents first."""
@@ -169,6 +170,8 @@ class Load:
         if self._is_snapshot:
             self._conversations.lock(self._staging.organizations)
         self._conversations.prepare()
+        if self._options.if_newer:
+            self._stale += self._conversations.skip_late()
         if "case" in staged_types:
             self._unnamed -= self._conversations.skip_taken_along(unnamed=UNNAMED)
 

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 from flask.testing import FlaskClient
 
-from cases_service.loading.outcome import LoadOptions, LoadSummary
+from cases_service.credentials import administration
+from cases_service.loading.outcome import LoadError, LoadOptions, LoadSummary
 from cases_service.store import events
 from tests.factories import Organization
 from tests.loading.test_imports import at, load_with
@@ -139,6 +140,97 @@ def test_removals_are_forgotten_with_old_events(known: Company, options: LoadOpt
     assert counts(load_with(known, options, line)) == (0, 0, 1)
     events.prune_events(known.connection, before="infinity")
     assert counts(load_with(known, options, line)) == (1, 0, 0)
+
+
+class TestContents:
+    """The conversation of a removed case, which has no times of its own."""
+
+    @pytest.fixture
+    def lines(self, known: Company) -> list[Fields]:
+        """A case, an activity and a message."""
+        case = known.case(updated_at=at(10))
+        activity = known.activity(case_id=case["id"])
+        return [case, activity, known.message(activity_id=activity["id"])]
+
+    def assert_gone(self, company: Company) -> None:
+        assert [company.rows(table) for table in ("cases", "activities", "messages")] == [{}, {}, {}]
+
+    def assert_stale(self, company: Company, options: LoadOptions, *lines: Fields) -> None:
+        """Each line by itself, all of them, and those of the conversation are stale."""
+        for some in (lines, lines[1:], *([line] for line in lines), lines):
+            summary = load_with(company, options, *some)
+            assert (counts(summary), summary.unchanged) == ((0, 0, len(some)), 0)
+        self.assert_gone(company)
+
+    def test_what_comes_again_after_the_removal_is_stale(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        load_with(known, options, *lines)
+        load_with(known, options, removed(lines[0], 20))
+        self.assert_stale(known, options, *lines)
+
+    def test_what_comes_for_the_first_time_after_the_removal_is_stale(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        load_with(known, options, removed(lines[0], 20))
+        self.assert_stale(known, options, *lines)
+
+    def test_what_came_with_the_removal_is_stale_afterwards(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        load_with(known, options, *lines, removed(lines[0], 20))
+        self.assert_stale(known, options, *lines)
+
+    def test_a_message_of_a_removed_activity_is_stale(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        _, activity, message = lines
+        load_with(known, options, *lines)
+        load_with(known, options, removal(message), removal(activity))
+        assert counts(load_with(known, options, message)) == (0, 0, 1)
+        assert counts(load_with(known, options, activity, message)) == (2, 0, 0)
+
+    def test_an_activity_that_is_in_another_case_stays_there(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        case, activity, message = lines
+        other = known.case(updated_at=at(10))
+        load_with(known, options, *lines, other)
+        load_with(known, options, {**activity, "case_id": other["id"]})
+        load_with(known, options, removed(case, 20))
+        assert counts(load_with(known, options, activity)) == (0, 0, 1)
+        assert known.rows("messages")[message["id"]]["case_id"] == UUID(other["id"])
+        assert counts(load_with(known, options, {**message, "text": "Changed"})) == (1, 0, 0)
+
+    def test_with_a_newer_line_of_the_case_it_comes_back(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        case, *conversation = lines
+        load_with(known, options, *lines)
+        load_with(known, options, removed(case, 20))
+        assert counts(load_with(known, options, {**case, "updated_at": at(30)}, *conversation)) == (3, 0, 0)
+
+    def test_a_case_that_never_was_is_still_an_error(
+        self, known: Company, options: LoadOptions, lines: list[Fields]
+    ) -> None:
+        load_with(known, options, removed(known.case(updated_at=at(10)), 20))
+        for some in (lines[1:], lines[2:]):
+            if options.mode == "each":
+                assert load_with(known, options, *some).error_count == len(some)
+            else:
+                with pytest.raises(LoadError):
+                    load_with(known, options, *some)
+
+    def test_after_a_request_that_deletes_the_case_it_is_stale(
+        self, known: Company, options: LoadOptions, lines: list[Fields], client: FlaskClient
+    ) -> None:
+        load_with(known, options, *lines, user := known.user())
+        _, token = administration.create_token(
+            known.connection, organization_id=UUID(known.id), user_id=UUID(user["id"]), scopes=["cases:write"]
+        )
+        path = f"/api/v5/orgs/{known.id}/cases/{lines[0]['id']}"
+        assert client.delete(path, headers={"Authorization": f"Bearer {token}"}).status_code == 204
+        self.assert_stale(known, options, *lines)
 
 
 def test_a_case_that_was_deleted_by_request_is_not_brought_back_by_what_is_older(
