@@ -87,12 +87,14 @@ remembered as (
     select :organization_id, 'case', removed.id, now()
     from removed
     where removed.organization_id = :organization_id
-    union all
-    select :organization_id, 'activity', a.id, now()
-    from removed
-    join activities a on a.organization_id = :organization_id and a.case_id = removed.id
-    where removed.organization_id = :organization_id
     on conflict (organization_id, record_type, id) do update
     set updated_at = greatest(removed_rows.updated_at, excluded.updated_at)
+),
+remembered_contents as (
+    insert into removed_rows (organization_id, record_type, id, updated_at)
+    select :organization_id, 'activity', a.id, now()
+    from activities a
+    where a.organization_id = :organization_id and a.case_id = :case_id::uuid
+    on conflict (organization_id, record_type, id) do nothing
 )
 select removed.id from removed where removed.organization_id = :organization_id;
