@@ -267,36 +267,36 @@ set updated_at = excluded.updated_at
 where removed_rows.updated_at < excluded.updated_at;
 
 -- name: find_late!
--- The lines of activities in a case that was removed earlier, and is not written again.
+-- The lines whose {field} leads to a row of {parent} that was removed earlier, and is not written again.
 with known as materialized (  -- on Citus
     select distinct r.organization_id, r.record_type, r.id  -- on Citus
-    from staged_activities s  -- on Citus
+    from staged_{table} s  -- on Citus
     join removed_rows r  -- on Citus
-        on r.organization_id = s.organization_id and r.record_type = 'case' and r.id = s.case_id  -- on Citus
+        on r.organization_id = s.organization_id and r.record_type = '{parent_type}' and r.id = s.{field}  -- on Citus
 ),  -- on Citus
 stored as materialized (  -- on Citus
-    select distinct c.organization_id, c.id  -- on Citus
-    from staged_activities s  -- on Citus
-    join cases c on c.organization_id = s.organization_id and c.id = s.case_id  -- on Citus
+    select distinct p.organization_id, p.id  -- on Citus
+    from staged_{table} s  -- on Citus
+    join {parent} p on p.organization_id = s.organization_id and p.id = s.{field}  -- on Citus
 )  -- on Citus
-update staged_activities s
+update staged_{table} s
 set is_late = true
 from removed_rows r  -- elsewhere
 from known r  -- on Citus
 where not s.deleted
     and r.organization_id = s.organization_id
-    and r.record_type = 'case'
-    and r.id = s.case_id
-    and not exists (select from cases c where c.organization_id = s.organization_id and c.id = s.case_id)  -- elsewhere
-    and not exists (select from stored c where c.organization_id = s.organization_id and c.id = s.case_id)  -- on Citus
+    and r.record_type = '{parent_type}'
+    and r.id = s.{field}
+    and not exists (select from {parent} p where p.organization_id = s.organization_id and p.id = s.{field})  -- elsewhere
+    and not exists (select from stored p where p.organization_id = s.organization_id and p.id = s.{field})  -- on Citus
     and not exists (
         select
-        from staged_cases n
-        where not n.deleted and n.organization_id = s.organization_id and n.id = s.case_id
+        from staged_{parent} n
+        where not n.deleted and n.organization_id = s.organization_id and n.id = s.{field}
     );
 
 -- name: remember_late!
--- Those, and the activities in cases that lines remove: their messages may come later.
+-- Late activities, and those in cases that lines remove: their messages may come later.
 insert into removed_rows (organization_id, record_type, id, updated_at)
 select s.organization_id, 'activity', s.id, now()
 from staged_activities s
@@ -314,42 +314,10 @@ where not s.deleted
     )
 on conflict (organization_id, record_type, id) do nothing;
 
--- name: skip_late_activities
+-- name: skip_found_late
 with stale as (
-    delete from staged_activities s
+    delete from staged_{table} s
     where s.is_late
-    returning s.organization_id
-)
-select organization_id::text, count(*) from stale group by organization_id;
-
--- name: skip_late_messages
--- The lines of messages in an activity that was removed, and is not written again.
-with stale as (
-    with known as materialized (  -- on Citus
-        select distinct r.organization_id, r.record_type, r.id  -- on Citus
-        from staged_messages s  -- on Citus
-        join removed_rows r  -- on Citus
-            on r.organization_id = s.organization_id and r.record_type = 'activity' and r.id = s.activity_id  -- on Citus
-    ),  -- on Citus
-    stored as materialized (  -- on Citus
-        select distinct a.organization_id, a.id  -- on Citus
-        from staged_messages s  -- on Citus
-        join activities a on a.organization_id = s.organization_id and a.id = s.activity_id  -- on Citus
-    )  -- on Citus
-    delete from staged_messages s
-    using removed_rows r  -- elsewhere
-    using known r  -- on Citus
-    where not s.deleted
-        and r.organization_id = s.organization_id
-        and r.record_type = 'activity'
-        and r.id = s.activity_id
-        and not exists (select from activities a where a.organization_id = s.organization_id and a.id = s.activity_id)  -- elsewhere
-        and not exists (select from stored a where a.organization_id = s.organization_id and a.id = s.activity_id)  -- on Citus
-        and not exists (
-            select
-            from staged_activities n
-            where not n.deleted and n.organization_id = s.organization_id and n.id = s.activity_id
-        )
     returning s.organization_id
 )
 select organization_id::text, count(*) from stale group by organization_id;
@@ -495,7 +463,8 @@ select count(*) from locked  -- elsewhere
 alter table staged_messages
     add column counted_in uuid,
     add column counted_private boolean,
-    add column counted_in_case uuid;
+    add column counted_in_case uuid,
+    add column is_late boolean;
 alter table staged_activities add column takes_along boolean, add column is_late boolean;
 
 -- name: index_messages!

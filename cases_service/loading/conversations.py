@@ -5,14 +5,10 @@ see it. All of that follows from the lines and the stored rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import psycopg
-
+from cases_service.loading.session import LoadSession
 from cases_service.loading.statements import TABLES
-
-Execute = Callable[..., psycopg.Cursor[tuple[Any, ...]]]
 
 
 class StagedConversations:
@@ -21,8 +17,9 @@ class StagedConversations:
     Only `find_counted` and `skip_left_behind` may be repeated, until the messages are written.
     """
 
-    def __init__(self, execute: Execute) -> None:
-        self._execute = execute
+    def __init__(self, session: LoadSession) -> None:
+        self._execute = session.execute
+        self._count = session.count
         self._has_contents = False
 
     def lock(self, organizations: Iterable[str]) -> None:
@@ -45,12 +42,11 @@ class StagedConversations:
 
         Those in cases that lines remove are left to `skip_taken_along`.
         """
-        self._execute("find_late")
+        self._execute("find_late activities.case_id")
         self._execute("remember_late")
-        return self._count("skip_late_activities") + self._count("skip_late_messages")
-
-    def _count(self, statement: str) -> Counter[str]:
-        return Counter(dict(self._execute(statement).fetchall()))
+        late = self._count("skip_found_late activities")
+        self._execute("find_late messages.activity_id")
+        return late + self._count("skip_found_late messages")
 
     def skip_taken_along(self, *, unnamed: int) -> int:
         """Exclude lines in cases that lines remove, and return how many stored rows there have no line.

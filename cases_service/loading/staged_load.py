@@ -50,7 +50,7 @@ class Load:
     ) -> None:
         self._session = LoadSession(connection, deadline=deadline)
         self._staging = Staging(self._session, box=box, options=options)
-        self._conversations = StagedConversations(self._session.execute)
+        self._conversations = StagedConversations(self._session)
         self._box = box
         self._options = options
         self._wait = wait

@@ -81,6 +81,9 @@ NAMING_VISITORS: Final = tuple(name for name, table in TABLES.items() if "extern
 CONVERSATION: Final = ("activity", "message")
 """The types of a case's contents, which are removed with the case."""
 
+LED_TO_CASE: Final = ("activities.case_id", "messages.activity_id")
+"""The references by which contents belong to a case, in the order of CONVERSATION."""
+
 _IF_KNOWN: Final = {"messages": " and counted_in is not null"}
 """What restricts the lines of a table to rows that were stored when that was looked up."""
 
@@ -160,13 +163,16 @@ def _statements() -> Iterator[tuple[str, str]]:
     for name, template in product(TIMED, ("fill_times", "fill_new_times")):
         yield _filled(template, TABLES[name].name, **_marks(TABLES[name]))
     yield _filled("write_new", "messages", **_marks(TABLES["message"]))
-    yield from (_filled("skip_taken_along", TABLES[name].name, **_marks(TABLES[name])) for name in CONVERSATION)
+    for name, template in product(CONVERSATION, ("skip_taken_along", "skip_found_late")):
+        yield _filled(template, TABLES[name].name, **_marks(TABLES[name]))
     yield from _snapshot_statements()
     for reference in REFERENCES:
         parent = TABLES[reference.parent_type]
         marks = {"table": TABLES[reference.record_type].name, "field": reference.field}
         marks |= {"parent": parent.name, "parent_id": parent.key[-1], "parent_key": _list(parent.key, "p.")}
         yield from (_filled(template, reference.name, **marks) for template in _FOR_EACH_REFERENCE)
+        if reference.name in LED_TO_CASE:
+            yield _filled("find_late", reference.name, **marks, parent_type=reference.parent_type)
     for table in map(TABLES.__getitem__, NAMING_VISITORS):
         yield _filled("list_external_ids", table.name, table=table.name)
     for record_type, field in UNIQUE_FIELDS:
